@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qmeld.h - libqmeld: fold chains of disk images.
+ *
+ * Why.  A virtual machine's disk is often a chain: a base (raw or qcow2) under
+ * qcow2 overlays.  This library reads such chains natively, says which layer
+ * answers which byte, merges layers down into a base so that the chain's top
+ * never changes what it reads, checks and creates images.  It links no QEMU code.
+ *
+ * Calls      Look:   qmeld_chain_open, then qmeld_chain_layer / qmeld_map / qmeld_read,
+ *                    then qmeld_chain_close.
+ *            Change: qmeld_commit, qmeld_check (with a repair), qmeld_create; each
+ *                    opens, locks, works, makes durable and closes by itself.
+ * Threads    The library has no global state except a SIGBUS handler (below).  Different
+ *            chains may be used from different threads; one chain by one thread at a
+ *            time.  Progress callbacks run on the thread that made the call.
+ * Ownership  What a call returns through a pointer to a pointer belongs to the caller
+ *            and goes back through the matching close.  Strings inside structs belong
+ *            to the object that filled them and live as long as it does.
+ * Units      Bytes, unless a name says otherwise.  Layers count from the base: 0 is
+ *            the base here; the command line, as libvirt's indexes, shows it as 1.
+ * Errors     0, or -1 with *err filled.  The library never prints, exits, or aborts on
+ *            input.  err->disk says what the files on disk are worth after the failure.
+ * Signals    Sources are read through mmap.  At the first mapping the library installs
+ *            a SIGBUS handler: a fault in one of its own reads becomes QMELD_IO with
+ *            the file and the offset; every other SIGBUS goes to the handler that was
+ *            there before.
+ */
+#ifndef QMELD_H
+#define QMELD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QMELD_API   __attribute__((visibility("default")))
+#define QMELD_CHECK __attribute__((warn_unused_result))
+
+/* ---- errors ------------------------------------------------------------------------- */
+
+/* Whose fault it was. */
+enum qmeld_code {
+    QMELD_OK = 0,
+    QMELD_USAGE,       /* the request makes no sense, or is refused as dangerous */
+    QMELD_IO,          /* the operating system said no */
+    QMELD_CORRUPT,     /* an image contradicts itself */
+    QMELD_UNSUPPORTED, /* a valid image, with a feature this version does not handle */
+    QMELD_BUSY,        /* somebody else uses the image */
+    QMELD_STALE,       /* a file changed after it was looked at */
+    QMELD_NOMEM,
+    QMELD_NOSPACE,  /* the file system, a header or a format's limit is full */
+    QMELD_CANCELED, /* the progress callback asked to stop */
+};
+
+/* What is on disk after a call that failed. */
+enum qmeld_disk {
+    QMELD_DISK_OLD = 0, /* every image is as it was */
+    QMELD_DISK_OPEN,    /* a merge is half done: the chain's top reads as before, and the
+                         * same call again finishes */
+    QMELD_DISK_NEW,     /* the work is done; only what came after it failed */
+};
+
+struct qmeld_error {
+    enum qmeld_code code;
+    enum qmeld_disk disk;
+    int sys_errno;  /* errno of the call that failed, or 0 */
+    bool has_off;   /* off is meaningful */
+    uint64_t off;   /* bytes into the file */
+    char file[256]; /* the image concerned; "" if none; long paths keep their end */
+    char what[768]; /* "what is wrong: what to do", no newline, no file name in front */
+};
+
+/* "corrupt image", "busy", ...: the code in a word or two.  Never NULL. */
+QMELD_API const char *qmeld_code_name(enum qmeld_code code);
+
+/* "0.1.0" */
+QMELD_API const char *qmeld_version(void);
+
+/* ---- looking at a chain --------------------------------------------------------------- */
+
+struct qmeld_chain;
+
+struct qmeld_open_options {
+    const char *format;         /* of the top: "qcow2", "raw"; NULL: by its content */
+    const char *backing_format; /* for layers whose overlay stores no format; NULL: such
+                                 * a layer is opened by its content, which is safe for looking
+                                 * only (qcow2 documentation: a guest can write a header) */
+    bool single;                /* the top alone, without its backing files */
+};
+
+/* Opens path and every layer under it, for reading.  Takes no lock and writes nothing, so
+ * that it may be used beside a running virtual machine; what it then reads may be a moment
+ * old.  opts may be NULL.  Cost: headers only. */
+QMELD_API int qmeld_chain_open(const char *path, const struct qmeld_open_options *opts,
+                               struct qmeld_chain **out, struct qmeld_error *err) QMELD_CHECK;
+
+/* NULL is fine. */
+QMELD_API void qmeld_chain_close(struct qmeld_chain *chain);
+
+/* Number of layers, at least 1. */
+QMELD_API size_t qmeld_chain_depth(const struct qmeld_chain *chain);
+
+struct qmeld_snapshot_info {
+    const char *id;
+    const char *name;
+    uint64_t vm_state_size;
+    uint64_t disk_size;
+    uint32_t date_sec;      /* since the epoch */
+    uint32_t date_nsec;
+    uint64_t vm_clock_nsec; /* how long the guest had run */
+};
+
+struct qmeld_bitmap_info {
+    const char *name;
+    uint64_t granularity; /* bytes a bit stands for */
+    bool enabled;         /* "auto": guest writes are recorded */
+    bool in_use;          /* not closed cleanly: its content cannot be trusted */
+};
+
+struct qmeld_layer_info {
+    const char *path;   /* as it was opened */
+    const char *format; /* "qcow2" or "raw" */
+    bool format_probed; /* nobody said so; it was found by content */
+    uint64_t virtual_size;
+    uint64_t file_size;       /* length of the file, or size of the block device */
+    uint64_t allocated;       /* bytes of disk the file takes (st_blocks * 512) */
+    bool block_device;
+    const char *backing_name;   /* as stored in the header; NULL: none */
+    const char *backing_format; /* as stored; NULL: none */
+    /* the rest is 0, NULL or false for raw */
+    unsigned version; /* 2 or 3 */
+    uint64_t cluster_size;
+    unsigned refcount_bits;
+    const char *compression; /* "zlib" or "zstd" */
+    bool extended_l2;
+    bool lazy_refcounts;
+    bool dirty;
+    bool corrupt;
+    const char *encryption; /* "aes", "luks" or NULL */
+    const char *data_file;  /* external data file name, or NULL */
+    bool data_file_raw;
+    uint64_t unknown_autoclear; /* bits of the autoclear word nobody here knows */
+    size_t n_snapshots;
+    const struct qmeld_snapshot_info *snapshots;
+    size_t n_bitmaps;
+    const struct qmeld_bitmap_info *bitmaps;
+    const char *holder; /* who uses the file now: "pid 4711 (qemu-system-x86): write",
+                         * NULL: nobody seen */
+};
+
+/* Fills *out for a layer, 0 = base.  Strings live until the chain is closed. */
+QMELD_API int qmeld_chain_layer(struct qmeld_chain *chain, size_t layer,
+                                struct qmeld_layer_info *out,
+                                struct qmeld_error *err) QMELD_CHECK;
+
+/* One extent of the view from the top; the fields as `qemu-img map --output=json` has them. */
+struct qmeld_extent {
+    uint64_t start;
+    uint64_t length;
+    size_t depth;    /* layers below the top that answers; 0 = the top itself */
+    bool present;    /* some layer has an entry for it */
+    bool zero;       /* reads as zeros */
+    bool data;       /* stored as data somewhere */
+    bool compressed;
+    bool has_offset; /* offset is meaningful */
+    uint64_t offset; /* bytes into that layer's file */
+};
+
+/* Called in ascending order, without gaps.  A result other than 0 ends the walk, and
+ * qmeld_map returns -1 with QMELD_CANCELED. */
+typedef int qmeld_extent_fn(const struct qmeld_extent *extent, void *opaque);
+
+/* Walks [start, start + length) of the top's view, clipped to its size.  Neighbours
+ * are joined as `qemu-img map` joins them.  Memory is bounded, whatever the image. */
+QMELD_API int qmeld_map(struct qmeld_chain *chain, uint64_t start, uint64_t length,
+                        qmeld_extent_fn *fn, void *opaque, struct qmeld_error *err) QMELD_CHECK;
+
+/* Reads len bytes of the top's view at off.  Reading past the virtual end is USAGE. */
+QMELD_API int qmeld_read(struct qmeld_chain *chain, uint64_t off, void *buf, size_t len,
+                         struct qmeld_error *err) QMELD_CHECK;
+
+/* ---- progress --------------------------------------------------------------------------- */
+
+struct qmeld_progress {
+    uint64_t done_bytes;  /* of real work: bytes copied or zeroed */
+    uint64_t total_bytes; /* of real work, exact; 0 while it is being counted */
+    const char *phase;    /* "count", "copy", "settle" */
+};
+
+/* Called a few times a second on the calling thread.  A result other than 0 asks to stop:
+ * the call ends at the next point where every file has a name for its state. */
+typedef int qmeld_progress_fn(const struct qmeld_progress *progress, void *opaque);
+
+/* ---- commit ------------------------------------------------------------------------------ */
+
+enum qmeld_overlays {
+    QMELD_OVERLAYS_KEEP = 0, /* merged layers stay as they are */
+    QMELD_OVERLAYS_EMPTY,    /* the top of the range is emptied, as qemu-img commit does */
+    QMELD_OVERLAYS_DELETE,   /* merged layers are removed, where no other layer of the chain
+                              * needs them: the active layer, too, if it was merged */
+};
+
+struct qmeld_commit_options {
+    const char *format;         /* of the active layer; NULL: by its content */
+    const char *backing_format; /* for layers whose overlay stores none; NULL: refuse those */
+    const char *base;           /* "[N]" counted from 1, or a path; NULL: the bottom */
+    const char *top;            /* likewise; NULL: the active layer */
+    bool shallow;               /* base is what lies directly under top */
+    bool keep_relative;         /* refuse rather than write an absolute backing name */
+    enum qmeld_overlays overlays;
+    unsigned threads;   /* copy workers; 0: as many as there are processors, at most 16 */
+    uint64_t bandwidth; /* bytes a second, 0: no limit */
+    qmeld_progress_fn *progress; /* may be NULL */
+    void *opaque;                /* for progress */
+};
+
+/* What became of a layer.  Two lists of them make the report. */
+enum qmeld_fate {
+    QMELD_FATE_MERGED_INTO, /* the base: it now answers for the range */
+    QMELD_FATE_UNTOUCHED,   /* outside the range */
+    QMELD_FATE_REDUNDANT,   /* reads as before, but nothing above needs it */
+    QMELD_FATE_INVALID,     /* a layer inside the range: reads wrong if opened by itself */
+    QMELD_FATE_EMPTIED,
+    QMELD_FATE_DELETED,
+    QMELD_FATE_REPOINTED, /* its header now names the base as backing file */
+};
+
+struct qmeld_commit_layer {
+    char *path;
+    enum qmeld_fate fate;
+};
+
+struct qmeld_commit_report {
+    bool nothing_to_do;     /* no layer above the base had anything */
+    uint64_t bytes_copied;  /* data moved into the base, compressed clusters as inflated */
+    uint64_t bytes_filled;  /* old content copied along because clusters were only partly new */
+    uint64_t bytes_zeroed;  /* guest bytes that became holes, zero clusters or zeros */
+    uint64_t base_old_size; /* virtual size before and after */
+    uint64_t base_new_size;
+    uint64_t seconds_x1000;
+    size_t n_layers; /* 0 = base, as in the chain before the merge */
+    struct qmeld_commit_layer *layers;
+};
+
+/* Merges the layers above base up to top into base, path being the chain's active layer.
+ * At every instant, a crash included, the active layer reads as it did before.  QEMU's image
+ * locks are held on all layers from before anything is read until everything is durable.
+ * *report may be NULL; otherwise release it with qmeld_commit_report_free, also after
+ * a failure. */
+QMELD_API int qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
+                           struct qmeld_commit_report *report,
+                           struct qmeld_error *err) QMELD_CHECK;
+QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
+
+/* ---- check -------------------------------------------------------------------------------- */
+
+enum qmeld_repair {
+    QMELD_REPAIR_NONE = 0,
+    QMELD_REPAIR_LEAKS, /* lower refcounts that are too high */
+    QMELD_REPAIR_ALL,   /* and mend what is corrupt, where that can be known */
+};
+
+/* The numbers of `qemu-img check`, counted as it counts. */
+struct qmeld_check_result {
+    uint64_t corruptions;
+    uint64_t leaks;
+    uint64_t check_errors; /* parts that could not be checked */
+    uint64_t corruptions_fixed;
+    uint64_t leaks_fixed;
+    uint64_t image_end_offset; /* first byte behind the last cluster in use */
+    uint64_t total_clusters;   /* of the guest's view */
+    uint64_t allocated_clusters;
+    uint64_t fragmented_clusters;
+    uint64_t compressed_clusters;
+};
+
+/* One finding, one sentence, no newline. */
+typedef void qmeld_finding_fn(const char *sentence, void *opaque);
+
+/* Checks one image (not its backing files).  Without a repair it takes no lock and
+ * writes nothing; with one it holds the write lock.  QMELD_UNSUPPORTED if the format has no
+ * metadata to check (raw).  0 also when something was found: see *out. */
+QMELD_API int qmeld_check(const char *path, const char *format, enum qmeld_repair repair,
+                          qmeld_finding_fn *fn, void *opaque, struct qmeld_check_result *out,
+                          struct qmeld_error *err) QMELD_CHECK;
+
+/* ---- create ------------------------------------------------------------------------------- */
+
+struct qmeld_create_options {
+    const char *format;         /* "qcow2" or "raw"; NULL: raw, as qemu-img create has it */
+    uint64_t size;              /* virtual size; ignored if has_size is false */
+    bool has_size;              /* false: the backing file's size */
+    const char *backing_name;   /* NULL: none; stored as it is */
+    const char *backing_format; /* required with backing_name */
+    unsigned version;           /* 2 or 3; 0: 3 */
+    uint64_t cluster_size;      /* 0: 65536 */
+    unsigned refcount_bits;     /* 0: 16 */
+    const char *compression;    /* "zlib" or "zstd"; NULL: zlib */
+    bool extended_l2;
+    bool lazy_refcounts;
+    const char *preallocation; /* "off", "metadata", "falloc", "full"; NULL: off */
+    bool unsafe_backing;       /* do not open the backing file (needs has_size) */
+};
+
+/* Makes a new image.  An existing file is overwritten, as qemu-img create does, unless
+ * somebody holds it (BUSY). */
+QMELD_API int qmeld_create(const char *path, const struct qmeld_create_options *opts,
+                           struct qmeld_error *err) QMELD_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * err.h - how a call says what went wrong.
+ *
+ * Why.  One error vocabulary for the whole library: the public struct qmeld_error, filled
+ * once, where the fault is seen, with the file, the place and a sentence that also says
+ * what to do.  Callers pass it on and add nothing.
+ *
+ * Calls      return qm_fail(err, QMELD_CORRUPT, qm_at(file, off), "...", ...);
+ *            return qm_fail_sys(err, qm_in(file), "cannot open");   (reads errno)
+ * Ownership  err is the caller's stack value, never NULL.  Nothing here allocates.
+ * Errors     Fallible calls return 0 or -1 and are marked QM_CHECK.  err->disk starts as
+ *            QMELD_DISK_OLD; only the merge stage raises it (qm_err_disk).
+ * Style      A sentence is "what is wrong: what to do", lower case, no final stop, and
+ *            does not repeat the file name: the command line puts that in front.
+ */
+#ifndef QM_ERR_H
+#define QM_ERR_H
+
+#include "qmeld.h"
+
+#define QM_CHECK __attribute__((warn_unused_result))
+
+struct qm_place {
+    const char *file; /* NULL: no file is concerned */
+    bool has_off;
+    uint64_t off;
+};
+
+static inline struct qm_place
+qm_in(const char *file)
+{
+    return (struct qm_place){.file = file};
+}
+
+static inline struct qm_place
+qm_at(const char *file, uint64_t off)
+{
+    return (struct qm_place){.file = file, .has_off = true, .off = off};
+}
+
+static inline struct qm_place
+qm_nowhere(void)
+{
+    return (struct qm_place){.file = NULL};
+}
+
+/* Fills *err and returns -1. */
+int qm_fail(struct qmeld_error *err, enum qmeld_code code, struct qm_place place, const char *fmt,
+            ...) __attribute__((format(printf, 4, 5)));
+
+/* The same for a failed system call: the code follows errno (ENOMEM: NOMEM; ENOSPC, EDQUOT,
+ * EFBIG: NOSPACE; else IO) and ": <strerror>" is added to the sentence.  Returns -1. */
+int qm_fail_sys(struct qmeld_error *err, struct qm_place place, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* out of memory while doing what; returns -1 */
+int qm_fail_nomem(struct qmeld_error *err, const char *what);
+
+/* Records what the failure leaves on disk; never lowers it. */
+void qm_err_disk(struct qmeld_error *err, enum qmeld_disk disk);
+
+#endif

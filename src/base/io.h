@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * io.h - the only door to image files.
+ *
+ * Why.  Every read, write, hole, truncation and sync of an image goes through here, in full
+ * length, with errors that name the file and the offset.  So there is one place where short
+ * writes are finished, where faults can be injected, and where a recorder can write down what
+ * a merge does to a disk, so that tests can replay any prefix of it.
+ *
+ * Calls      qm_file_open, then reads; qm_file_make_writable before the first write;
+ *            qm_file_finish after the last (checked), or qm_file_close (read-only, or after
+ *            an error).
+ * Threads    qm_pread, qm_pwrite and the windows may be used from many threads on one file.
+ *            Everything else belongs to one thread at a time.
+ * Ownership  A file owns its descriptors and its copy of the path.
+ * Units      Bytes; offsets are offsets in the file.
+ * Errors     0, or -1 with *err filled: IO, NOSPACE, NOMEM, STALE.
+ */
+#ifndef QM_IO_H
+#define QM_IO_H
+
+#include "addr.h"
+#include "cleanup.h"
+#include "err.h"
+
+#include <stddef.h>
+#include <sys/types.h>
+#include <time.h>
+
+struct qm_file {
+    /* set at open */
+    char *path;
+    int fd;        /* read-only; image locks hang on it (lock.h), so it stays open */
+    int wfd;       /* -1 until qm_file_make_writable */
+    bool blockdev; /* a block device: its size is fixed */
+    dev_t dev;     /* identity: of the file, or of the device node's device */
+    ino_t ino;
+    /* one thread */
+    uint64_t size; /* length of the file or device as last seen or set by us */
+};
+
+/* Opens a regular file or a block device for reading.  Anything else is refused (IO). */
+int qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
+
+/* Makes a new, empty file, or empties an existing regular file, readable and writable.  A
+ * block device is opened as it is. */
+int qm_file_create(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
+
+/* Opens the same file for writing beside the first descriptor.  STALE if the path
+ * now leads to another file.  Does nothing if it is writable already. */
+int qm_file_make_writable(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
+
+/* Looks at the file's length again (a virtual machine may have grown it). */
+int qm_file_refresh(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
+
+/* Closes and frees; for files that were only read, and after errors.  NULL is fine. */
+void qm_file_close(struct qm_file *file);
+
+/* Closes and frees, and reports what close reports.  Sync first. */
+int qm_file_finish(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
+
+/* True if both are the same file or device. */
+bool qm_file_same(const struct qm_file *a, const struct qm_file *b);
+
+/* Bytes of disk the file takes now; for a block device its size. */
+int qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err) QM_CHECK;
+
+/* Reads exactly len bytes.  The end of the file inside the range is IO. */
+int qm_pread(const struct qm_file *file, uint64_t off, void *buf, size_t len,
+             struct qmeld_error *err) QM_CHECK;
+
+/* The same; bytes past the end of the file read as zeros (QEMU reads images so). */
+int qm_pread_padded(const struct qm_file *file, uint64_t off, void *buf, size_t len,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* Writes exactly len bytes. */
+int qm_pwrite(struct qm_file *file, uint64_t off, const void *buf, size_t len,
+              struct qmeld_error *err) QM_CHECK;
+
+/* Makes [off, off + len) read as zeros: a hole where the file system can, written zeros
+ * otherwise; beyond the end of a regular file nothing, except that the file gets at least
+ * off + len long if grow is true. */
+int qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow,
+            struct qmeld_error *err) QM_CHECK;
+
+/* Gives the space of [off, off + len) back if the file system can; what the range reads
+ * as afterwards is not defined.  For space that nothing refers to. */
+int qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error *err) QM_CHECK;
+
+/* Sets the length of a regular file.  A block device: nothing, or NOSPACE if it is smaller. */
+int qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err) QM_CHECK;
+
+/* fdatasync: all writes so far, and the length, are durable. */
+int qm_sync(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
+
+/* Asks the kernel to start writing [off, off + len) back now.  Only a hint. */
+void qm_writeback(struct qm_file *file, uint64_t off, uint64_t len);
+
+/* Removes a file's name and makes that durable. */
+int qm_unlink(const char *path, struct qmeld_error *err) QM_CHECK;
+
+/* fsync of the directory that holds path. */
+int qm_sync_dir_of(const char *path, struct qmeld_error *err) QM_CHECK;
+
+/* What [off, ...) is, up to *out_len bytes further: data or a hole (SEEK_DATA / SEEK_HOLE; a
+ * file system that has neither, and a block device, is all data).  off < file->size.
+ * *out_len is at least 1 and ends within the file. */
+int qm_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64_t *out_len,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* ---- windows: reading through mmap ------------------------------------------------------ */
+
+/* A bounded read-only mapping of one file, moved along as it is used. */
+struct qm_window {
+    const struct qm_file *file; /* borrowed; must outlive the window */
+    unsigned char *base;        /* NULL: nothing mapped yet */
+    uint64_t off;
+    uint64_t len;
+    uint64_t max_len; /* how much to map at once */
+};
+
+void qm_window_init(struct qm_window *w, const struct qm_file *file, uint64_t max_len);
+void qm_window_release(struct qm_window *w);
+
+/* *out points at [off, off + *out_len) of the file, *out_len <= len and at least 1; valid until
+ * the next call on w.  off must be inside the file.  Touch the bytes only with a system
+ * call (which fails with EFAULT where the file has shrunk or its device fails) or
+ * through qm_window_copy. */
+int qm_window_at(struct qm_window *w, uint64_t off, uint64_t len, const unsigned char **out,
+                 uint64_t *out_len, struct qmeld_error *err) QM_CHECK;
+
+/* Calls fn(opaque) in which bytes of w may be touched directly; a SIGBUS there becomes IO
+ * that names the file and the offset, and fn does not return: it must hold no lock
+ * and own no memory.  Returns what fn returned. */
+int qm_window_guard(const struct qm_window *w, int (*fn)(void *opaque), void *opaque,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* ---- test builds only ----------------------------------------------------------------- */
+
+#ifdef QM_TESTING
+enum qm_io_op { QM_IO_WRITE, QM_IO_ZERO, QM_IO_DISCARD, QM_IO_TRUNCATE, QM_IO_SYNC, QM_IO_UNLINK };
+
+struct qm_io_event {
+    enum qm_io_op op;
+    const char *path;
+    uint64_t off;
+    uint64_t len;
+    const void *buf; /* QM_IO_WRITE only */
+};
+
+/* Called before each change; a result other than 0 is the errno the change fails with, undone.
+ * With threads, calls are serialised. */
+typedef int qm_io_hook(const struct qm_io_event *event, void *opaque);
+void qm_io_set_hook(qm_io_hook *hook, void *opaque);
+#endif
+
+#endif

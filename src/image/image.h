@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * image.h - one image, seen as the guest bytes it answers for.
+ *
+ * Why.  Whatever the format, a layer of a chain does one thing: for a guest offset it says
+ * "not mine", "zeros" or "here are the bytes".  Everything above this header works on those
+ * answers (struct qm_extent) and knows no tables.
+ *
+ * Calls      qm_image_open; qm_image_next over ascending ranges; qm_extent_read for bytes;
+ *            qm_image_close.
+ * Threads    qm_image_next uses caches of the image: one thread at a time.  qm_extent_read
+ *            may run in many threads, each with its own qm_codec.
+ * Ownership  The image owns its file from a successful qm_image_open on.
+ * Units      Bytes.  size is the virtual size in bytes.
+ * Errors     0 or -1 with *err: IO, CORRUPT, UNSUPPORTED, NOMEM, USAGE.
+ */
+#ifndef QM_IMAGE_H
+#define QM_IMAGE_H
+
+#include "addr.h"
+#include "err.h"
+#include "io.h"
+
+struct qm_image;
+struct qm_codec;
+
+enum qm_kind {
+    QM_ABSENT,     /* this layer has nothing; look below */
+    QM_ZERO,       /* reads as zeros, whatever is below */
+    QM_DATA,       /* bytes in the file at .host, as they are */
+    QM_COMPRESSED, /* part of a compressed cluster */
+};
+
+struct qm_extent {
+    guest_off guest;
+    uint64_t len;
+    enum qm_kind kind;
+    bool has_host; /* DATA and COMPRESSED always; ZERO if clusters are allocated for it; ABSENT if
+                    * a subcluster is unallocated inside an allocated cluster */
+    host_off host; /* DATA, ZERO, ABSENT: of .guest; COMPRESSED: of the payload's first byte */
+    /* COMPRESSED only: */
+    uint32_t payload_len; /* bytes of file the payload may take, at most (sector granular) */
+    uint32_t skip;        /* .guest lies so many bytes into the inflated cluster */
+};
+
+struct qm_image_ops {
+    const char *format; /* "qcow2", "raw" */
+    int (*next)(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
+                struct qmeld_error *err);
+    /* NULL if the format has no compressed extents */
+    int (*inflate)(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
+                   void *cluster, struct qmeld_error *err);
+    void (*free)(struct qm_image *img); /* all but the file */
+};
+
+struct qm_image {
+    const struct qm_image_ops *ops;
+    struct qm_file *file;
+    uint64_t size;         /* virtual size; raw: file length rounded up to 512 (QEMU does) */
+    uint64_t cluster_size; /* raw: 0 */
+    char *backing_name;    /* as stored; NULL: none */
+    char *backing_format;  /* as stored; NULL: none */
+};
+
+/* Opens file as format ("qcow2", "raw"); NULL: by content: qcow2 if it starts with the magic,
+ * else raw.  An unknown format, and formats recognised by content that we cannot read (VMDK,
+ * VDI, VHD, VHDX, QED, qcow1), are UNSUPPORTED with a sentence that names them.  On failure
+ * the file still belongs to the caller. */
+int qm_image_open(struct qm_file *file, const char *format, struct qm_image **out,
+                  struct qmeld_error *err) QM_CHECK;
+
+/* Closes image and file (read-only or after an error).  NULL is fine. */
+void qm_image_close(struct qm_image *img);
+
+/* True if the first bytes of the file are a qcow2 header. */
+int qm_image_looks_like_qcow2(const struct qm_file *file, bool *out,
+                              struct qmeld_error *err) QM_CHECK;
+
+/* The extent at `from`: starts there, 1 <= out->len <= len, neighbours of one kind joined as far
+ * as that costs no further table.  from + len <= img->size, len > 0.  Cheap where the image
+ * has no table: an ABSENT run over unallocated tables is returned whole. */
+int qm_image_next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
+                  struct qmeld_error *err) QM_CHECK;
+
+/* Forget cached tables: somebody (we, usually) changed them on disk. */
+void qm_image_forget(struct qm_image *img);
+
+/* Copies the bytes of ext (whole: ext->len) to buf; not for ABSENT.  codec is only used
+ * for COMPRESSED and may be NULL otherwise. */
+int qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
+                   void *buf, struct qmeld_error *err) QM_CHECK;
+
+/* ext reduced to its part [skip, skip + len) */
+struct qm_extent qm_extent_part(const struct qm_extent *ext, uint64_t skip, uint64_t len);
+
+/* ---- codec: one thread's state for inflating clusters ------------------------------------ */
+
+enum qm_compression { QM_ZLIB = 0, QM_ZSTD = 1 }; /* the values of the qcow2 header */
+
+/* NULL when memory is out. */
+struct qm_codec *qm_codec_new(void);
+void qm_codec_free(struct qm_codec *codec); /* NULL is fine */
+
+/* Inflates src into exactly out_len bytes.  Tolerates what QEMU tolerates (a longer stream,
+ * trailing bytes, several zstd frames) and refuses what it refuses (a shorter stream):
+ * -1 without an error text, as only the caller knows the place. */
+int qm_codec_inflate(struct qm_codec *codec, enum qm_compression type, const void *src,
+                     size_t src_len, void *out, size_t out_len) QM_CHECK;
+
+/* A payload area for inflate, at least len bytes, owned by the codec; NULL: out of memory. */
+void *qm_codec_scratch(struct qm_codec *codec, size_t len);
+
+/* A cluster area beside it, likewise. */
+void *qm_codec_cluster(struct qm_codec *codec, size_t len);
+
+#endif

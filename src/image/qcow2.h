@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2.h - a qcow2 image held open: header, tables, snapshots.
+ *
+ * Why.  The modules of this folder that change or check qcow2 images (refs, edit, check, header,
+ * bitmap, settle) need more than guest bytes; what they share is here and nowhere
+ * else.  Nothing outside src/image includes this file, except the target side of a merge.
+ *
+ * Threads    One thread at a time, except for the const functions.
+ * Ownership  qm_qcow2 embeds the image; qm_image_close frees all.
+ * Errors     0 or -1 with *err.
+ */
+#ifndef QM_QCOW2_H
+#define QM_QCOW2_H
+
+#include "image.h"
+#include "qcow2_disk.h"
+
+/* specification, "Snapshots", in host form */
+struct qm_snapshot {
+    uint64_t l1_off;
+    uint32_t l1_entries;
+    char *id;
+    char *name;
+    uint32_t date_sec;
+    uint32_t date_nsec;
+    uint64_t vm_clock_nsec;
+    uint64_t vm_state_size; /* the 64-bit field if present */
+    uint64_t disk_size;     /* 0 if not stored */
+};
+
+struct qm_snapshots {
+    QM_VEC(struct qm_snapshot) list;
+    uint64_t table_len; /* bytes of the table in the file */
+};
+
+struct qm_qcow2 {
+    struct qm_image img; /* first: a qm_image of format "qcow2" is a qm_qcow2 */
+    struct qcow2_header hdr;
+    struct qcow2_geo geo;
+    /* caches of the walk: slices of the L1 and of one L2 table */
+    struct qm_qcow2_walk *walk;
+};
+
+/* NULL if img is not a qcow2 image. */
+struct qm_qcow2 *qm_qcow2_of(struct qm_image *img);
+
+/* Opens like qm_image_open, with the tolerance of flags (enum qcow2_decode_flags). */
+int qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out,
+                  struct qmeld_error *err) QM_CHECK;
+
+/* Features that stand between us and the bytes: encryption, external data file; one clear
+ * sentence each (UNSUPPORTED).  qm_image_open does not call it, so that info can describe such
+ * images; chain opening for map and merge does. */
+int qm_qcow2_can_read(const struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
+
+/* Reads L1 entries [idx, idx + n) of the active table into out, host order.  idx + n must be
+ * within hdr.l1_entries; entries beyond the file's end read as 0. */
+int qm_qcow2_read_l1(const struct qm_qcow2 *q, uint64_t l1_off, uint32_t idx, uint32_t n,
+                     uint64_t *out, struct qmeld_error *err) QM_CHECK;
+
+/* Reads one whole cluster of metadata (L2 table, refcount block) raw; padded past the end. */
+int qm_qcow2_read_cluster(const struct qm_qcow2 *q, host_off off, void *out,
+                          struct qmeld_error *err) QM_CHECK;
+
+/* The raw L2 entry of a guest cluster (index = guest offset >> cluster_bits): both words, 0 where
+ * there is no table.  Bypasses the walk's caches.  *out_l2_off: the table, 0 if none. */
+int qm_qcow2_l2_entry(const struct qm_qcow2 *q, uint64_t guest_cluster, uint64_t *out_word0,
+                      uint64_t *out_word1, uint64_t *out_l2_off, struct qmeld_error *err) QM_CHECK;
+
+/* The snapshot table.  Release *out in every case. */
+int qm_qcow2_read_snapshots(const struct qm_qcow2 *q, struct qm_snapshots *out,
+                            struct qmeld_error *err) QM_CHECK;
+void qm_snapshots_release(struct qm_snapshots *s);
+
+/* Re-reads the header after we wrote it (virtual size, L1, reftable, backing name). */
+int qm_qcow2_reload(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
+
+/* The sentence for an L2 verdict, e.g. "L2 entry: zero flag in a version 2 image". */
+const char *qcow2_l2_verdict_text(enum qcow2_l2_verdict v);
+
+#endif

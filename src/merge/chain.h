@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * chain.h - a chain of images, opened layer by layer under one policy.
+ *
+ * Why.  Backing names come from files that a stranger may have written; formats may be missing;
+ * chains may loop.  Here names become open layers, once, under rules that can be read in one
+ * place.  Knows nothing of merging.
+ *
+ * Calls      qm_chain_open, then the layers; qm_chain_close.
+ * Threads    One thread at a time.
+ * Ownership  The chain owns its layers.
+ * Units      Layer 0 is the base, n - 1 the active layer.
+ * Errors     0 or -1 with *err: CORRUPT (loop), IO (missing file), UNSUPPORTED, USAGE (no
+ *            stored format), BUSY.
+ */
+#ifndef QM_CHAIN_H
+#define QM_CHAIN_H
+
+#include "image.h"
+
+struct qm_layer {
+    struct qm_image *img;
+    char *path;         /* as opened: the command line's for the top, resolved for the others */
+    bool format_probed; /* no format was given or stored for it */
+};
+
+struct qm_chain {
+    struct qm_layer *layers; /* [0] = base */
+    size_t n;
+};
+
+enum qm_chain_mode {
+    QM_CHAIN_LOOK, /* no locks; missing formats are probed */
+    QM_CHAIN_HOLD, /* every layer locked as READER before its content is believed; a missing
+                    * format is USAGE unless backing_format is given; a layer said to be raw
+                    * that starts with a qcow2 header is refused (USAGE) */
+};
+
+struct qm_chain_options {
+    enum qm_chain_mode mode;
+    const char *format;         /* of the top; NULL: by content */
+    const char *backing_format; /* where an overlay stores none; NULL: see mode */
+    bool single;                /* the top only */
+    bool describe;              /* for info: layers whose features we cannot read are let through */
+};
+
+int qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_chain **out,
+                  struct qmeld_error *err) QM_CHECK;
+void qm_chain_close(struct qm_chain *chain); /* NULL is fine */
+
+/* The layer a user means by "[N]" (1 = base) or by a path: relative to the working directory,
+ * or as the chain's headers have it (relative to an overlay's directory, qemu-img's rule).
+ * USAGE if it names no layer, or two different ones. */
+int qm_chain_find(const struct qm_chain *chain, const char *name, size_t *out,
+                  struct qmeld_error *err) QM_CHECK;
+
+/* Where a backing name leads: malloc'd path in *out, and the format that a json: name
+ * gives in *out_format (malloc'd, NULL if none).  overlay_path is the path the overlay was opened
+ * by.  Rules (qemu 7.2, block.c): "proto:..." if a ':' comes before the first '/': file: is
+ * relative to the working directory, json:{} likewise for its file name, every other protocol is
+ * refused by name; absolute stays; else relative to the overlay's directory. */
+int qm_backing_path(const char *overlay_path, const char *name, char **out, char **out_format,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* The name that `child` (a path as opened, with old_name in its header) should store to
+ * reach target, in the style it had: relative names become relative to the child's directory,
+ * everything else absolute.  must_be_relative: USAGE rather than an absolute name.  malloc'd. */
+int qm_backing_name_for(const char *child_path, const char *old_name, const char *target_path,
+                        bool must_be_relative, char **out, struct qmeld_error *err) QM_CHECK;
+
+#endif
