@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_bitmap.h - persistent dirty bitmaps of an image that is being written.
+ *
+ * Why.  A backup tool trusts a bitmap to name every block that changed.  Who writes guest data
+ * into an image must therefore mark it in every bitmap that is enabled and valid, and must
+ * keep the others as they are.  (specification, "Bitmaps"; QEMU does the same on commit.)
+ *
+ * Calls      begin before the first write to the image, mark for every guest range that is
+ *            written, end after everything else is durable and before the size in the header grows.
+ * Crash      Between begin and end the enabled bitmaps are marked in_use on disk: readers know
+ *            that they cannot be trusted.
+ * Threads    One thread.
+ * Errors     0 or -1 with *err: CORRUPT, NOSPACE, IO, USAGE (an inconsistent bitmap stands
+ *            in the way of growing).
+ */
+#ifndef QM_QCOW2_BITMAP_H
+#define QM_QCOW2_BITMAP_H
+
+#include "qcow2_refs.h"
+
+struct qm_bitmaps;
+
+/* Host form of one directory entry. */
+struct qm_bitmap {
+    char *name;
+    host_off table;
+    uint32_t table_entries;
+    uint32_t flags; /* QCOW2_BITMAP_* */
+    uint32_t granularity_bits;
+};
+
+struct qm_bitmap_list {
+    QM_VEC(struct qm_bitmap) list;
+};
+
+/* Reads and checks the directory; empty if the image has no valid bitmaps extension. */
+int qm_bitmap_list_read(const struct qm_qcow2 *q, struct qm_bitmap_list *out,
+                        struct qmeld_error *err) QM_CHECK;
+void qm_bitmap_list_release(struct qm_bitmap_list *l);
+
+/* Loads the enabled, valid bitmaps and marks them in_use on disk, durable.  new_size is the
+ * virtual size the image will have at the end; if that differs and a bitmap is in_use already:
+ * USAGE, nothing changed.  *out is NULL if the image has no bitmaps at all. */
+int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
+                     struct qm_bitmaps **out, struct qmeld_error *err) QM_CHECK;
+
+/* bitmaps may be NULL, here and below. */
+int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* Stores the bitmaps (new tables, then a new directory), grown to new_size, in_use off, and
+ * frees the old clusters; the header sector that points at the new directory also carries the
+ * new virtual size, as the two must change together.  Frees b in every case. */
+int qm_bitmaps_end(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
+void qm_bitmaps_abandon(struct qm_bitmaps *b); /* frees; they stay in_use on disk */
+
+#endif

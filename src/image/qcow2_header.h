@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_header.h - changing the header of a live qcow2 image.
+ *
+ * Why.  The header is the one cluster whose loss loses the image.  Every change to it is made
+ * here, so that the old or the new header is there at every instant, also when the power
+ * fails in the middle of a write: what must change together lies in the first 512 bytes and is
+ * written as one sector; what lies behind (a new backing name) is first written where nobody
+ * looks yet.
+ *
+ * Threads    One thread.
+ * Errors     0 or -1 with *err: IO, NOSPACE (the header cluster is full).
+ */
+#ifndef QM_QCOW2_HEADER_H
+#define QM_QCOW2_HEADER_H
+
+#include "qcow2.h"
+
+/* Writes the fixed fields from q->hdr (sizes, tables, feature words) in one sector write and syncs.
+ * Bytes of that sector that are not fixed fields stay. */
+int qm_header_store(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
+
+/* What a writer owes the format before its first write: unknown autoclear bits are cleared
+ * (specification, "autoclear_features"), and bit 0 if there is no bitmaps extension
+ * (QEMU would refuse every later write).  Durable.  Writes nothing if there is nothing to do. */
+int qm_header_before_write(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
+
+/* Makes name/format the backing file (name NULL: none).  Unknown extensions, the feature table
+ * and unknown header fields are kept.  Durable; q->hdr and q->img are updated. */
+int qm_header_set_backing(struct qm_qcow2 *q, const char *name, const char *format,
+                          struct qmeld_error *err) QM_CHECK;
+
+/* 0 if qm_header_set_backing would fit, else NOSPACE; writes nothing. */
+int qm_header_backing_fits(const struct qm_qcow2 *q, const char *name, const char *format,
+                           struct qmeld_error *err) QM_CHECK;
+
+#endif
