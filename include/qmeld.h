@@ -109,7 +109,7 @@ struct qmeld_snapshot_info {
     const char *name;
     uint64_t vm_state_size;
     uint64_t disk_size;
-    uint32_t date_sec;      /* since the epoch */
+    uint32_t date_sec; /* since the epoch */
     uint32_t date_nsec;
     uint64_t vm_clock_nsec; /* how long the guest had run */
 };
@@ -126,8 +126,8 @@ struct qmeld_layer_info {
     const char *format; /* "qcow2" or "raw" */
     bool format_probed; /* nobody said so; it was found by content */
     uint64_t virtual_size;
-    uint64_t file_size;       /* length of the file, or size of the block device */
-    uint64_t allocated;       /* bytes of disk the file takes (st_blocks * 512) */
+    uint64_t file_size; /* length of the file, or size of the block device */
+    uint64_t allocated; /* bytes of disk the file takes (st_blocks * 512) */
     bool block_device;
     const char *backing_name;   /* as stored in the header; NULL: none */
     const char *backing_format; /* as stored; NULL: none */
@@ -154,17 +154,16 @@ struct qmeld_layer_info {
 
 /* Fills *out for a layer, 0 = base.  Strings live until the chain is closed. */
 QMELD_API int qmeld_chain_layer(struct qmeld_chain *chain, size_t layer,
-                                struct qmeld_layer_info *out,
-                                struct qmeld_error *err) QMELD_CHECK;
+                                struct qmeld_layer_info *out, struct qmeld_error *err) QMELD_CHECK;
 
 /* One extent of the view from the top; the fields as `qemu-img map --output=json` has them. */
 struct qmeld_extent {
     uint64_t start;
     uint64_t length;
-    size_t depth;    /* layers below the top that answers; 0 = the top itself */
-    bool present;    /* some layer has an entry for it */
-    bool zero;       /* reads as zeros */
-    bool data;       /* stored as data somewhere */
+    size_t depth; /* layers below the top that answers; 0 = the top itself */
+    bool present; /* some layer has an entry for it */
+    bool zero;    /* reads as zeros */
+    bool data;    /* stored as data somewhere */
     bool compressed;
     bool has_offset; /* offset is meaningful */
     uint64_t offset; /* bytes into that layer's file */
@@ -212,8 +211,8 @@ struct qmeld_commit_options {
     bool shallow;               /* base is what lies directly under top */
     bool keep_relative;         /* refuse rather than write an absolute backing name */
     enum qmeld_overlays overlays;
-    unsigned threads;   /* copy workers; 0: as many as there are processors, at most 16 */
-    uint64_t bandwidth; /* bytes a second, 0: no limit */
+    unsigned threads;            /* copy workers; 0: as many as there are processors, at most 16 */
+    uint64_t bandwidth;          /* bytes a second, 0: no limit */
     qmeld_progress_fn *progress; /* may be NULL */
     void *opaque;                /* for progress */
 };
@@ -252,8 +251,7 @@ struct qmeld_commit_report {
  * *report may be NULL; otherwise release it with qmeld_commit_report_free, also after
  * a failure. */
 QMELD_API int qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
-                           struct qmeld_commit_report *report,
-                           struct qmeld_error *err) QMELD_CHECK;
+                           struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 
 /* ---- check -------------------------------------------------------------------------------- */

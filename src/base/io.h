@@ -35,8 +35,8 @@ struct qm_file {
     bool blockdev; /* a block device: its size is fixed */
     dev_t dev;     /* identity: of the file, or of the device node's device */
     ino_t ino;
-    /* one thread */
-    uint64_t size; /* length of the file or device as last seen or set by us */
+    /* any thread */
+    _Atomic uint64_t size; /* length of the file or device as last seen or set by us */
 };
 
 /* Opens a regular file or a block device for reading.  Anything else is refused (IO). */
@@ -80,8 +80,8 @@ int qm_pwrite(struct qm_file *file, uint64_t off, const void *buf, size_t len,
 /* Makes [off, off + len) read as zeros: a hole where the file system can, written zeros
  * otherwise; beyond the end of a regular file nothing, except that the file gets at least
  * off + len long if grow is true. */
-int qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow,
-            struct qmeld_error *err) QM_CHECK;
+int qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow, struct qmeld_error *err)
+    QM_CHECK;
 
 /* Gives the space of [off, off + len) back if the file system can; what the range reads
  * as afterwards is not defined.  For space that nothing refers to. */
@@ -137,9 +137,10 @@ int qm_window_guard(const struct qm_window *w, int (*fn)(void *opaque), void *op
 
 /* ---- test builds only ----------------------------------------------------------------- */
 
-#ifdef QM_TESTING
+/* What can happen to a disk. */
 enum qm_io_op { QM_IO_WRITE, QM_IO_ZERO, QM_IO_DISCARD, QM_IO_TRUNCATE, QM_IO_SYNC, QM_IO_UNLINK };
 
+#ifdef QM_TESTING
 struct qm_io_event {
     enum qm_io_op op;
     const char *path;

@@ -41,8 +41,7 @@ qm_vec_grow_(void **at, size_t *room, size_t need, size_t elem)
 
 /* Room for at least `need` elements in all. */
 #define qm_vec_reserve(v, need)                                                                    \
-    ((need) <= (v)->room ||                                                                        \
-     qm_vec_grow_((void **)&(v)->at, &(v)->room, (need), sizeof *(v)->at))
+    ((need) <= (v)->room || qm_vec_grow_((void **)&(v)->at, &(v)->room, (need), sizeof *(v)->at))
 
 #define qm_vec_push(v, elem)                                                                       \
     (qm_vec_reserve((v), (v)->n + 1) ? ((v)->at[(v)->n++] = *(elem), true) : false)

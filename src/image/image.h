@@ -73,8 +73,8 @@ int qm_image_open(struct qm_file *file, const char *format, struct qm_image **ou
 void qm_image_close(struct qm_image *img);
 
 /* True if the first bytes of the file are a qcow2 header. */
-int qm_image_looks_like_qcow2(const struct qm_file *file, bool *out,
-                              struct qmeld_error *err) QM_CHECK;
+int qm_image_looks_like_qcow2(const struct qm_file *file, bool *out, struct qmeld_error *err)
+    QM_CHECK;
 
 /* The extent at `from`: starts there, 1 <= out->len <= len, neighbours of one kind joined as far
  * as that costs no further table.  from + len <= img->size, len > 0.  Cheap where the image

@@ -46,8 +46,8 @@ int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size
                      struct qm_bitmaps **out, struct qmeld_error *err) QM_CHECK;
 
 /* bitmaps may be NULL, here and below. */
-int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len,
-                    struct qmeld_error *err) QM_CHECK;
+int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld_error *err)
+    QM_CHECK;
 
 /* Stores the bitmaps (new tables, then a new directory), grown to new_size, in_use off, and
  * frees the old clusters; the header sector that points at the new directory also carries the

@@ -44,43 +44,43 @@
 #define QCOW2_EXT_BITMAPS        0x23852875u
 #define QCOW2_EXT_DATA_FILE      0x44415441u
 
-#define QCOW2_MAX_L1_BYTES        (32u << 20)       /* QEMU: 4 Mi entries; 2 EiB at 2 MiB clusters */
-#define QCOW2_MAX_REFTABLE_BYTES  (8u << 20)        /* QEMU */
-#define QCOW2_MAX_SNAPSHOTS       65536u            /* QEMU */
-#define QCOW2_MAX_SNAPSHOT_TABLE  (64u << 20)       /* QEMU */
-#define QCOW2_MAX_SNAPSHOT_EXTRA  1024u             /* QEMU */
-#define QCOW2_MAX_BACKING_NAME    1023u             /* specification, "Header" */
-#define QCOW2_MAX_BACKING_FORMAT  15u               /* QEMU */
-#define QCOW2_MAX_BITMAPS         65535u            /* specification, "Bitmaps extension" */
-#define QCOW2_MAX_BITMAP_DIR      67107840u         /* specification / QEMU */
-#define QCOW2_MAX_BITMAP_BYTES    (512ull << 20)    /* QEMU: clusters of one bitmap */
-#define QCOW2_OFFSET_MASK         0x00fffffffffffe00ull /* bits 9-55 */
-#define QCOW2_COPIED              (1ull << 63)
-#define QCOW2_COMPRESSED          (1ull << 62)
-#define QCOW2_ZERO                (1ull << 0)
-#define QCOW2_V2_HEADER_LEN       72u
-#define QCOW2_V3_HEADER_LEN       104u /* the least; QEMU writes 112 */
+#define QCOW2_MAX_L1_BYTES       (32u << 20)    /* QEMU: 4 Mi entries; 2 EiB at 2 MiB clusters */
+#define QCOW2_MAX_REFTABLE_BYTES (8u << 20)     /* QEMU */
+#define QCOW2_MAX_SNAPSHOTS      65536u         /* QEMU */
+#define QCOW2_MAX_SNAPSHOT_TABLE (64u << 20)    /* QEMU */
+#define QCOW2_MAX_SNAPSHOT_EXTRA 1024u          /* QEMU */
+#define QCOW2_MAX_BACKING_NAME   1023u          /* specification, "Header" */
+#define QCOW2_MAX_BACKING_FORMAT 15u            /* QEMU */
+#define QCOW2_MAX_BITMAPS        65535u         /* specification, "Bitmaps extension" */
+#define QCOW2_MAX_BITMAP_DIR     67107840u      /* specification / QEMU */
+#define QCOW2_MAX_BITMAP_BYTES   (512ull << 20) /* QEMU: clusters of one bitmap */
+#define QCOW2_OFFSET_MASK        0x00fffffffffffe00ull /* bits 9-55 */
+#define QCOW2_COPIED             (1ull << 63)
+#define QCOW2_COMPRESSED         (1ull << 62)
+#define QCOW2_ZERO               (1ull << 0)
+#define QCOW2_V2_HEADER_LEN      72u
+#define QCOW2_V3_HEADER_LEN      104u /* the least; QEMU writes 112 */
 
 /* specification, "Header" */
 struct qcow2_disk_header {
-    be32 magic;            /*   0 */
-    be32 version;          /*   4 */
-    be64 backing_off;      /*   8 */
-    be32 backing_len;      /*  16 */
-    be32 cluster_bits;     /*  20 */
-    be64 size;             /*  24 */
-    be32 crypt_method;     /*  32 */
-    be32 l1_entries;       /*  36 */
-    be64 l1_off;           /*  40 */
-    be64 reftable_off;     /*  48 */
-    be32 reftable_clusters; /* 56 */
-    be32 n_snapshots;      /*  60 */
-    be64 snapshots_off;    /*  64 */
-    be64 incompatible;     /*  72, version 3 from here */
-    be64 compatible;       /*  80 */
-    be64 autoclear;        /*  88 */
-    be32 refcount_order;   /*  96 */
-    be32 header_len;       /* 100 */
+    be32 magic;                /*   0 */
+    be32 version;              /*   4 */
+    be64 backing_off;          /*   8 */
+    be32 backing_len;          /*  16 */
+    be32 cluster_bits;         /*  20 */
+    be64 size;                 /*  24 */
+    be32 crypt_method;         /*  32 */
+    be32 l1_entries;           /*  36 */
+    be64 l1_off;               /*  40 */
+    be64 reftable_off;         /*  48 */
+    be32 reftable_clusters;    /* 56 */
+    be32 n_snapshots;          /*  60 */
+    be64 snapshots_off;        /*  64 */
+    be64 incompatible;         /*  72, version 3 from here */
+    be64 compatible;           /*  80 */
+    be64 autoclear;            /*  88 */
+    be32 refcount_order;       /*  96 */
+    be32 header_len;           /* 100 */
     unsigned char compression; /* 104 */
     unsigned char pad[7];
 };
@@ -167,11 +167,11 @@ struct qcow2_geo {
     bool data_file;
     /* derived */
     uint64_t cluster_size;
-    uint32_t l2_entry_len;   /* 8 or 16 */
-    uint32_t l2_bits;        /* log2 of entries in an L2 table */
-    uint32_t subclusters;    /* units of a cluster: 32 or 1 */
+    uint32_t l2_entry_len;    /* 8 or 16 */
+    uint32_t l2_bits;         /* log2 of entries in an L2 table */
+    uint32_t subclusters;     /* units of a cluster: 32 or 1 */
     uint64_t subcluster_size; /* cluster_size / subclusters */
-    uint64_t refblock_bits;  /* log2 of refcounts in a refcount block */
+    uint64_t refblock_bits;   /* log2 of refcounts in a refcount block */
 };
 
 struct qcow2_geo qcow2_geo_of(const struct qcow2_header *h);
@@ -191,20 +191,20 @@ uint64_t qcow2_l1_needed(const struct qcow2_geo *g, uint64_t size);
 enum qcow2_l2_kind { QCOW2_L2_STANDARD, QCOW2_L2_COMPRESSED };
 struct qcow2_l2 {
     enum qcow2_l2_kind kind;
-    bool copied;      /* refcount is exactly 1, if the image tells the truth */
-    bool has_host;    /* STANDARD: a host cluster is set */
-    host_off host;    /* STANDARD: cluster; COMPRESSED: first byte of the payload */
-    uint32_t alloc;   /* STANDARD: subclusters that are data in the host cluster */
-    uint32_t zero;    /* STANDARD: subclusters that read as zeros */
+    bool copied;          /* refcount is exactly 1, if the image tells the truth */
+    bool has_host;        /* STANDARD: a host cluster is set */
+    host_off host;        /* STANDARD: cluster; COMPRESSED: first byte of the payload */
+    uint32_t alloc;       /* STANDARD: subclusters that are data in the host cluster */
+    uint32_t zero;        /* STANDARD: subclusters that read as zeros */
     uint32_t payload_len; /* COMPRESSED: bytes up to the end of the last sector */
 };
 
 enum qcow2_l2_verdict {
     QCOW2_L2_OK,
-    QCOW2_L2_UNALIGNED,   /* host offset not cluster aligned */
-    QCOW2_L2_ZERO_IN_V2,  /* zero flag in a version 2 image */
-    QCOW2_L2_BAD_BITMAP,  /* alloc and zero of one subcluster, or alloc without a cluster */
-    QCOW2_L2_RESERVED,    /* only reported if strict: reserved bits, which QEMU ignores on read */
+    QCOW2_L2_UNALIGNED,  /* host offset not cluster aligned */
+    QCOW2_L2_ZERO_IN_V2, /* zero flag in a version 2 image */
+    QCOW2_L2_BAD_BITMAP, /* alloc and zero of one subcluster, or alloc without a cluster */
+    QCOW2_L2_RESERVED,   /* only reported if strict: reserved bits, which QEMU ignores on read */
 };
 
 /* Decodes; *out is filled as far as it goes even where the verdict is not OK.  word1 is
@@ -228,15 +228,15 @@ qcow2_refcount_max(uint32_t order)
 
 /* specification, "Snapshots" */
 struct qcow2_disk_snapshot {
-    be64 l1_off;      /*  0 */
-    be32 l1_entries;  /*  8 */
-    be16 id_len;      /* 12 */
-    be16 name_len;    /* 14 */
-    be32 date_sec;    /* 16 */
-    be32 date_nsec;   /* 20 */
-    be64 vm_clock;    /* 24 */
-    be32 vm_state;    /* 32 */
-    be32 extra_len;   /* 36 */
+    be64 l1_off;     /*  0 */
+    be32 l1_entries; /*  8 */
+    be16 id_len;     /* 12 */
+    be16 name_len;   /* 14 */
+    be32 date_sec;   /* 16 */
+    be32 date_nsec;  /* 20 */
+    be64 vm_clock;   /* 24 */
+    be32 vm_state;   /* 32 */
+    be32 extra_len;  /* 36 */
 };
 static_assert(sizeof(struct qcow2_disk_snapshot) == 40, "spec size");
 

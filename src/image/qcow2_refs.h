@@ -10,7 +10,8 @@
  *     qm_refs_write                      blocks written, not yet durable
  *     ... write the clusters' content
  *     qm_sync(file)                      content and refcounts durable
- *     qm_refs_link                       only if blocks were added: the table points at them, durable
+ *     qm_refs_link                       only if blocks were added: the table points at them,
+ * durable
  *     ... write the metadata that points at the clusters, qm_sync
  *     qm_refs_free what it pointed at before; the next qm_refs_write brings that to disk
  * A crash anywhere leaves refcounts too high at worst: leaks.
@@ -31,8 +32,8 @@ int qm_refs_open(struct qm_qcow2 *q, struct qm_refs **out, struct qmeld_error *e
 void qm_refs_close(struct qm_refs *refs); /* NULL is fine; staged changes are forgotten */
 
 /* Refcount of a cluster, staged changes included. */
-int qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out,
-                struct qmeld_error *err) QM_CHECK;
+int qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out, struct qmeld_error *err)
+    QM_CHECK;
 
 /* Takes up to `want` adjacent free clusters, lowest free first; 1 <= *out_n <= want.  Their
  * refcount is staged to 1.  Same calls, same clusters: the order is part of the contract, as
@@ -41,14 +42,14 @@ int qm_refs_alloc(struct qm_refs *refs, uint64_t want, host_off *out, uint64_t *
                   struct qmeld_error *err) QM_CHECK;
 
 /* Takes exactly n adjacent clusters (for tables that must be contiguous). */
-int qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out,
-                           struct qmeld_error *err) QM_CHECK;
+int qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, struct qmeld_error *err)
+    QM_CHECK;
 
 /* Lowers the refcount of every cluster that [off, off + len) touches by one (staged).  Call it only
  * when nothing durable points there any more.  A cluster that reaches 0 may be allocated
  * again from the next qm_refs_write on.  CORRUPT if a refcount is 0 already. */
-int qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len,
-                 struct qmeld_error *err) QM_CHECK;
+int qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_error *err)
+    QM_CHECK;
 
 /* Writes staged refcounts, new blocks and a new table if the table must grow; no sync, nothing
  * that points at a new block. */

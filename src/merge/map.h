@@ -22,9 +22,10 @@
 struct qm_map_span {
     guest_off guest;
     uint64_t len;
-    size_t layer;         /* who answers; QM_NO_LAYER: nobody between bottom and top */
-    bool past_end;        /* the layer answers because the guest bytes lie past its end: ZERO */
-    struct qm_extent ext; /* the answer, of exactly these guest bytes; for QM_NO_LAYER kind ABSENT */
+    size_t layer;  /* who answers; QM_NO_LAYER: nobody between bottom and top */
+    bool past_end; /* the layer answers because the guest bytes lie past its end: ZERO */
+    struct qm_extent
+        ext; /* the answer, of exactly these guest bytes; for QM_NO_LAYER kind ABSENT */
 };
 
 struct qm_map;

@@ -1,0 +1,477 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Zeros are written from here where a file system cannot make holes. */
+#define ZERO_CHUNK (64u << 10)
+static const unsigned char zeros[ZERO_CHUNK];
+
+/* ---- the seam for tests ------------------------------------------------------------------ */
+
+#ifdef QM_TESTING
+static pthread_mutex_t hook_lock = PTHREAD_MUTEX_INITIALIZER;
+static qm_io_hook *hook_fn;
+static void *hook_opaque;
+
+void
+qm_io_set_hook(qm_io_hook *hook, void *opaque)
+{
+    pthread_mutex_lock(&hook_lock);
+    hook_fn = hook;
+    hook_opaque = opaque;
+    pthread_mutex_unlock(&hook_lock);
+}
+
+/* 0, or -1 with errno: the change must not happen */
+static int
+announce(enum qm_io_op op, const char *path, uint64_t off, uint64_t len, const void *buf)
+{
+    const struct qm_io_event ev = {op, path, off, len, buf};
+    int e = 0;
+
+    pthread_mutex_lock(&hook_lock);
+    if (hook_fn)
+        e = hook_fn(&ev, hook_opaque);
+    pthread_mutex_unlock(&hook_lock);
+    errno = e;
+    return e ? -1 : 0;
+}
+#define ANNOUNCE(op, path, off, len, buf) announce(op, path, off, len, buf)
+#else
+#define ANNOUNCE(op, path, off, len, buf) 0
+#endif
+
+/* ---- open and close ------------------------------------------------------------------------ */
+
+static int
+identify(struct qm_file *f, struct qmeld_error *err)
+{
+    struct stat st;
+    uint64_t size;
+
+    if (fstat(f->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(f->path), "cannot stat");
+    if (S_ISREG(st.st_mode)) {
+        f->dev = st.st_dev;
+        f->ino = st.st_ino;
+        f->size = (uint64_t)st.st_size;
+        return 0;
+    }
+    if (!S_ISBLK(st.st_mode))
+        return qm_fail(err, QMELD_USAGE, qm_in(f->path),
+                       "neither a regular file nor a block device: name an image file");
+    if (ioctl(f->fd, BLKGETSIZE64, &size) < 0)
+        return qm_fail_sys(err, qm_in(f->path), "cannot find the size of the block device");
+    f->blockdev = true;
+    f->dev = st.st_rdev;
+    f->ino = 0;
+    f->size = size;
+    return 0;
+}
+
+static int
+open_with(const char *path, int flags, struct qm_file **out, struct qmeld_error *err)
+{
+    struct qm_file *f = calloc(1, sizeof *f);
+
+    *out = NULL;
+    if (!f || !(f->path = strdup(path))) {
+        free(f);
+        return qm_fail_nomem(err, "an open file");
+    }
+    f->wfd = -1;
+    /* O_NONBLOCK: a FIFO or a device that waits must not hang us; no effect on images */
+    f->fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0666);
+    if (f->fd < 0) {
+        qm_fail_sys(err, qm_in(path), "cannot open");
+        qm_file_close(f);
+        return -1;
+    }
+    if (identify(f, err) < 0) {
+        qm_file_close(f);
+        return -1;
+    }
+    *out = f;
+    return 0;
+}
+
+int
+qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err)
+{
+    return open_with(path, O_RDONLY, out, err);
+}
+
+int
+qm_file_create(const char *path, struct qm_file **out, struct qmeld_error *err)
+{
+    struct qm_file *f;
+
+    if (open_with(path, O_RDWR | O_CREAT, &f, err) < 0) {
+        *out = NULL;
+        return -1;
+    }
+    f->wfd = f->fd;
+    *out = f;
+    return 0;
+}
+
+int
+qm_file_make_writable(struct qm_file *file, struct qmeld_error *err)
+{
+    struct stat st;
+    dev_t dev;
+    int fd;
+
+    if (file->wfd >= 0)
+        return 0;
+    fd = open(file->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot open for writing");
+    if (fstat(fd, &st) < 0) {
+        close(fd);
+        return qm_fail_sys(err, qm_in(file->path), "cannot stat");
+    }
+    dev = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev;
+    if (dev != file->dev || (!file->blockdev && st.st_ino != file->ino)) {
+        close(fd);
+        return qm_fail(err, QMELD_STALE, qm_in(file->path),
+                       "the path leads to another file than a moment ago: run the command again");
+    }
+    file->wfd = fd;
+    return 0;
+}
+
+int
+qm_file_refresh(struct qm_file *file, struct qmeld_error *err)
+{
+    return identify(file, err);
+}
+
+void
+qm_file_close(struct qm_file *file)
+{
+    if (!file)
+        return;
+    if (file->wfd >= 0 && file->wfd != file->fd)
+        close(file->wfd);
+    if (file->fd >= 0)
+        close(file->fd);
+    free(file->path);
+    free(file);
+}
+
+int
+qm_file_finish(struct qm_file *file, struct qmeld_error *err)
+{
+    int rc = 0;
+
+    if (file->wfd >= 0 && close(file->wfd) < 0)
+        rc = qm_fail_sys(err, qm_in(file->path), "cannot close");
+    if (file->wfd == file->fd)
+        file->fd = -1;
+    file->wfd = -1;
+    qm_file_close(file);
+    return rc;
+}
+
+bool
+qm_file_same(const struct qm_file *a, const struct qm_file *b)
+{
+    return a->dev == b->dev && a->ino == b->ino && a->blockdev == b->blockdev;
+}
+
+int
+qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err)
+{
+    struct stat st;
+
+    if (file->blockdev) {
+        *out = file->size;
+        return 0;
+    }
+    if (fstat(file->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot stat");
+    *out = (uint64_t)st.st_blocks * 512;
+    return 0;
+}
+
+/* ---- reading and writing -------------------------------------------------------------------- */
+
+/* Reads up to len bytes; *out_got < len only at the end of the file. */
+static int
+read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *out_got,
+          struct qmeld_error *err)
+{
+    size_t got = 0;
+
+    while (got < len) {
+        ssize_t n = pread(f->fd, (char *)buf + got, len - got, (off_t)(off + got));
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return qm_fail_sys(err, qm_at(f->path, off + got), "cannot read at offset %" PRIu64,
+                               off + got);
+        if (n == 0)
+            break;
+        got += (size_t)n;
+    }
+    *out_got = got;
+    return 0;
+}
+
+int
+qm_pread(const struct qm_file *file, uint64_t off, void *buf, size_t len, struct qmeld_error *err)
+{
+    size_t got;
+
+    if (!qm_inside(off, len, QM_MAX_OFF))
+        return qm_fail(err, QMELD_CORRUPT, qm_at(file->path, off),
+                       "offset %" PRIu64 " is beyond what a file can have", off);
+    if (read_some(file, off, buf, len, &got, err) < 0)
+        return -1;
+    if (got < len)
+        return qm_fail(err, QMELD_IO, qm_at(file->path, off + got),
+                       "the file ends at offset %" PRIu64 ", inside a structure: it is truncated",
+                       off + got);
+    return 0;
+}
+
+int
+qm_pread_padded(const struct qm_file *file, uint64_t off, void *buf, size_t len,
+                struct qmeld_error *err)
+{
+    size_t got = 0;
+
+    if (off < QM_MAX_OFF &&
+        read_some(file, off, buf, (size_t)qm_min(len, QM_MAX_OFF - off), &got, err) < 0)
+        return -1;
+    memset((char *)buf + got, 0, len - got);
+    return 0;
+}
+
+/* Many threads may write behind the end at once; the size only grows here. */
+static void
+note_end(struct qm_file *f, uint64_t end)
+{
+    uint64_t size = atomic_load(&f->size);
+
+    while (end > size && !atomic_compare_exchange_weak(&f->size, &size, end))
+        ;
+}
+
+int
+qm_pwrite(struct qm_file *file, uint64_t off, const void *buf, size_t len, struct qmeld_error *err)
+{
+    size_t done = 0;
+
+    if (!qm_inside(off, len, QM_MAX_OFF))
+        return qm_fail(err, QMELD_NOSPACE, qm_at(file->path, off),
+                       "offset %" PRIu64 " is beyond what a file can have", off);
+    if (ANNOUNCE(QM_IO_WRITE, file->path, off, len, buf) < 0)
+        return qm_fail_sys(err, qm_at(file->path, off), "cannot write at offset %" PRIu64, off);
+    while (done < len) {
+        ssize_t n = pwrite(file->wfd, (const char *)buf + done, len - done, (off_t)(off + done));
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n == 0)
+            errno = EIO; /* POSIX does not allow it; a loop would not end */
+        if (n <= 0)
+            return qm_fail_sys(err, qm_at(file->path, off + done),
+                               "cannot write at offset %" PRIu64, off + done);
+        done += (size_t)n;
+    }
+    note_end(file, off + len);
+    return 0;
+}
+
+static int
+write_zeros(struct qm_file *f, uint64_t off, uint64_t len, struct qmeld_error *err)
+{
+    while (len > 0) {
+        const size_t n = (size_t)qm_min(len, ZERO_CHUNK - off % ZERO_CHUNK);
+
+        if (qm_pwrite(f, off, zeros, n, err) < 0)
+            return -1;
+        off += n;
+        len -= n;
+    }
+    return 0;
+}
+
+/* 1: done, 0: the file system cannot, -1: error */
+static int
+punch(struct qm_file *f, enum qm_io_op op, uint64_t off, uint64_t len, struct qmeld_error *err)
+{
+    (void)op; /* said to the test hook only */
+    if (ANNOUNCE(op, f->path, off, len, NULL) < 0)
+        return qm_fail_sys(err, qm_at(f->path, off), "cannot make a hole at offset %" PRIu64, off);
+    for (;;) {
+        if (fallocate(f->wfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) ==
+            0)
+            return 1;
+        if (errno == EINTR)
+            continue;
+        if (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL || errno == ENODEV)
+            return 0;
+        return qm_fail_sys(err, qm_at(f->path, off), "cannot make a hole at offset %" PRIu64, off);
+    }
+}
+
+int
+qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow, struct qmeld_error *err)
+{
+    uint64_t end;
+    int rc = 1;
+
+    if (!qm_add(off, len, &end) || end > QM_MAX_OFF)
+        return qm_fail(err, QMELD_NOSPACE, qm_at(file->path, off),
+                       "offset %" PRIu64 " is beyond what a file can have", off);
+    if (len == 0)
+        return 0;
+    if (off < file->size) {
+        const uint64_t n = qm_min(len, file->size - off);
+
+        rc = punch(file, QM_IO_ZERO, off, n, err);
+        if (rc < 0 || (rc == 0 && write_zeros(file, off, n, err) < 0))
+            return -1;
+    }
+    if (end > file->size && grow)
+        return qm_truncate(file, end, err);
+    return 0;
+}
+
+int
+qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error *err)
+{
+    if (off >= file->size || len == 0)
+        return 0;
+    return punch(file, QM_IO_DISCARD, off, qm_min(len, file->size - off), err) < 0 ? -1 : 0;
+}
+
+int
+qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err)
+{
+    int rc;
+
+    if (file->blockdev) {
+        if (size <= file->size)
+            return 0;
+        return qm_fail(err, QMELD_NOSPACE, qm_in(file->path),
+                       "the block device has %" PRIu64 " bytes, %" PRIu64
+                       " are needed: enlarge it by %" PRIu64,
+                       file->size, size, size - file->size);
+    }
+    if (size > QM_MAX_OFF)
+        return qm_fail(err, QMELD_NOSPACE, qm_in(file->path), "%" PRIu64 " bytes is no file size",
+                       size);
+    if (ANNOUNCE(QM_IO_TRUNCATE, file->path, size, 0, NULL) < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot set the file's length to %" PRIu64,
+                           size);
+    do
+        rc = ftruncate(file->wfd, (off_t)size);
+    while (rc < 0 && errno == EINTR);
+    if (rc < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot set the file's length to %" PRIu64,
+                           size);
+    file->size = size;
+    return 0;
+}
+
+int
+qm_sync(struct qm_file *file, struct qmeld_error *err)
+{
+    int rc = -1;
+
+    if (ANNOUNCE(QM_IO_SYNC, file->path, 0, 0, NULL) == 0)
+        do
+            rc = fdatasync(file->wfd);
+        while (rc < 0 && errno == EINTR);
+    if (rc < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot make the file durable (fdatasync)");
+    return 0;
+}
+
+void
+qm_writeback(struct qm_file *file, uint64_t off, uint64_t len)
+{
+    (void)sync_file_range(file->wfd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE);
+}
+
+int
+qm_sync_dir_of(const char *path, struct qmeld_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    QM_FREE char *dir = NULL;
+    int fd, rc;
+
+    if (!slash)
+        dir = strdup(".");
+    else
+        dir = strndup(path, slash == path ? 1 : (size_t)(slash - path));
+    if (!dir)
+        return qm_fail_nomem(err, "a path");
+    fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return qm_fail_sys(err, qm_in(dir), "cannot open the directory");
+    rc = fsync(fd);
+    if (rc < 0 && (errno == EINVAL || errno == EROFS)) /* no directory syncs on this file system */
+        rc = 0;
+    if (rc < 0)
+        qm_fail_sys(err, qm_in(dir), "cannot make the directory durable");
+    close(fd);
+    return rc;
+}
+
+int
+qm_unlink(const char *path, struct qmeld_error *err)
+{
+    if (ANNOUNCE(QM_IO_UNLINK, path, 0, 0, NULL) < 0 || unlink(path) < 0)
+        return qm_fail_sys(err, qm_in(path), "cannot remove");
+    return qm_sync_dir_of(path, err);
+}
+
+int
+qm_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64_t *out_len,
+                struct qmeld_error *err)
+{
+    off_t next;
+
+    *out_data = true;
+    *out_len = file->size - off;
+    if (file->blockdev)
+        return 0;
+    next = lseek(file->fd, (off_t)off, SEEK_DATA);
+    if (next < 0 && errno == ENXIO) { /* no data behind off */
+        *out_data = false;
+        return 0;
+    }
+    if (next < 0 && (errno == EINVAL || errno == EOPNOTSUPP))
+        return 0;
+    if (next < 0)
+        return qm_fail_sys(err, qm_at(file->path, off), "cannot look for holes");
+    if ((uint64_t)next > off) {
+        *out_data = false;
+        *out_len = qm_min(*out_len, (uint64_t)next - off);
+        return 0;
+    }
+    next = lseek(file->fd, (off_t)off, SEEK_HOLE);
+    if (next < 0)
+        return qm_fail_sys(err, qm_at(file->path, off), "cannot look for holes");
+    if ((uint64_t)next > off)
+        *out_len = qm_min(*out_len, (uint64_t)next - off);
+    return 0;
+}
