@@ -154,8 +154,9 @@ int qcow2_header_decode(const char *file, const void *buf, size_t len, unsigned 
                         struct qcow2_header *out, struct qmeld_error *err) QM_CHECK;
 void qcow2_header_release(struct qcow2_header *h);
 
-/* Encodes the fixed fields (112 bytes for version 3, 72 for version 2) to buf; extensions and
- * names are not touched. */
+/* Encodes the fixed fields into buf, which holds the bytes that stand there now: what a header of
+ * h->header_len bytes does not reach (an old version 3 header ends at 104, version 2 at 72)
+ * and the padding stay. */
 void qcow2_header_encode(const struct qcow2_header *h, struct qcow2_disk_header *buf);
 
 /* What the tables of one image look like. */
