@@ -35,6 +35,8 @@ struct qm_file {
     bool blockdev; /* a block device: its size is fixed */
     dev_t dev;     /* identity: of the file, or of the device node's device */
     ino_t ino;
+    /* one thread */
+    unsigned held; /* lock.c only: the image lock bytes we hold; they end with fd */
     /* any thread */
     _Atomic uint64_t size; /* length of the file or device as last seen or set by us */
 };
