@@ -67,7 +67,4 @@ int qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
  * Call when everything is durable. */
 int qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
 
-/* First byte behind the last cluster with a refcount, staged changes included. */
-uint64_t qm_refs_end(const struct qm_refs *refs);
-
 #endif

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_edit.h - make guest ranges of a live qcow2 image read in a new way.
+ *
+ * Why.  Between "these guest bytes are to come from there" and a valid image lie allocation, copy
+ * on write, subclusters, L2 tables and an order of writes.  All of that is decided here, in
+ * memory, batch by batch; the caller moves the bytes and says when they are durable.
+ *
+ * Calls      qm_edit_open; then batches of
+ *                qm_edit_want (ascending), qm_edit_want_end     decides, yields moves
+ *                qm_edit_prepare                                new tables and refcounts written
+ *                ... the caller does the moves, then syncs the file: all of it durable
+ *                qm_edit_publish                                COMMIT POINT: entries point there,
+ * durable qm_edit_close. Crash      Before publish nothing refers to the new clusters; during it
+ * each guest cluster reads in the old or in the new way; after it what is not needed any more is
+ * free in memory and becomes free on disk with the next prepare (or qm_refs_commit). Moves may go
+ * in place only into clusters that nobody else refers to, and only to bytes that were wanted: the
+ * caller wants only what no reader sees. Threads    One thread. Errors     0 or -1 with *err; after
+ * an error only close is left.
+ */
+#ifndef QM_QCOW2_EDIT_H
+#define QM_QCOW2_EDIT_H
+
+#include "move.h"
+#include "qcow2_refs.h"
+
+struct qm_edit;
+
+/* q: writable, locked, checked (qm_qcow2_make_safe_to_write).  below_size: virtual size of what
+ * lies under q, 0 if nothing.  Grows the L1 table, durable, if new_size needs it.  What the image
+ * holds behind its present virtual size counts as stale: it must be wanted anew. */
+int qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint64_t new_size,
+                 struct qm_edit **out, struct qmeld_error *err) QM_CHECK;
+void qm_edit_close(struct qm_edit *e); /* NULL is fine */
+
+/* Adds moves for all clusters that are decided by now (a cluster is decided when a want lies
+ * behind it). */
+int qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *moves,
+                 struct qmeld_error *err) QM_CHECK;
+
+/* Decides the last cluster of the batch.  The next want must lie in a later cluster. */
+int qm_edit_want_end(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
+
+/* Memory the batch takes so far, for the caller's bound. */
+size_t qm_edit_weight(const struct qm_edit *e);
+
+int qm_edit_prepare(struct qm_edit *e, struct qmeld_error *err) QM_CHECK;
+int qm_edit_publish(struct qm_edit *e, struct qmeld_error *err) QM_CHECK;
+
+#endif

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_edit_int.h - between the two halves of qcow2_edit: decisions (qcow2_edit.c) and
+ * tables (qcow2_edit_tables.c).  Nobody else includes it.
+ */
+#ifndef QM_QCOW2_EDIT_INT_H
+#define QM_QCOW2_EDIT_INT_H
+
+#include "qcow2_edit.h"
+
+#include <inttypes.h>
+
+/* A new L2 entry, not on disk yet. */
+struct qm_edit_entry {
+    uint64_t idx; /* guest cluster */
+    uint64_t word0;
+    uint64_t word1;
+};
+
+/* Host bytes nobody needs once the batch is published. */
+struct qm_edit_free {
+    host_off off;
+    uint64_t len;
+};
+
+/* An L2 table that moves or is born in this batch. */
+struct qm_edit_table {
+    uint64_t l1_idx;
+    host_off old; /* .h == 0: there was none */
+    host_off new;
+};
+
+struct qm_edit {
+    /* set at open */
+    struct qm_qcow2 *q;
+    struct qm_refs *refs;
+    const struct qcow2_geo *geo;
+    uint64_t below_size;
+    uint64_t new_size;
+    uint64_t *l1; /* the active table, host order, as on disk */
+    uint32_t l1_entries;
+    /* the cluster whose wants are being collected */
+    uint64_t pending_idx;
+    QM_VEC(struct qm_want) pending;
+    /* the batch */
+    QM_VEC(struct qm_edit_entry) entries; /* ascending */
+    QM_VEC(struct qm_edit_table) tables;  /* ascending */
+    QM_VEC(struct qm_edit_free) frees;
+    /* the part of one L2 table read last */
+    unsigned char *slice;
+    uint64_t slice_off; /* in the file; UINT64_MAX: nothing */
+};
+
+/* The entry of a guest cluster as on disk; *out_table: its L2 table exists. */
+int qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *out_word1,
+                bool *out_table, struct qmeld_error *err) QM_CHECK;
+
+/* Stages an entry. */
+int qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)
+    QM_CHECK;
+
+/* A new cluster for data. */
+int qm_edit_new_cluster(struct qm_edit *e, host_off *out, struct qmeld_error *err) QM_CHECK;
+
+#endif

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_edit_tables.c - L1 and L2 tables of an edited image, and their way to the disk.
+ *
+ * A batch's new entries are kept as a list, ascending.  An L2 table that exists and is ours alone
+ * gets them in place, run by run: an entry never crosses a 512-byte sector, so it is never torn.
+ * A table that does not exist, or that an internal snapshot shares, is written whole to a new
+ * cluster first and becomes live with its L1 entry.
+ */
+#include "qcow2_edit_int.h"
+
+#include "qcow2_header.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SLICE_BYTES 4096u
+#define RUN_BYTES   (64u << 10)
+
+/* ---- L1 -------------------------------------------------------------------------------------- */
+
+/* Moves the L1 table to where it has room for new_entries.  The virtual size stays. */
+static int
+grow_l1(struct qm_edit *e, uint64_t new_entries, struct qmeld_error *err)
+{
+    struct qcow2_header *hdr = &e->q->hdr;
+    const host_off old = qm_host(hdr->l1_off);
+    const uint64_t old_bytes = (uint64_t)hdr->l1_entries * sizeof(be64);
+    const uint64_t n = qm_div_up(new_entries * sizeof(be64), e->geo->cluster_size);
+    QM_FREE be64 *disk = calloc(n, e->geo->cluster_size);
+    host_off at;
+
+    if (new_entries * sizeof(be64) > QCOW2_MAX_L1_BYTES)
+        return qm_fail(err, QMELD_NOSPACE, qm_in(e->q->img.file->path),
+                       "the L1 table cannot grow that far: %" PRIu64
+                       " bytes are too large a disk for clusters of %" PRIu64,
+                       e->new_size, e->geo->cluster_size);
+    if (!disk)
+        return qm_fail_nomem(err, "the L1 table");
+    for (uint32_t i = 0; i < e->l1_entries; i++)
+        be64_put(&disk[i], e->l1[i]);
+    if (qm_refs_alloc_adjacent(e->refs, n, &at, err) < 0 ||
+        qm_pwrite(e->q->img.file, at.h, disk, n * e->geo->cluster_size, err) < 0 ||
+        qm_refs_commit(e->refs, err) < 0)
+        return -1;
+    hdr->l1_off = at.h;
+    hdr->l1_entries = (uint32_t)new_entries;
+    /* COMMIT POINT: both L1 fields change in one sector */
+    if (qm_header_store(e->q, err) < 0)
+        return -1;
+    return qm_refs_free(e->refs, old, old_bytes, err);
+}
+
+static int
+load_l1(struct qm_edit *e, uint64_t want_entries, struct qmeld_error *err)
+{
+    const uint64_t room = qm_max(want_entries, e->q->hdr.l1_entries);
+
+    e->l1_entries = e->q->hdr.l1_entries;
+    e->l1 = calloc(room ? room : 1, sizeof *e->l1);
+    if (!e->l1)
+        return qm_fail_nomem(err, "the L1 table");
+    return qm_qcow2_read_l1(e->q, e->q->hdr.l1_off, 0, e->l1_entries, e->l1, err);
+}
+
+int
+qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint64_t new_size,
+             struct qm_edit **out, struct qmeld_error *err)
+{
+    struct qm_edit *e = calloc(1, sizeof *e);
+    uint64_t want;
+
+    *out = NULL;
+    if (!e)
+        return qm_fail_nomem(err, "an edit");
+    e->q = q;
+    e->refs = refs;
+    e->geo = &q->geo;
+    e->below_size = below_size;
+    e->new_size = new_size;
+    e->slice_off = UINT64_MAX;
+    e->slice = malloc(SLICE_BYTES);
+    want = qcow2_l1_needed(&q->geo, new_size);
+    if (!e->slice) {
+        qm_edit_close(e);
+        return qm_fail_nomem(err, "an edit");
+    }
+    if (load_l1(e, want, err) < 0 || (want > e->l1_entries && grow_l1(e, want, err) < 0)) {
+        qm_edit_close(e);
+        return -1;
+    }
+    e->l1_entries = q->hdr.l1_entries;
+    *out = e;
+    return 0;
+}
+
+void
+qm_edit_close(struct qm_edit *e)
+{
+    if (!e)
+        return;
+    qm_vec_release(&e->pending);
+    qm_vec_release(&e->entries);
+    qm_vec_release(&e->tables);
+    qm_vec_release(&e->frees);
+    free(e->l1);
+    free(e->slice);
+    free(e);
+}
+
+/* ---- entries ------------------------------------------------------------------------------------
+ */
+
+static uint64_t
+l1_of(const struct qm_edit *e, uint64_t idx)
+{
+    return idx >> e->geo->l2_bits;
+}
+
+/* Offset of the entry inside its table. */
+static uint64_t
+place_in_l2(const struct qm_edit *e, uint64_t idx)
+{
+    return (idx & ((1ull << e->geo->l2_bits) - 1)) * e->geo->l2_entry_len;
+}
+
+static host_off
+l2_of(const struct qm_edit *e, uint64_t l1_idx)
+{
+    return qm_host(e->l1[l1_idx] & QCOW2_OFFSET_MASK);
+}
+
+int
+qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *out_word1,
+            bool *out_table, struct qmeld_error *err)
+{
+    const host_off l2 = l2_of(e, l1_of(e, idx));
+    const uint64_t off = l2.h + place_in_l2(e, idx);
+    const unsigned char *p;
+
+    *out_word0 = *out_word1 = 0;
+    *out_table = l2.h != 0;
+    if (!*out_table)
+        return 0;
+    if (l2.h % e->geo->cluster_size != 0)
+        return qm_fail(err, QMELD_CORRUPT, qm_at(e->q->img.file->path, e->q->hdr.l1_off),
+                       "L1 entry %" PRIu64 " points at offset %#" PRIx64 ", which is no cluster",
+                       l1_of(e, idx), l2.h);
+    if (e->slice_off != qm_align_down(off, SLICE_BYTES)) {
+        e->slice_off = UINT64_MAX;
+        if (qm_pread_padded(e->q->img.file, qm_align_down(off, SLICE_BYTES), e->slice, SLICE_BYTES,
+                            err) < 0)
+            return -1;
+        e->slice_off = qm_align_down(off, SLICE_BYTES);
+    }
+    p = e->slice + (off - e->slice_off);
+    *out_word0 = be64_get((const be64 *)p);
+    if (e->geo->extended_l2)
+        *out_word1 = be64_get((const be64 *)p + 1);
+    return 0;
+}
+
+int
+qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)
+{
+    return qm_vec_push(&e->entries, entry) ? 0 : qm_fail_nomem(err, "new L2 entries");
+}
+
+int
+qm_edit_new_cluster(struct qm_edit *e, host_off *out, struct qmeld_error *err)
+{
+    uint64_t n;
+
+    return qm_refs_alloc(e->refs, 1, out, &n, err);
+}
+
+size_t
+qm_edit_weight(const struct qm_edit *e)
+{
+    return e->entries.n * sizeof *e->entries.at + e->frees.n * sizeof *e->frees.at +
+           e->pending.n * sizeof *e->pending.at;
+}
+
+static void
+put_entry(const struct qm_edit *e, unsigned char *p, const struct qm_edit_entry *x)
+{
+    be64_put((be64 *)p, x->word0);
+    if (e->geo->extended_l2)
+        be64_put((be64 *)p + 1, x->word1);
+}
+
+/* First entry behind i that belongs to another L2 table. */
+static size_t
+end_of_table(const struct qm_edit *e, size_t i)
+{
+    const uint64_t l1_idx = l1_of(e, e->entries.at[i].idx);
+
+    while (i < e->entries.n && l1_of(e, e->entries.at[i].idx) == l1_idx)
+        i++;
+    return i;
+}
+
+/* ---- before the commit point -------------------------------------------------------------------
+ */
+
+/* Writes the new version of one table, with entries [from, to), to a new cluster. */
+static int
+write_new_table(struct qm_edit *e, host_off old, size_t from, size_t to, struct qmeld_error *err)
+{
+    struct qm_edit_table t = {.l1_idx = l1_of(e, e->entries.at[from].idx), .old = old};
+    QM_FREE unsigned char *buf = calloc(1, e->geo->cluster_size);
+    uint64_t n;
+
+    if (!buf)
+        return qm_fail_nomem(err, "an L2 table");
+    if (old.h != 0 && qm_qcow2_read_cluster(e->q, old, buf, err) < 0)
+        return -1;
+    for (size_t i = from; i < to; i++)
+        put_entry(e, buf + place_in_l2(e, e->entries.at[i].idx), &e->entries.at[i]);
+    if (qm_refs_alloc(e->refs, 1, &t.new, &n, err) < 0 ||
+        qm_pwrite(e->q->img.file, t.new.h, buf, e->geo->cluster_size, err) < 0)
+        return -1;
+    return qm_vec_push(&e->tables, &t) ? 0 : qm_fail_nomem(err, "new L2 tables");
+}
+
+int
+qm_edit_prepare(struct qm_edit *e, struct qmeld_error *err)
+{
+    for (size_t i = 0, end; i < e->entries.n; i = end) {
+        const host_off l2 = l2_of(e, l1_of(e, e->entries.at[i].idx));
+        uint64_t count = 0;
+
+        end = end_of_table(e, i);
+        if (l2.h != 0 && qm_refs_get(e->refs, l2.h >> e->geo->cluster_bits, &count, err) < 0)
+            return -1;
+        if (count != 1 && write_new_table(e, l2, i, end, err) < 0)
+            return -1;
+    }
+    return qm_refs_write(e->refs, err);
+}
+
+/* ---- the commit point
+ * ---------------------------------------------------------------------------- */
+
+/* Entries [from, to) of one live table, each run of neighbours in one write. */
+static int
+write_in_place(struct qm_edit *e, host_off l2, size_t from, size_t to, struct qmeld_error *err)
+{
+    const size_t len = e->geo->l2_entry_len, room = RUN_BYTES / len;
+    QM_FREE unsigned char *buf = malloc(RUN_BYTES);
+
+    if (!buf)
+        return qm_fail_nomem(err, "L2 entries");
+    while (from < to) {
+        const uint64_t first = e->entries.at[from].idx;
+        size_t n = 0;
+
+        while (from + n < to && n < room && e->entries.at[from + n].idx == first + n) {
+            put_entry(e, buf + n * len, &e->entries.at[from + n]);
+            n++;
+        }
+        if (qm_pwrite(e->q->img.file, l2.h + place_in_l2(e, first), buf, n * len, err) < 0)
+            return -1;
+        from += n;
+    }
+    return 0;
+}
+
+static int
+write_l1_entry(struct qm_edit *e, const struct qm_edit_table *t, struct qmeld_error *err)
+{
+    be64 entry;
+
+    be64_put(&entry, t->new.h | QCOW2_COPIED);
+    return qm_pwrite(e->q->img.file, e->q->hdr.l1_off + t->l1_idx * sizeof entry, &entry,
+                     sizeof entry, err);
+}
+
+static int
+free_what_is_unused(struct qm_edit *e, struct qmeld_error *err)
+{
+    QM_VEC_EACH (t, &e->tables) {
+        e->l1[t->l1_idx] = t->new.h | QCOW2_COPIED;
+        if (t->old.h != 0 && qm_refs_free(e->refs, t->old, e->geo->cluster_size, err) < 0)
+            return -1;
+    }
+    QM_VEC_EACH (f, &e->frees) {
+        if (qm_refs_free(e->refs, f->off, f->len, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+int
+qm_edit_publish(struct qm_edit *e, struct qmeld_error *err)
+{
+    size_t t = 0;
+
+    if (qm_refs_link(e->refs, err) < 0)
+        return -1;
+    /* COMMIT POINT of the batch: from here on guest clusters read in the new way, each by
+     * itself, by one aligned write of its entry (or of the L1 entry above it). */
+    for (size_t i = 0, end; i < e->entries.n; i = end) {
+        const uint64_t l1_idx = l1_of(e, e->entries.at[i].idx);
+
+        end = end_of_table(e, i);
+        if (t < e->tables.n && e->tables.at[t].l1_idx == l1_idx) {
+            if (write_l1_entry(e, &e->tables.at[t++], err) < 0)
+                return -1;
+        } else if (write_in_place(e, l2_of(e, l1_idx), i, end, err) < 0) {
+            return -1;
+        }
+    }
+    if (qm_sync(e->q->img.file, err) < 0 || free_what_is_unused(e, err) < 0)
+        return -1;
+    qm_vec_clear(&e->entries);
+    qm_vec_clear(&e->tables);
+    qm_vec_clear(&e->frees);
+    e->slice_off = UINT64_MAX;
+    qm_image_forget(&e->q->img);
+    return 0;
+}

@@ -1,0 +1,628 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_refs.c - refcount blocks in memory, and their way to the disk.
+ *
+ * A block that an allocation needs and that does not exist yet is placed in the very range it
+ * describes, at the cluster where the allocation began.  So a block is never linked without
+ * being counted itself, whichever of several new table entries reach the disk.  Only in front of
+ * a long adjacent run do blocks sit together, counted by an earlier one; qm_refs_link
+ * then syncs before it links a block that another one counts.
+ *
+ * The table is held whole (QEMU's limit: 8 MiB).  Blocks are held while they are dirty; clean
+ * ones are dropped when they add up to more than CLEAN_BYTES.
+ */
+#include "qcow2_refs.h"
+
+#include "qcow2_header.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CLEAN_BYTES (32u << 20)
+
+struct block {
+    unsigned char *data; /* NULL: not loaded */
+    bool dirty;
+    bool written; /* some version is on its way to the disk: it may be linked */
+    bool linked;  /* the table on disk points at it */
+};
+
+struct run { /* of clusters */
+    uint64_t first;
+    uint64_t n;
+};
+
+struct qm_refs {
+    struct qm_qcow2 *q;
+    uint64_t per_block; /* clusters a block counts */
+    uint64_t *table;    /* host offsets, 0: no block; n_entries of them */
+    uint64_t n_entries;
+    uint64_t disk_entries; /* what the table on disk has room for */
+    struct block *blocks;  /* beside table */
+    uint64_t clean_bytes;
+    uint64_t free_hint;   /* no cluster below is free */
+    uint64_t end_hint;    /* no cluster from here on is in use */
+    bool new_blocks;      /* some block is not linked */
+    struct run new_table; /* n > 0: written, the header does not point at it yet */
+    uint64_t old_file_size;
+    QM_VEC(struct run) freed; /* reached 0 since open */
+};
+
+static uint64_t
+cluster_size(const struct qm_refs *r)
+{
+    return r->q->geo.cluster_size;
+}
+
+static const char *
+path(const struct qm_refs *r)
+{
+    return r->q->img.file->path;
+}
+
+/* ---- table and blocks ---------------------------------------------------------------------- */
+
+static int
+read_table(struct qm_refs *r, struct qmeld_error *err)
+{
+    const uint64_t bytes = (uint64_t)r->q->hdr.reftable_clusters << r->q->geo.cluster_bits;
+    QM_FREE be64 *disk = malloc(bytes);
+
+    r->n_entries = r->disk_entries = bytes / sizeof(be64);
+    r->table = calloc(r->n_entries, sizeof *r->table);
+    r->blocks = calloc(r->n_entries, sizeof *r->blocks);
+    if (!disk || !r->table || !r->blocks)
+        return qm_fail_nomem(err, "the refcount table");
+    if (qm_pread_padded(r->q->img.file, r->q->hdr.reftable_off, disk, bytes, err) < 0)
+        return -1;
+    for (uint64_t i = 0; i < r->n_entries; i++) {
+        const uint64_t entry = be64_get(&disk[i]);
+        const uint64_t off = entry & ~(uint64_t)511;
+
+        if (off == 0)
+            continue;
+        if (off % cluster_size(r) != 0 || off > QM_MAX_OFF - cluster_size(r))
+            return qm_fail(err, QMELD_CORRUPT,
+                           qm_at(path(r), r->q->hdr.reftable_off + i * sizeof(be64)),
+                           "refcount table entry %" PRIu64 " points at offset %#" PRIx64
+                           ", which is no cluster: run `qmeld check --repair=all` on it",
+                           i, off);
+        r->table[i] = off;
+        r->blocks[i].written = r->blocks[i].linked = true;
+    }
+    return 0;
+}
+
+int
+qm_refs_open(struct qm_qcow2 *q, struct qm_refs **out, struct qmeld_error *err)
+{
+    struct qm_refs *r = calloc(1, sizeof *r);
+
+    *out = NULL;
+    if (!r)
+        return qm_fail_nomem(err, "refcounts");
+    r->q = q;
+    r->per_block = 1ull << q->geo.refblock_bits;
+    r->old_file_size = q->img.file->size;
+    if (read_table(r, err) < 0) {
+        qm_refs_close(r);
+        return -1;
+    }
+    r->end_hint = r->n_entries * r->per_block;
+    *out = r;
+    return 0;
+}
+
+void
+qm_refs_close(struct qm_refs *refs)
+{
+    if (!refs)
+        return;
+    for (uint64_t i = 0; refs->blocks && i < refs->n_entries; i++)
+        free(refs->blocks[i].data);
+    free(refs->blocks);
+    free(refs->table);
+    qm_vec_release(&refs->freed);
+    free(refs);
+}
+
+static void
+drop_clean_blocks(struct qm_refs *r)
+{
+    for (uint64_t i = 0; i < r->n_entries; i++) {
+        if (!r->blocks[i].data || r->blocks[i].dirty)
+            continue;
+        free(r->blocks[i].data);
+        r->blocks[i].data = NULL;
+    }
+    r->clean_bytes = 0;
+}
+
+/* The block that counts `cluster`, loaded; NULL in *out if there is none. */
+static int
+load_block(struct qm_refs *r, uint64_t cluster, struct block **out, struct qmeld_error *err)
+{
+    const uint64_t idx = cluster / r->per_block;
+    struct block *b;
+
+    *out = NULL;
+    if (idx >= r->n_entries || r->table[idx] == 0)
+        return 0;
+    b = &r->blocks[idx];
+    if (!b->data) {
+        if (r->clean_bytes > CLEAN_BYTES)
+            drop_clean_blocks(r);
+        b->data = malloc(cluster_size(r));
+        if (!b->data)
+            return qm_fail_nomem(err, "a refcount block");
+        if (qm_qcow2_read_cluster(r->q, qm_host(r->table[idx]), b->data, err) < 0) {
+            free(b->data);
+            b->data = NULL;
+            return -1;
+        }
+        r->clean_bytes += cluster_size(r);
+    }
+    *out = b;
+    return 0;
+}
+
+static uint64_t
+count_in(const struct qm_refs *r, const struct block *b, uint64_t cluster)
+{
+    return qcow2_refcount_get(b->data, r->q->geo.refcount_order, cluster % r->per_block);
+}
+
+static void
+set_in(struct qm_refs *r, struct block *b, uint64_t cluster, uint64_t value)
+{
+    qcow2_refcount_put(b->data, r->q->geo.refcount_order, cluster % r->per_block, value);
+    b->dirty = true;
+    if (value > 0 && cluster >= r->end_hint)
+        r->end_hint = cluster + 1;
+}
+
+int
+qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out, struct qmeld_error *err)
+{
+    struct block *b;
+
+    if (load_block(refs, cluster, &b, err) < 0)
+        return -1;
+    *out = b ? count_in(refs, b, cluster) : 0;
+    return 0;
+}
+
+/* ---- allocating ------------------------------------------------------------------------------ */
+
+/* More entries in memory, so that entry idx exists; the disk follows in qm_refs_write. */
+static int
+grow_table(struct qm_refs *r, uint64_t idx, struct qmeld_error *err)
+{
+    const uint64_t per_cluster = cluster_size(r) / sizeof(be64);
+    uint64_t want = idx + 1;
+    uint64_t *table;
+    struct block *blocks;
+
+    want += want / 2 + per_cluster; /* so that it seldom happens */
+    want = qm_div_up(want, per_cluster) * per_cluster;
+    want = qm_min(want, QCOW2_MAX_REFTABLE_BYTES / sizeof(be64));
+    if (idx >= want)
+        return qm_fail(err, QMELD_NOSPACE, qm_in(path(r)),
+                       "the refcount table would exceed %u bytes: the image file is too large for "
+                       "its cluster size",
+                       QCOW2_MAX_REFTABLE_BYTES);
+    table = reallocarray(r->table, want, sizeof *table);
+    if (!table)
+        return qm_fail_nomem(err, "the refcount table");
+    r->table = table;
+    blocks = reallocarray(r->blocks, want, sizeof *blocks);
+    if (!blocks)
+        return qm_fail_nomem(err, "the refcount table");
+    r->blocks = blocks;
+    memset(table + r->n_entries, 0, (want - r->n_entries) * sizeof *table);
+    memset(blocks + r->n_entries, 0, (want - r->n_entries) * sizeof *blocks);
+    r->n_entries = want;
+    return 0;
+}
+
+/* Makes the block number idx and puts it at `cluster`, a free one that this or an earlier
+ * block counts. */
+static int
+add_block(struct qm_refs *r, uint64_t idx, uint64_t cluster, struct qmeld_error *err)
+{
+    struct block *b;
+
+    if (cluster > (QCOW2_OFFSET_MASK >> r->q->geo.cluster_bits))
+        return qm_fail(err, QMELD_NOSPACE, qm_in(path(r)),
+                       "the image file is full: no qcow2 offset reaches further");
+    if (idx >= r->n_entries && grow_table(r, idx, err) < 0)
+        return -1;
+    b = &r->blocks[idx];
+    b->data = calloc(1, cluster_size(r));
+    if (!b->data)
+        return qm_fail_nomem(err, "a refcount block");
+    b->dirty = true;
+    r->table[idx] = cluster << r->q->geo.cluster_bits;
+    r->new_blocks = true;
+    if (load_block(r, cluster, &b, err) < 0)
+        return -1;
+    set_in(r, b, cluster, 1);
+    return 0;
+}
+
+/* First free cluster at or after `from`; its block may not exist yet. */
+static int
+next_free(struct qm_refs *r, uint64_t from, uint64_t *out, struct qmeld_error *err)
+{
+    for (;;) {
+        const uint64_t stop = (from / r->per_block + 1) * r->per_block;
+        struct block *b;
+
+        if (load_block(r, from, &b, err) < 0)
+            return -1;
+        if (!b)
+            break;
+        for (; from < stop; from++) {
+            if (count_in(r, b, from) == 0) {
+                *out = from;
+                return 0;
+            }
+        }
+    }
+    *out = from;
+    return 0;
+}
+
+/* Takes [first, first + n) where all are free and have blocks. */
+static int
+take(struct qm_refs *r, uint64_t first, uint64_t n, struct qmeld_error *err)
+{
+    for (uint64_t c = first; c < first + n; c++) {
+        struct block *b;
+
+        if (load_block(r, c, &b, err) < 0)
+            return -1;
+        set_in(r, b, c, 1);
+    }
+    return 0;
+}
+
+/* How many clusters from `first` on are free and countable, at most want.  A range
+ * without block ends the run: its first cluster becomes the block. */
+static int
+free_run(struct qm_refs *r, uint64_t first, uint64_t want, uint64_t *out, struct qmeld_error *err)
+{
+    uint64_t n = 0;
+
+    while (n < want) {
+        uint64_t count;
+        struct block *b;
+
+        if (load_block(r, first + n, &b, err) < 0)
+            return -1;
+        if (!b)
+            break;
+        count = count_in(r, b, first + n);
+        if (count != 0)
+            break;
+        n++;
+    }
+    *out = n;
+    return 0;
+}
+
+/* First free cluster from `from` on that has a block, adding one if necessary. */
+static int
+next_countable(struct qm_refs *r, uint64_t from, uint64_t *out, struct qmeld_error *err)
+{
+    for (;;) {
+        struct block *b;
+
+        if (next_free(r, from, &from, err) < 0 || load_block(r, from, &b, err) < 0)
+            return -1;
+        if (b)
+            break;
+        if (add_block(r, from / r->per_block, from, err) < 0)
+            return -1;
+    }
+    *out = from;
+    return 0;
+}
+
+int
+qm_refs_alloc(struct qm_refs *refs, uint64_t want, host_off *out, uint64_t *out_n,
+              struct qmeld_error *err)
+{
+    uint64_t first;
+
+    if (next_countable(refs, refs->free_hint, &first, err) < 0 ||
+        free_run(refs, first, want, out_n, err) < 0 || take(refs, first, *out_n, err) < 0)
+        return -1;
+    refs->free_hint = first + *out_n;
+    *out = qm_host(first << refs->q->geo.cluster_bits);
+    return 0;
+}
+
+/* First byte behind the last cluster in use; 0 if nothing is. */
+static int
+find_end(struct qm_refs *r, uint64_t *out, struct qmeld_error *err)
+{
+    uint64_t c = qm_min(r->end_hint, r->n_entries * r->per_block);
+
+    while (c > 0) {
+        struct block *b;
+
+        if (load_block(r, c - 1, &b, err) < 0)
+            return -1;
+        if (!b) {
+            c = (c - 1) / r->per_block * r->per_block;
+            continue;
+        }
+        if (count_in(r, b, c - 1) != 0)
+            break;
+        c--;
+    }
+    r->end_hint = c;
+    *out = c << r->q->geo.cluster_bits;
+    return 0;
+}
+
+/* How many blocks are missing for the clusters [first, first + n). */
+static uint64_t
+missing_blocks(const struct qm_refs *r, uint64_t first, uint64_t n)
+{
+    uint64_t missing = 0;
+
+    for (uint64_t i = first / r->per_block; i <= (first + n - 1) / r->per_block; i++)
+        missing += i >= r->n_entries || r->table[i] == 0;
+    return missing;
+}
+
+/* At the end of the image: the blocks that are missing for the run, then the run. */
+int
+qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, struct qmeld_error *err)
+{
+    uint64_t first, end, blocks = 0;
+
+    if (find_end(refs, &end, err) < 0 ||
+        next_countable(refs, end >> refs->q->geo.cluster_bits, &first, err) < 0)
+        return -1;
+    while (missing_blocks(refs, first, blocks + n) > blocks)
+        blocks = missing_blocks(refs, first, blocks + n);
+    end = first + blocks + n;
+    for (uint64_t i = first / refs->per_block; i <= (end - 1) / refs->per_block; i++) {
+        if (i < refs->n_entries && refs->table[i] != 0)
+            continue;
+        if (add_block(refs, i, first++, err) < 0)
+            return -1;
+    }
+    first = end - n;
+    *out = qm_host(first << refs->q->geo.cluster_bits);
+    return take(refs, first, n, err);
+}
+
+/* ---- freeing -----------------------------------------------------------------------------------
+ */
+
+static int
+note_freed(struct qm_refs *r, uint64_t cluster, struct qmeld_error *err)
+{
+    const struct run one = {cluster, 1};
+
+    if (cluster < r->free_hint)
+        r->free_hint = cluster;
+    if (r->freed.n > 0 && qm_vec_last(&r->freed)->first + qm_vec_last(&r->freed)->n == cluster) {
+        qm_vec_last(&r->freed)->n++;
+        return 0;
+    }
+    return qm_vec_push(&r->freed, &one) ? 0 : qm_fail_nomem(err, "freed clusters");
+}
+
+int
+qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_error *err)
+{
+    const uint32_t bits = refs->q->geo.cluster_bits;
+
+    if (len == 0)
+        return 0;
+    for (uint64_t c = off.h >> bits; c <= (off.h + len - 1) >> bits; c++) {
+        struct block *b;
+        uint64_t count;
+
+        if (load_block(refs, c, &b, err) < 0)
+            return -1;
+        count = b ? count_in(refs, b, c) : 0;
+        if (count == 0)
+            return qm_fail(err, QMELD_CORRUPT, qm_at(path(refs), c << bits),
+                           "refcount of a cluster in use is 0: run `qmeld check --repair=all`");
+        set_in(refs, b, c, count - 1);
+        if (count == 1 && note_freed(refs, c, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- to the disk
+ * --------------------------------------------------------------------------------- */
+
+static uint64_t
+clusters_of_table(const struct qm_refs *r)
+{
+    return qm_div_up(r->n_entries * sizeof(be64), cluster_size(r));
+}
+
+static int
+write_new_table(struct qm_refs *r, struct qmeld_error *err)
+{
+    const uint64_t bytes = r->new_table.n << r->q->geo.cluster_bits;
+    QM_FREE be64 *disk = calloc(1, bytes);
+
+    if (!disk)
+        return qm_fail_nomem(err, "the refcount table");
+    for (uint64_t i = 0; i < r->n_entries; i++)
+        be64_put(&disk[i], r->table[i]);
+    return qm_pwrite(r->q->img.file, r->new_table.first << r->q->geo.cluster_bits, disk, bytes,
+                     err);
+}
+
+/* A place for the grown table.  Taking it may add blocks and so grow it once more. */
+static int
+place_table(struct qm_refs *r, struct qmeld_error *err)
+{
+    while (r->new_table.n < clusters_of_table(r)) {
+        const uint64_t n = clusters_of_table(r);
+        host_off at;
+
+        if (r->new_table.n > 0 &&
+            qm_refs_free(r, qm_host(r->new_table.first << r->q->geo.cluster_bits),
+                         r->new_table.n << r->q->geo.cluster_bits, err) < 0)
+            return -1;
+        r->new_table.n = 0;
+        if (qm_refs_alloc_adjacent(r, n, &at, err) < 0)
+            return -1;
+        r->new_table = (struct run){at.h >> r->q->geo.cluster_bits, n};
+    }
+    return 0;
+}
+
+int
+qm_refs_write(struct qm_refs *refs, struct qmeld_error *err)
+{
+    if (refs->n_entries > refs->disk_entries && place_table(refs, err) < 0)
+        return -1;
+    for (uint64_t i = 0; i < refs->n_entries; i++) {
+        struct block *b = &refs->blocks[i];
+
+        if (!b->dirty)
+            continue;
+        if (qm_pwrite(refs->q->img.file, refs->table[i], b->data, cluster_size(refs), err) < 0)
+            return -1;
+        b->dirty = false;
+        b->written = true;
+        refs->clean_bytes += cluster_size(refs);
+    }
+    return refs->new_table.n > 0 ? write_new_table(refs, err) : 0;
+}
+
+/* COMMIT POINT: the header points at the grown table, in one sector (qm_header_store). */
+static int
+link_table(struct qm_refs *r, struct qmeld_error *err)
+{
+    const host_off old = qm_host(r->q->hdr.reftable_off);
+    const uint64_t old_len = (uint64_t)r->q->hdr.reftable_clusters << r->q->geo.cluster_bits;
+
+    r->q->hdr.reftable_off = r->new_table.first << r->q->geo.cluster_bits;
+    r->q->hdr.reftable_clusters = (uint32_t)r->new_table.n;
+    if (qm_header_store(r->q, err) < 0)
+        return -1;
+    r->disk_entries = (r->new_table.n << r->q->geo.cluster_bits) / sizeof(be64);
+    r->new_table.n = 0;
+    return qm_refs_free(r, old, old_len, err);
+}
+
+/* Entries of the table that is in use, each an aligned eight bytes: never torn. */
+static int
+link_entries(struct qm_refs *r, struct qmeld_error *err)
+{
+    for (uint64_t i = 0; i < r->n_entries; i++) {
+        const uint64_t counted_by = (r->table[i] >> r->q->geo.cluster_bits) / r->per_block;
+        be64 entry;
+
+        if (r->table[i] == 0 || r->blocks[i].linked || !r->blocks[i].written)
+            continue;
+        if (counted_by != i && qm_sync(r->q->img.file, err) < 0)
+            return -1;
+        be64_put(&entry, r->table[i]);
+        if (qm_pwrite(r->q->img.file, r->q->hdr.reftable_off + i * sizeof entry, &entry,
+                      sizeof entry, err) < 0)
+            return -1;
+    }
+    return qm_sync(r->q->img.file, err);
+}
+
+int
+qm_refs_link(struct qm_refs *refs, struct qmeld_error *err)
+{
+    if (!refs->new_blocks && refs->new_table.n == 0)
+        return 0;
+    if ((refs->new_table.n > 0 ? link_table(refs, err) : link_entries(refs, err)) < 0)
+        return -1;
+    refs->new_blocks = false;
+    for (uint64_t i = 0; i < refs->n_entries; i++) {
+        struct block *b = &refs->blocks[i];
+
+        b->linked = b->linked || b->written;
+        refs->new_blocks = refs->new_blocks || (refs->table[i] != 0 && !b->linked);
+    }
+    return 0;
+}
+
+int
+qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err)
+{
+    if (qm_refs_write(refs, err) < 0 || qm_sync(refs->q->img.file, err) < 0)
+        return -1;
+    return qm_refs_link(refs, err);
+}
+
+/* ---- giving space back
+ * ----------------------------------------------------------------------------- */
+
+static int
+by_first(const void *a, const void *b)
+{
+    const struct run *x = a, *y = b;
+
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/* Discards what is still free of one freed run. */
+static int
+discard_run(struct qm_refs *r, const struct run *run, struct qmeld_error *err)
+{
+    const uint32_t bits = r->q->geo.cluster_bits;
+    uint64_t c = run->first;
+
+    while (c < run->first + run->n) {
+        uint64_t n = 0;
+
+        if (free_run(r, c, run->first + run->n - c, &n, err) < 0)
+            return -1;
+        if (n > 0 && qm_discard(r->q->img.file, c << bits, n << bits, err) < 0)
+            return -1;
+        c += n + 1;
+    }
+    return 0;
+}
+
+int
+qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
+{
+    const uint32_t bits = refs->q->geo.cluster_bits;
+    struct qm_file *file = refs->q->img.file;
+    uint64_t end, keep = refs->old_file_size;
+
+    if (find_end(refs, &end, err) < 0)
+        return -1;
+    /* Free space behind the end is cut off only if it was made or freed here: what a file had
+     * behind its last cluster before, is not ours. */
+    if (refs->freed.n > 0)
+        qsort(refs->freed.at, refs->freed.n, sizeof *refs->freed.at, by_first);
+    for (size_t i = refs->freed.n; i-- > 0;) {
+        const struct run *run = &refs->freed.at[i];
+
+        if ((run->first + run->n) << bits < keep)
+            break;
+        keep = qm_min(keep, run->first << bits);
+    }
+    keep = qm_max(keep, end);
+    QM_VEC_EACH (run, &refs->freed) {
+        if (discard_run(refs, run, err) < 0)
+            return -1;
+    }
+    refs->freed.n = 0;
+    if (!file->blockdev && file->size > keep)
+        return qm_truncate(file, keep, err);
+    return 0;
+}
