@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * cli.h - what the commands of `qmeld` share.
+ *
+ * Why.  Every command parses, calls the library, prints.  The rules that must be the same
+ * everywhere stand here once: exit codes, how an error reads, how a size is written, how
+ * names that came out of an image reach a terminal or a JSON reader.
+ *
+ * Calls      main() finds a struct qm_cli_command and runs it; what run returns is the exit
+ *            code of the process.
+ * Threads    One.
+ * Ownership  Strings from argv are borrowed; what qm_cli_quote returns is the caller's.
+ * Units      Bytes, unless a name says otherwise.
+ */
+#ifndef QM_CLI_H
+#define QM_CLI_H
+
+#include "qmeld.h"
+
+#include <getopt.h>
+#include <stdio.h>
+
+struct json_object;
+
+/* Exit codes.  `check` keeps those of `qemu-img check` instead: 0, 1, 2, 3, 63. */
+enum {
+    QM_EXIT_DONE = 0,
+    QM_EXIT_FAILED = 1,   /* the system failed; the images are as they were */
+    QM_EXIT_REFUSED = 2,  /* refused, or wrong usage; nothing was touched */
+    QM_EXIT_OPEN = 3,     /* stopped half-way: the same command again finishes */
+    QM_EXIT_STOPPED = 75, /* a signal asked to stop; EX_TEMPFAIL: try again later */
+};
+
+enum qm_cli_output {
+    QM_OUTPUT_HUMAN = 0,
+    QM_OUTPUT_JSON,
+};
+
+struct qm_cli_command {
+    const char *name;
+    const char *help; /* the whole text of --help, newlines included */
+    int (*run)(int argc, char **argv);
+};
+
+extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli_create,
+    qm_cli_commit;
+
+/* ---- options ------------------------------------------------------------------------- */
+
+/* Codes of options that have no letter. */
+enum {
+    QM_OPT_OUTPUT = 256,
+    QM_OPT_FIRST, /* a command's own begin here */
+};
+
+#define QM_CLI_COMMON_OPTIONS                                                                      \
+    {"output", required_argument, NULL, QM_OPT_OUTPUT},                                            \
+    {                                                                                              \
+        "help", no_argument, NULL, 'h'                                                             \
+    }
+
+/* getopt_long with our words for its complaints.  Returns the option, -1 at the end, or '?'
+ * after the complaint was printed. */
+int qm_cli_getopt(int argc, char **argv, const char *letters, const struct option *options);
+
+/* Prints "qmeld: COMMAND: sentence" and where help is. */
+void qm_cli_usage(const char *command, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* The value of --output.  False after the complaint. */
+bool qm_cli_parse_output(const char *command, const char *arg, enum qm_cli_output *out);
+
+/* "65536", "0x10000", "64k", "1.5G": k M G T P E are powers of 1024, in either case; b is one
+ * byte.  False, and nothing written, if it is anything else or does not fit. */
+bool qm_cli_parse_size(const char *text, uint64_t *out);
+
+/* A plain decimal number up to max. */
+bool qm_cli_parse_number(const char *text, uint64_t max, uint64_t *out);
+
+/* "on", "off".  False if it is neither. */
+bool qm_cli_parse_switch(const char *text, bool *out);
+
+/* ---- printing ------------------------------------------------------------------------ */
+
+struct qm_cli_size {
+    char text[32];
+};
+
+/* "64 KiB", "1.5 GiB", "512 B": at most four digits. */
+struct qm_cli_size qm_cli_size(uint64_t bytes);
+
+/* A name as it may be shown on a terminal: control characters, which could drive it, and bytes
+ * that are no UTF-8 become \xNN.  Never NULL: ends the process if there is no memory. */
+char *qm_cli_quote(const char *name);
+
+/* Frees what qm_cli_quote returned at the end of the scope. */
+#define QM_CLI_FREE __attribute__((cleanup(qm_cli_free)))
+void qm_cli_free(char **text);
+
+/* "qmeld: FILE: what is wrong: what to do" on stderr. */
+void qm_cli_complain(const struct qmeld_error *err);
+
+/* The exit code that err stands for. */
+int qm_cli_exit_code(const struct qmeld_error *err);
+
+/* Both of the above: `return qm_cli_fail(&err);` */
+int qm_cli_fail(const struct qmeld_error *err);
+
+/* ---- JSON ---------------------------------------------------------------------------- */
+
+/* A JSON string; bytes that are no UTF-8 become U+FFFD, for a reader must be able to parse
+ * what we print, whatever an image calls itself.  NULL gives JSON's null. */
+struct json_object *qm_cli_json_string(const char *text);
+void qm_cli_json_add(struct json_object *object, const char *key, struct json_object *value);
+void qm_cli_json_add_u64(struct json_object *object, const char *key, uint64_t value);
+void qm_cli_json_add_bool(struct json_object *object, const char *key, bool value);
+
+/* The error as an object: code, disk, filename, message, offset. */
+struct json_object *qm_cli_json_error(const struct qmeld_error *err);
+
+/* Prints value on stdout, indented, and frees it. */
+void qm_cli_json_print(struct json_object *value);
+
+#endif

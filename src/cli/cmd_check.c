@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * cmd_check.c - `qmeld check`: is the metadata of one image sound?
+ *
+ * Text, JSON keys and exit codes are those of `qemu-img check`, for scripts test them.  That is
+ * why wrong usage exits 1 here and not 2, which means corruption.
+ */
+#include "cli.h"
+
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <string.h>
+
+enum {
+    CHECK_SOUND = 0,
+    CHECK_FAILED = 1, /* not, or not wholly, checked */
+    CHECK_CORRUPT = 2,
+    CHECK_LEAKS = 3,
+    CHECK_NOT_CHECKABLE = 63,
+};
+
+static const char help[] =
+    "qmeld check - check, and repair, the metadata of an image\n"
+    "\n"
+    "    qmeld check disk.qcow2\n"
+    "    qmeld check --repair=leaks disk.qcow2    give back clusters nobody uses\n"
+    "    qmeld check --repair=all disk.qcow2      and mend what is corrupt\n"
+    "\n"
+    "usage: qmeld check [OPTIONS] IMAGE\n"
+    "\n"
+    "Counts references to every cluster of a qcow2 image and compares them with its refcounts,\n"
+    "as qemu-img check does.  Findings go to stderr, the sum to stdout.  Only IMAGE itself is\n"
+    "checked, not its backing files.  Without --repair nothing is locked or written; with it\n"
+    "the image must not be in use.\n"
+    "\n"
+    "    -r, --repair=leaks|all   mend: leaks only, or whatever can be known\n"
+    "    -f, --format=FMT         format of IMAGE; found by content otherwise\n"
+    "        --output=human|json  json: the keys of qemu-img check\n"
+    "    -q, --quiet              only the exit code\n"
+    "    -h, --help               this text\n"
+    "\n"
+    "Exit codes: 0 sound; 1 could not be checked, or not repaired, or wrong usage; 2 corrupt;\n"
+    "3 only leaked clusters; 63 the format has nothing to check (raw).\n";
+
+struct request {
+    const char *path;
+    const char *format;
+    enum qmeld_repair repair;
+    enum qm_cli_output output;
+    bool quiet;
+};
+
+static void
+print_finding(const char *sentence, void *opaque)
+{
+    const struct request *request = opaque;
+    QM_CLI_FREE char *shown = NULL;
+
+    if (request->quiet)
+        return;
+    shown = qm_cli_quote(sentence);
+    fprintf(stderr, "%s\n", shown);
+}
+
+static double
+percent(uint64_t part, uint64_t whole)
+{
+    return whole ? (double)part * 100.0 / (double)whole : 0.0;
+}
+
+static void
+print_human(const struct qmeld_check_result *r)
+{
+    if (r->leaks_fixed || r->corruptions_fixed)
+        printf("The following inconsistencies were found and repaired:\n\n"
+               "    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions\n\n"
+               "Double checking the fixed image now...\n",
+               r->leaks_fixed, r->corruptions_fixed);
+    if (!r->corruptions && !r->leaks && !r->check_errors)
+        puts("No errors were found on the image.");
+    if (r->corruptions)
+        printf("\n%" PRIu64 " errors were found on the image.\n"
+               "Data may be corrupt, or further writes to the image may corrupt it.\n",
+               r->corruptions);
+    if (r->leaks)
+        printf("\n%" PRIu64 " leaked clusters were found on the image.\n"
+               "This means waste of disk space, but no harm to data.\n",
+               r->leaks);
+    if (r->check_errors)
+        printf("\n%" PRIu64 " internal errors have occurred during the check.\n", r->check_errors);
+    if (r->total_clusters && r->allocated_clusters)
+        printf("%" PRIu64 "/%" PRIu64 " = %.2f%% allocated, %.2f%% fragmented, "
+               "%.2f%% compressed clusters\n",
+               r->allocated_clusters, r->total_clusters,
+               percent(r->allocated_clusters, r->total_clusters),
+               percent(r->fragmented_clusters, r->allocated_clusters),
+               percent(r->compressed_clusters, r->allocated_clusters));
+    if (r->image_end_offset)
+        printf("Image end offset: %" PRIu64 "\n", r->image_end_offset);
+}
+
+static void
+add_unless_zero(struct json_object *object, const char *key, uint64_t value)
+{
+    if (value)
+        qm_cli_json_add_u64(object, key, value);
+}
+
+static void
+print_json(const struct request *request, const struct qmeld_check_result *r)
+{
+    struct json_object *object = json_object_new_object();
+
+    qm_cli_json_add(object, "filename", qm_cli_json_string(request->path));
+    qm_cli_json_add(object, "format", json_object_new_string("qcow2")); /* the only one we check */
+    qm_cli_json_add_u64(object, "check-errors", r->check_errors);
+    add_unless_zero(object, "image-end-offset", r->image_end_offset);
+    add_unless_zero(object, "corruptions", r->corruptions);
+    add_unless_zero(object, "leaks", r->leaks);
+    add_unless_zero(object, "corruptions-fixed", r->corruptions_fixed);
+    add_unless_zero(object, "leaks-fixed", r->leaks_fixed);
+    add_unless_zero(object, "total-clusters", r->total_clusters);
+    add_unless_zero(object, "allocated-clusters", r->allocated_clusters);
+    add_unless_zero(object, "fragmented-clusters", r->fragmented_clusters);
+    add_unless_zero(object, "compressed-clusters", r->compressed_clusters);
+    qm_cli_json_print(object);
+}
+
+/* UNSUPPORTED has two meanings: a format without metadata, and a qcow2 image with a feature we
+ * do not know.  Only the first is 63. */
+static int
+exit_code_of_failure(const struct request *request, const struct qmeld_error *err)
+{
+    const struct qmeld_open_options options = {.format = request->format, .single = true};
+    struct qmeld_chain *chain = NULL;
+    struct qmeld_layer_info layer;
+    struct qmeld_error ignored;
+    int code = CHECK_FAILED;
+
+    if (err->code != QMELD_UNSUPPORTED ||
+        qmeld_chain_open(request->path, &options, &chain, &ignored) < 0)
+        return code;
+    if (qmeld_chain_layer(chain, 0, &layer, &ignored) == 0 && strcmp(layer.format, "raw") == 0)
+        code = CHECK_NOT_CHECKABLE;
+    qmeld_chain_close(chain);
+    return code;
+}
+
+static int
+check(struct request *request)
+{
+    struct qmeld_check_result result = {0};
+    struct qmeld_error err;
+
+    if (qmeld_check(request->path, request->format, request->repair, print_finding, request,
+                    &result, &err) < 0) {
+        qm_cli_complain(&err);
+        return exit_code_of_failure(request, &err);
+    }
+    if (request->output == QM_OUTPUT_JSON)
+        print_json(request, &result);
+    else if (!request->quiet)
+        print_human(&result);
+    if (result.check_errors)
+        return CHECK_FAILED;
+    if (result.corruptions)
+        return CHECK_CORRUPT;
+    return result.leaks ? CHECK_LEAKS : CHECK_SOUND;
+}
+
+static bool
+parse_repair(const char *command, const char *arg, enum qmeld_repair *out)
+{
+    if (strcmp(arg, "leaks") == 0)
+        *out = QMELD_REPAIR_LEAKS;
+    else if (strcmp(arg, "all") == 0)
+        *out = QMELD_REPAIR_ALL;
+    else {
+        qm_cli_usage(command, "--repair is leaks or all, not \"%s\"", arg);
+        return false;
+    }
+    return true;
+}
+
+static int
+run(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"repair", required_argument, NULL, 'r'},
+        {"format", required_argument, NULL, 'f'},
+        {"quiet", no_argument, NULL, 'q'},
+        QM_CLI_COMMON_OPTIONS,
+        {NULL, 0, NULL, 0},
+    };
+    struct request request = {0};
+    int c;
+
+    while ((c = qm_cli_getopt(argc, argv, ":r:f:qh", options)) != -1)
+        switch (c) {
+        case 'r':
+            if (!parse_repair(argv[0], optarg, &request.repair))
+                return CHECK_FAILED;
+            break;
+        case 'f':
+            request.format = optarg;
+            break;
+        case 'q':
+            request.quiet = true;
+            break;
+        case QM_OPT_OUTPUT:
+            if (!qm_cli_parse_output(argv[0], optarg, &request.output))
+                return CHECK_FAILED;
+            break;
+        case 'h':
+            fputs(help, stdout);
+            return CHECK_SOUND;
+        default:
+            return CHECK_FAILED;
+        }
+    if (argc - optind != 1) {
+        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        return CHECK_FAILED;
+    }
+    request.path = argv[optind];
+    return check(&request);
+}
+
+const struct qm_cli_command qm_cli_check = {"check", help, run};

@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * cmd_info.c - `qmeld info`: a chain, layer by layer.
+ *
+ * The JSON is what `qemu-img info --backing-chain --output=json` prints (its keys, its order of
+ * layers: top first), so that its readers can be pointed here; what we know beyond that has
+ * keys of its own.
+ */
+#include "cli.h"
+
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <string.h>
+#include <time.h>
+
+static const char help[] =
+    "qmeld info - show a chain of images, layer by layer\n"
+    "\n"
+    "    qmeld info disk.qcow2\n"
+    "    qmeld info --output=json disk.qcow2 | jq '.[].filename'\n"
+    "    qmeld info --single disk.qcow2        the image alone, even if its chain is broken\n"
+    "\n"
+    "usage: qmeld info [OPTIONS] IMAGE\n"
+    "\n"
+    "Shows for every layer, from the top to the base: format and features, sizes, the space it\n"
+    "takes, its backing file, internal snapshots, persistent bitmaps, and which process uses\n"
+    "it.  Takes no lock and writes nothing, so it may be run beside a virtual machine.  The\n"
+    "number in brackets is what commit --base and --top understand; [1] is the base.\n"
+    "\n"
+    "    -f, --format=FMT          format of IMAGE (qcow2, raw); found by content otherwise\n"
+    "        --backing-format=FMT  format of layers for which no overlay stores one\n"
+    "        --single              do not open backing files\n"
+    "        --output=human|json   json: the keys of qemu-img info --backing-chain, and more\n"
+    "    -h, --help                this text\n";
+
+/* ---- human --------------------------------------------------------------------------- */
+
+/* "    disk size       1.2 GiB": the left column of every line. */
+static void
+print_key(const char *key)
+{
+    printf("    %-15s ", key);
+}
+
+static void
+print_format(const struct qmeld_layer_info *layer)
+{
+    print_key("format");
+    printf("%s", layer->format);
+    if (layer->version) {
+        printf(" version %u, %s clusters, %s", layer->version,
+               qm_cli_size(layer->cluster_size).text,
+               layer->compression ? layer->compression : "zlib");
+        printf(", %u-bit refcounts", layer->refcount_bits);
+        if (layer->extended_l2)
+            printf(", extended L2");
+        if (layer->lazy_refcounts)
+            printf(", lazy refcounts");
+    }
+    printf("%s\n", layer->format_probed ? " (found by content: nobody says so)" : "");
+}
+
+static void
+print_sizes(const struct qmeld_layer_info *layer)
+{
+    print_key("virtual size");
+    printf("%s (%" PRIu64 " bytes)\n", qm_cli_size(layer->virtual_size).text, layer->virtual_size);
+    print_key("disk size");
+    if (layer->block_device)
+        printf("%s (block device)\n", qm_cli_size(layer->file_size).text);
+    else
+        printf("%s of a file of %s\n", qm_cli_size(layer->allocated).text,
+               qm_cli_size(layer->file_size).text);
+}
+
+static void
+print_backing(const struct qmeld_layer_info *layer)
+{
+    QM_CLI_FREE char *name = NULL;
+    QM_CLI_FREE char *format = NULL;
+
+    if (!layer->backing_name)
+        return;
+    name = qm_cli_quote(layer->backing_name);
+    format = qm_cli_quote(layer->backing_format ? layer->backing_format : "no format stored");
+    print_key("backing file");
+    printf("%s (%s)\n", name, format);
+}
+
+static void
+print_data_file(const struct qmeld_layer_info *layer)
+{
+    QM_CLI_FREE char *name = NULL;
+
+    if (!layer->data_file)
+        return;
+    name = qm_cli_quote(layer->data_file);
+    print_key("data file");
+    printf("%s%s\n", name, layer->data_file_raw ? " (valid as raw)" : "");
+}
+
+/* What somebody has to know before touching the image. */
+static void
+print_state(const struct qmeld_layer_info *layer)
+{
+    if (layer->encryption) {
+        print_key("encryption");
+        printf("%s\n", layer->encryption);
+    }
+    if (layer->dirty) {
+        print_key("state");
+        puts("dirty: it was not closed cleanly, its refcounts may be stale");
+    }
+    if (layer->corrupt) {
+        print_key("state");
+        puts("corrupt: marked so by a program that found damage; qmeld check tells");
+    }
+    if (layer->unknown_autoclear) {
+        print_key("autoclear");
+        printf("unknown bits %#" PRIx64 "\n", layer->unknown_autoclear);
+    }
+    if (layer->holder) {
+        QM_CLI_FREE char *holder = qm_cli_quote(layer->holder);
+
+        print_key("in use by");
+        printf("%s\n", holder);
+    }
+}
+
+static void
+print_snapshot(const struct qmeld_snapshot_info *snapshot, const char *key)
+{
+    QM_CLI_FREE char *id = qm_cli_quote(snapshot->id ? snapshot->id : "");
+    QM_CLI_FREE char *name = qm_cli_quote(snapshot->name ? snapshot->name : "");
+    const time_t seconds = (time_t)snapshot->date_sec;
+    char date[32] = "?";
+    struct tm tm;
+
+    if (localtime_r(&seconds, &tm))
+        strftime(date, sizeof date, "%Y-%m-%d %H:%M:%S", &tm);
+    print_key(key);
+    printf("%s \"%s\", %s, %s", id, name, date, qm_cli_size(snapshot->disk_size).text);
+    if (snapshot->vm_state_size)
+        printf(", with %s of machine state", qm_cli_size(snapshot->vm_state_size).text);
+    putchar('\n');
+}
+
+static void
+print_bitmap(const struct qmeld_bitmap_info *bitmap, const char *key)
+{
+    QM_CLI_FREE char *name = qm_cli_quote(bitmap->name ? bitmap->name : "");
+
+    print_key(key);
+    printf("\"%s\", a bit for %s, %s%s\n", name, qm_cli_size(bitmap->granularity).text,
+           bitmap->enabled ? "recording" : "not recording",
+           bitmap->in_use ? ", not closed cleanly" : "");
+}
+
+static void
+print_layer(size_t number, const struct qmeld_layer_info *layer)
+{
+    QM_CLI_FREE char *path = qm_cli_quote(layer->path);
+
+    printf("[%zu] %s\n", number, path);
+    print_format(layer);
+    print_sizes(layer);
+    print_backing(layer);
+    print_data_file(layer);
+    print_state(layer);
+    for (size_t i = 0; i < layer->n_snapshots; i++)
+        print_snapshot(&layer->snapshots[i], i ? "" : "snapshots");
+    for (size_t i = 0; i < layer->n_bitmaps; i++)
+        print_bitmap(&layer->bitmaps[i], i ? "" : "bitmaps");
+}
+
+/* ---- JSON ---------------------------------------------------------------------------- */
+
+static struct json_object *
+snapshots_json(const struct qmeld_layer_info *layer)
+{
+    struct json_object *list = json_object_new_array();
+
+    for (size_t i = 0; i < layer->n_snapshots; i++) {
+        const struct qmeld_snapshot_info *snapshot = &layer->snapshots[i];
+        struct json_object *object = json_object_new_object();
+
+        qm_cli_json_add(object, "id", qm_cli_json_string(snapshot->id));
+        qm_cli_json_add(object, "name", qm_cli_json_string(snapshot->name));
+        qm_cli_json_add_u64(object, "vm-state-size", snapshot->vm_state_size);
+        qm_cli_json_add_u64(object, "disk-size", snapshot->disk_size);
+        qm_cli_json_add_u64(object, "date-sec", snapshot->date_sec);
+        qm_cli_json_add_u64(object, "date-nsec", snapshot->date_nsec);
+        qm_cli_json_add_u64(object, "vm-clock-sec", snapshot->vm_clock_nsec / 1000000000);
+        qm_cli_json_add_u64(object, "vm-clock-nsec", snapshot->vm_clock_nsec % 1000000000);
+        json_object_array_add(list, object);
+    }
+    return list;
+}
+
+static struct json_object *
+bitmaps_json(const struct qmeld_layer_info *layer)
+{
+    struct json_object *list = json_object_new_array();
+
+    for (size_t i = 0; i < layer->n_bitmaps; i++) {
+        const struct qmeld_bitmap_info *bitmap = &layer->bitmaps[i];
+        struct json_object *object = json_object_new_object();
+        struct json_object *flags = json_object_new_array();
+
+        if (bitmap->in_use)
+            json_object_array_add(flags, json_object_new_string("in-use"));
+        if (bitmap->enabled)
+            json_object_array_add(flags, json_object_new_string("auto"));
+        qm_cli_json_add(object, "name", qm_cli_json_string(bitmap->name));
+        qm_cli_json_add_u64(object, "granularity", bitmap->granularity);
+        qm_cli_json_add(object, "flags", flags);
+        json_object_array_add(list, object);
+    }
+    return list;
+}
+
+/* The part qemu-img calls format-specific. */
+static struct json_object *
+qcow2_json(const struct qmeld_layer_info *layer)
+{
+    struct json_object *object = json_object_new_object();
+    struct json_object *data = json_object_new_object();
+
+    qm_cli_json_add(data, "compat", json_object_new_string(layer->version < 3 ? "0.10" : "1.1"));
+    qm_cli_json_add(data, "compression-type",
+                    qm_cli_json_string(layer->compression ? layer->compression : "zlib"));
+    qm_cli_json_add_u64(data, "refcount-bits", layer->refcount_bits);
+    if (layer->version >= 3) {
+        qm_cli_json_add_bool(data, "lazy-refcounts", layer->lazy_refcounts);
+        qm_cli_json_add_bool(data, "corrupt", layer->corrupt);
+        qm_cli_json_add_bool(data, "extended-l2", layer->extended_l2);
+    }
+    if (layer->data_file) {
+        qm_cli_json_add(data, "data-file", qm_cli_json_string(layer->data_file));
+        qm_cli_json_add_bool(data, "data-file-raw", layer->data_file_raw);
+    }
+    if (layer->n_bitmaps)
+        qm_cli_json_add(data, "bitmaps", bitmaps_json(layer));
+    qm_cli_json_add(object, "type", json_object_new_string("qcow2"));
+    qm_cli_json_add(object, "data", data);
+    return object;
+}
+
+/* below: the path of the layer this one stands on, NULL: none was opened */
+static struct json_object *
+layer_json(size_t number, const struct qmeld_layer_info *layer, const char *below)
+{
+    struct json_object *object = json_object_new_object();
+
+    qm_cli_json_add_u64(object, "layer", number);
+    qm_cli_json_add(object, "filename", qm_cli_json_string(layer->path));
+    qm_cli_json_add(object, "format", qm_cli_json_string(layer->format));
+    qm_cli_json_add_bool(object, "format-probed", layer->format_probed);
+    qm_cli_json_add_u64(object, "virtual-size", layer->virtual_size);
+    qm_cli_json_add_u64(object, "actual-size", layer->allocated);
+    qm_cli_json_add_u64(object, "file-size", layer->file_size);
+    qm_cli_json_add_bool(object, "block-device", layer->block_device);
+    qm_cli_json_add_bool(object, "dirty-flag", layer->dirty);
+    if (layer->version)
+        qm_cli_json_add_u64(object, "cluster-size", layer->cluster_size);
+    if (layer->backing_name)
+        qm_cli_json_add(object, "backing-filename", qm_cli_json_string(layer->backing_name));
+    if (layer->backing_format)
+        qm_cli_json_add(object, "backing-filename-format",
+                        qm_cli_json_string(layer->backing_format));
+    if (below)
+        qm_cli_json_add(object, "full-backing-filename", qm_cli_json_string(below));
+    if (layer->encryption) {
+        qm_cli_json_add_bool(object, "encrypted", true);
+        qm_cli_json_add(object, "encryption", qm_cli_json_string(layer->encryption));
+    }
+    if (layer->unknown_autoclear)
+        qm_cli_json_add_u64(object, "unknown-autoclear", layer->unknown_autoclear);
+    if (layer->holder)
+        qm_cli_json_add(object, "holder", qm_cli_json_string(layer->holder));
+    if (layer->n_snapshots)
+        qm_cli_json_add(object, "snapshots", snapshots_json(layer));
+    if (layer->version)
+        qm_cli_json_add(object, "format-specific", qcow2_json(layer));
+    return object;
+}
+
+/* ---- the command --------------------------------------------------------------------- */
+
+static int
+show_json(struct qmeld_chain *chain, struct qmeld_error *err)
+{
+    struct json_object *list = json_object_new_array();
+
+    for (size_t i = qmeld_chain_depth(chain); i-- > 0;) {
+        struct qmeld_layer_info layer, below;
+
+        if (qmeld_chain_layer(chain, i, &layer, err) < 0 ||
+            (i > 0 && qmeld_chain_layer(chain, i - 1, &below, err) < 0)) {
+            json_object_put(list);
+            return -1;
+        }
+        json_object_array_add(list, layer_json(i + 1, &layer, i > 0 ? below.path : NULL));
+    }
+    qm_cli_json_print(list);
+    return 0;
+}
+
+static int
+show_human(struct qmeld_chain *chain, struct qmeld_error *err)
+{
+    for (size_t i = qmeld_chain_depth(chain); i-- > 0;) {
+        struct qmeld_layer_info layer;
+
+        if (qmeld_chain_layer(chain, i, &layer, err) < 0)
+            return -1;
+        print_layer(i + 1, &layer);
+        if (i > 0)
+            putchar('\n');
+    }
+    return 0;
+}
+
+static int
+show(const char *path, const struct qmeld_open_options *open_options, enum qm_cli_output output)
+{
+    struct qmeld_chain *chain = NULL;
+    struct qmeld_error err;
+    int result;
+
+    if (qmeld_chain_open(path, open_options, &chain, &err) < 0)
+        return qm_cli_fail(&err);
+    result = output == QM_OUTPUT_JSON ? show_json(chain, &err) : show_human(chain, &err);
+    qmeld_chain_close(chain);
+    return result < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;
+}
+
+static int
+run(int argc, char **argv)
+{
+    enum { OPT_BACKING_FORMAT = QM_OPT_FIRST, OPT_SINGLE };
+    static const struct option options[] = {
+        {"format", required_argument, NULL, 'f'},
+        {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+        {"single", no_argument, NULL, OPT_SINGLE},
+        QM_CLI_COMMON_OPTIONS,
+        {NULL, 0, NULL, 0},
+    };
+    struct qmeld_open_options open_options = {0};
+    enum qm_cli_output output = QM_OUTPUT_HUMAN;
+    int c;
+
+    while ((c = qm_cli_getopt(argc, argv, ":f:h", options)) != -1)
+        switch (c) {
+        case 'f':
+            open_options.format = optarg;
+            break;
+        case OPT_BACKING_FORMAT:
+            open_options.backing_format = optarg;
+            break;
+        case OPT_SINGLE:
+            open_options.single = true;
+            break;
+        case QM_OPT_OUTPUT:
+            if (!qm_cli_parse_output(argv[0], optarg, &output))
+                return QM_EXIT_REFUSED;
+            break;
+        case 'h':
+            fputs(help, stdout);
+            return QM_EXIT_DONE;
+        default:
+            return QM_EXIT_REFUSED;
+        }
+    if (argc - optind != 1) {
+        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        return QM_EXIT_REFUSED;
+    }
+    return show(argv[optind], &open_options, output);
+}
+
+const struct qm_cli_command qm_cli_info = {"info", help, run};

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * main.c - finds the command, makes the process fit to run it, tells the exit code.
+ *
+ * The two precautions before a command runs are about other people's data: descriptors 0 to 2
+ * must be taken, or an image could be opened as number 2 and get our error messages written
+ * into it; and a chain of a thousand layers needs more descriptors than a shell grants.
+ */
+#include "cli.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+static const struct qm_cli_command *const commands[] = {
+    &qm_cli_commit, &qm_cli_info, &qm_cli_map, &qm_cli_check, &qm_cli_create,
+};
+
+static const char overview[] =
+    "qmeld - fold chains of qcow2 and raw disk images\n"
+    "\n"
+    "    qmeld COMMAND [OPTIONS] ...\n"
+    "\n"
+    "Look (takes no lock, writes nothing, may run beside a virtual machine):\n"
+    "    info IMAGE      the chain, layer by layer, and who uses it\n"
+    "    map IMAGE       which layer answers which bytes; --format=strip draws it\n"
+    "    check IMAGE     is the metadata of one image sound?\n"
+    "\n"
+    "Change:\n"
+    "    commit IMAGE    merge layers down; IMAGE reads the same at every instant\n"
+    "    create IMAGE    make a new image\n"
+    "    check --repair=leaks|all IMAGE\n"
+    "\n"
+    "    qmeld help COMMAND   explains one with examples (so does qmeld COMMAND --help)\n"
+    "    qmeld --version\n"
+    "\n"
+    "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
+    "touched; 3 stopped half-way, the same command again finishes; 75 stopped by a signal.\n"
+    "check has those of qemu-img check: 1 not checked, 2 corrupt, 3 leaks, 63 not checkable.\n";
+
+static const struct qm_cli_command *
+find_command(const char *name)
+{
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (strcmp(commands[i]->name, name) == 0)
+            return commands[i];
+    return NULL;
+}
+
+static int
+unknown_command(const char *name)
+{
+    QM_CLI_FREE char *shown = qm_cli_quote(name);
+
+    fprintf(stderr, "qmeld: there is no command \"%s\": qmeld help lists them\n", shown);
+    return QM_EXIT_REFUSED;
+}
+
+static int
+print_help(int argc, char **argv)
+{
+    const struct qm_cli_command *command;
+
+    if (argc < 2) {
+        fputs(overview, stdout);
+        return QM_EXIT_DONE;
+    }
+    command = find_command(argv[1]);
+    if (!command)
+        return unknown_command(argv[1]);
+    fputs(command->help, stdout);
+    return QM_EXIT_DONE;
+}
+
+static int
+run(int argc, char **argv)
+{
+    const struct qm_cli_command *command;
+
+    if (argc < 2) {
+        fputs(overview, stderr);
+        return QM_EXIT_REFUSED;
+    }
+    if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0 ||
+        strcmp(argv[1], "-h") == 0)
+        return print_help(argc - 1, argv + 1);
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
+        printf("qmeld %s\n", qmeld_version());
+        return QM_EXIT_DONE;
+    }
+    command = find_command(argv[1]);
+    if (!command)
+        return unknown_command(argv[1]);
+    return command->run(argc - 1, argv + 1);
+}
+
+static bool
+take_standard_descriptors(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR); /* gets the lowest number that is free */
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd < 0)
+        return false;
+    close(fd);
+    return true;
+}
+
+static void
+raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit); /* a short chain works without, too */
+    }
+}
+
+int
+main(int argc, char **argv)
+{
+    int code;
+
+    if (!take_standard_descriptors())
+        return QM_EXIT_FAILED;
+    raise_descriptor_limit();
+    code = run(argc, argv);
+    /* Whoever reads the output must not take a cut-off answer for the whole. */
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fputs("qmeld: standard output could not be written: the answer is cut off\n", stderr);
+        if (code == QM_EXIT_DONE)
+            code = QM_EXIT_FAILED;
+    }
+    return code;
+}

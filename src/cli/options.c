@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* options.c - the words and numbers people type after a command. */
+#include "cli.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+int
+qm_cli_getopt(int argc, char **argv, const char *letters, const struct option *options)
+{
+    int c;
+
+    opterr = 0;
+    c = getopt_long(argc, argv, letters, options, NULL);
+    if (c != '?' && c != ':')
+        return c;
+    if (c == ':') /* letters begins with a colon: a value is missing */
+        qm_cli_usage(argv[0], "option %s needs a value", argv[optind - 1]);
+    else if (optopt > 0 && optopt < 256 && !strchr(letters, optopt))
+        qm_cli_usage(argv[0], "unknown option -%c", optopt);
+    else if (optopt != 0) /* known, so it is a switch written as --switch=value */
+        qm_cli_usage(argv[0], "option %s takes no value", argv[optind - 1]);
+    else
+        qm_cli_usage(argv[0], "unknown or ambiguous option %s", argv[optind - 1]);
+    return '?';
+}
+
+void
+qm_cli_usage(const char *command, const char *format, ...)
+{
+    char sentence[512];
+    QM_CLI_FREE char *shown = NULL;
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(sentence, sizeof sentence, format, args);
+    va_end(args);
+    shown = qm_cli_quote(sentence);
+    fprintf(stderr, "qmeld: %s: %s: see qmeld help %s\n", command, shown, command);
+}
+
+bool
+qm_cli_parse_output(const char *command, const char *arg, enum qm_cli_output *out)
+{
+    if (strcmp(arg, "human") == 0)
+        *out = QM_OUTPUT_HUMAN;
+    else if (strcmp(arg, "json") == 0)
+        *out = QM_OUTPUT_JSON;
+    else {
+        qm_cli_usage(command, "--output is human or json, not \"%s\"", arg);
+        return false;
+    }
+    return true;
+}
+
+/* The factor a suffix stands for; 0 if it is none. */
+static uint64_t
+unit_of(char suffix)
+{
+    static const char units[] = "BKMGTPE";
+    const char *found = suffix ? strchr(units, toupper((unsigned char)suffix)) : NULL;
+
+    return found ? UINT64_C(1) << (10 * (found - units)) : 0;
+}
+
+/* ".5G": adds the part behind the point, truncated to a byte, to *value. */
+static bool
+add_fraction(const char *digits, size_t n_digits, uint64_t unit, uint64_t *value)
+{
+    uint64_t numerator = 0, denominator = 1;
+
+    for (size_t i = 0; i < n_digits && i < 18; i++) { /* 18 digits fit, more say nothing */
+        numerator = numerator * 10 + (uint64_t)(digits[i] - '0');
+        denominator *= 10;
+    }
+    return !__builtin_add_overflow(
+        *value, (uint64_t)((unsigned __int128)numerator * unit / denominator), value);
+}
+
+bool
+qm_cli_parse_size(const char *text, uint64_t *out)
+{
+    const bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
+    const char *fraction = NULL;
+    size_t n_fraction = 0;
+    uint64_t value, unit = 1;
+    char *end;
+
+    if (!isdigit((unsigned char)text[0]) || (hex && !isxdigit((unsigned char)text[2])))
+        return false; /* strtoull would take a sign, blanks, or nothing at all */
+    errno = 0;
+    value = strtoull(text, &end, hex ? 16 : 10);
+    if (errno != 0)
+        return false;
+    if (*end == '.' && !hex) {
+        fraction = end + 1;
+        n_fraction = strspn(fraction, "0123456789");
+        end += 1 + n_fraction;
+        if (n_fraction == 0)
+            return false;
+    }
+    if (*end && (hex || (unit = unit_of(*end++)) == 0 || *end))
+        return false;
+    if (fraction && unit == 1)
+        return false; /* half a byte */
+    if (__builtin_mul_overflow(value, unit, &value))
+        return false;
+    if (fraction && !add_fraction(fraction, n_fraction, unit, &value))
+        return false;
+    *out = value;
+    return true;
+}
+
+bool
+qm_cli_parse_number(const char *text, uint64_t max, uint64_t *out)
+{
+    unsigned long long value;
+    char *end;
+
+    if (!isdigit((unsigned char)text[0]))
+        return false;
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    if (errno != 0 || *end || value > max)
+        return false;
+    *out = value;
+    return true;
+}
+
+bool
+qm_cli_parse_switch(const char *text, bool *out)
+{
+    if (strcmp(text, "on") != 0 && strcmp(text, "off") != 0)
+        return false;
+    *out = text[1] == 'n';
+    return true;
+}

@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * progress.c - how far a long command is, on stderr.
+ *
+ * The rate is that of the last seconds, not of the whole run: a merge that reaches a slower disk
+ * region, or a limit, must say so.  The time left is shown only once two seconds of one phase
+ * have been seen, and is cut to two digits, for the third would be a lie.
+ */
+#include "progress.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BAR_CELLS = 24 };
+
+static const double tick_seconds = 0.1;    /* between two bars, two records */
+static const double sample_seconds = 0.25; /* between two samples: 64 of them see 16 seconds */
+static const double trust_seconds = 2.0;   /* seen before a time left is told */
+
+/* What can be said about the speed. */
+struct pace {
+    double elapsed; /* since begin */
+    double rate;    /* bytes a second; 0: not known yet */
+    double left;    /* seconds; < 0: not known yet */
+};
+
+static double
+now_seconds(void)
+{
+    struct timespec now = {0};
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+bool
+qm_cli_progress_parse(const char *text, enum qm_cli_progress_mode *out)
+{
+    static const char *const names[] = {"auto", "bar", "json", "none"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(names[i], text) == 0) {
+            *out = (enum qm_cli_progress_mode)i;
+            return true;
+        }
+    return false;
+}
+
+void
+qm_cli_progress_begin(struct qm_cli_progress *progress, enum qm_cli_progress_mode mode)
+{
+    memset(progress, 0, sizeof *progress);
+    if (mode == QM_PROGRESS_AUTO)
+        mode = isatty(STDERR_FILENO) ? QM_PROGRESS_BAR : QM_PROGRESS_NONE;
+    progress->mode = mode;
+    progress->began = now_seconds();
+}
+
+static void
+sample(struct qm_cli_progress *progress, double time, uint64_t done)
+{
+    const size_t newest = (progress->n_samples + QM_PROGRESS_SAMPLES - 1) % QM_PROGRESS_SAMPLES;
+
+    if (progress->n_samples > 0 && time - progress->samples[newest].time < sample_seconds)
+        return;
+    progress->samples[progress->n_samples % QM_PROGRESS_SAMPLES].time = time;
+    progress->samples[progress->n_samples % QM_PROGRESS_SAMPLES].done = done;
+    progress->n_samples++;
+}
+
+static struct pace
+measure(const struct qm_cli_progress *progress, double time, const struct qmeld_progress *now)
+{
+    const size_t oldest =
+        progress->n_samples > QM_PROGRESS_SAMPLES ? progress->n_samples % QM_PROGRESS_SAMPLES : 0;
+    struct pace pace = {.elapsed = time - progress->began, .left = -1};
+    const double seen = progress->n_samples ? time - progress->samples[oldest].time : 0;
+
+    if (seen < sample_seconds || now->done_bytes <= progress->samples[oldest].done)
+        return pace;
+    pace.rate = (double)(now->done_bytes - progress->samples[oldest].done) / seen;
+    if (seen >= trust_seconds && now->total_bytes >= now->done_bytes)
+        pace.left = (double)(now->total_bytes - now->done_bytes) / pace.rate;
+    return pace;
+}
+
+/* "8 s", "42 s", "3 min", "1.5 h" */
+static void
+write_left(double left, char *out, size_t n_out)
+{
+    if (left < 0)
+        out[0] = '\0';
+    else if (left < 99.5)
+        snprintf(out, n_out, "%.0f s left", left);
+    else if (left < 99.5 * 60)
+        snprintf(out, n_out, "%.0f min left", left / 60);
+    else
+        snprintf(out, n_out, "%.1f h left", left / 3600);
+}
+
+static int
+terminal_width(void)
+{
+    struct winsize size;
+
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+}
+
+static void
+show_bar(struct qm_cli_progress *progress, const struct pace *pace,
+         const struct qmeld_progress *now)
+{
+    char bar[BAR_CELLS + 1], line[256], rate[48] = "", left[32];
+    const double share =
+        now->total_bytes ? (double)now->done_bytes / (double)now->total_bytes : 0.0;
+    const int filled = (int)((share < 1.0 ? share : 1.0) * BAR_CELLS);
+
+    if (now->total_bytes == 0) {
+        snprintf(line, sizeof line, "%s ...", now->phase);
+    } else {
+        for (int i = 0; i < BAR_CELLS; i++)
+            bar[i] = i < filled ? '=' : i == filled ? '>' : ' ';
+        bar[BAR_CELLS] = '\0';
+        if (pace->rate >= 1)
+            snprintf(rate, sizeof rate, "%s/s", qm_cli_size((uint64_t)pace->rate).text);
+        write_left(pace->left, left, sizeof left);
+        snprintf(line, sizeof line, "%-6s [%s] %3d%%  %s of %s  %s  %s", now->phase, bar,
+                 (int)(share * 100), qm_cli_size(now->done_bytes).text,
+                 qm_cli_size(now->total_bytes).text, rate, left);
+    }
+    /* never into the last column: there the line would wrap, and \r would not find its start */
+    fprintf(stderr, "\r%.*s\033[K", terminal_width() - 1, line);
+    fflush(stderr);
+    progress->bar_stands = true;
+}
+
+static void
+show_record(const struct pace *pace, const struct qmeld_progress *now)
+{
+    fprintf(stderr,
+            "{\"phase\": \"%s\", \"done\": %" PRIu64 ", \"total\": %" PRIu64
+            ", \"elapsed\": %.3f, \"rate\": %.0f",
+            now->phase, now->done_bytes, now->total_bytes, pace->elapsed, pace->rate);
+    if (pace->left >= 0)
+        fprintf(stderr, ", \"left\": %.0f", pace->left);
+    fputs("}\n", stderr);
+}
+
+void
+qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progress *now)
+{
+    const double time = now_seconds();
+    const char *phase = now->phase ? now->phase : "";
+    const bool new_phase = strncmp(phase, progress->phase, sizeof progress->phase - 1) != 0;
+    const bool end = now->total_bytes > 0 && now->done_bytes == now->total_bytes;
+    struct pace pace;
+
+    if (progress->mode == QM_PROGRESS_NONE)
+        return;
+    if (new_phase) { /* what was measured of another phase says nothing about this one */
+        snprintf(progress->phase, sizeof progress->phase, "%s", phase);
+        progress->n_samples = 0;
+    }
+    sample(progress, time, now->done_bytes);
+    if (!new_phase && !end && time - progress->shown < tick_seconds)
+        return;
+    progress->shown = time;
+    pace = measure(progress, time, now);
+    if (progress->mode == QM_PROGRESS_JSON)
+        show_record(&pace, now);
+    else
+        show_bar(progress, &pace, now);
+}
+
+void
+qm_cli_progress_end(struct qm_cli_progress *progress)
+{
+    if (!progress->bar_stands)
+        return;
+    fputs("\r\033[K", stderr);
+    progress->bar_stands = false;
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * progress.h - how far a long command is, on stderr.
+ *
+ * Why.  A person wants one line that moves, a program wants records, a log wants nothing; and a
+ * time left that jumps about is worse than none.
+ *
+ * Calls      begin, tick (by the library), end before anything else is printed.
+ * Threads    One.
+ * Units      Bytes, and seconds of the monotonic clock.
+ */
+#ifndef QM_CLI_PROGRESS_H
+#define QM_CLI_PROGRESS_H
+
+#include "cli.h"
+
+enum qm_cli_progress_mode {
+    QM_PROGRESS_AUTO = 0, /* a bar if stderr is a terminal, otherwise nothing */
+    QM_PROGRESS_BAR,
+    QM_PROGRESS_JSON, /* one object a line */
+    QM_PROGRESS_NONE,
+};
+
+enum { QM_PROGRESS_SAMPLES = 64 };
+
+struct qm_cli_progress {
+    enum qm_cli_progress_mode mode; /* AUTO is decided by begin */
+    double began;
+    double shown; /* when the last line went out */
+    char phase[16];
+    bool bar_stands; /* a bar is on the terminal's last line */
+    /* what was done when, newest at (n_samples - 1) % QM_PROGRESS_SAMPLES; of one phase */
+    struct {
+        double time;
+        uint64_t done;
+    } samples[QM_PROGRESS_SAMPLES];
+    size_t n_samples;
+};
+
+/* "auto", "bar", "json", "none". */
+bool qm_cli_progress_parse(const char *text, enum qm_cli_progress_mode *out);
+
+void qm_cli_progress_begin(struct qm_cli_progress *progress, enum qm_cli_progress_mode mode);
+
+/* Shows now, if it is time to: at most ten times a second. */
+void qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progress *now);
+
+/* Wipes the bar. */
+void qm_cli_progress_end(struct qm_cli_progress *progress);
+
+#endif
