@@ -45,11 +45,13 @@ struct qm_extent {
 
 struct qm_image_ops {
     const char *format; /* "qcow2", "raw" */
+    bool pad_data;      /* bytes of DATA extents past the file's end are zeros, not an error */
     int (*next)(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
                 struct qmeld_error *err);
     /* NULL if the format has no compressed extents */
     int (*inflate)(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
                    void *cluster, struct qmeld_error *err);
+    void (*forget)(struct qm_image *img);
     void (*free)(struct qm_image *img); /* all but the file */
 };
 
@@ -86,7 +88,8 @@ int qm_image_next(struct qm_image *img, guest_off from, uint64_t len, struct qm_
 void qm_image_forget(struct qm_image *img);
 
 /* Copies the bytes of ext (whole: ext->len) to buf; not for ABSENT.  codec is only used
- * for COMPRESSED and may be NULL otherwise. */
+ * for COMPRESSED and may be NULL otherwise.  qcow2: bytes past the file's end read as zeros (QEMU
+ * does); raw: a file that ends before an extent it had is IO. */
 int qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
                    void *buf, struct qmeld_error *err) QM_CHECK;
 

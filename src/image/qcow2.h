@@ -35,10 +35,12 @@ struct qm_snapshots {
 };
 
 struct qm_qcow2 {
-    struct qm_image img; /* first: a qm_image of format "qcow2" is a qm_qcow2 */
+    struct qm_image img; /* first: a qm_image of format "qcow2" is a qm_qcow2; its backing_name and
+                          * backing_format are hdr's own strings, not copies */
     struct qcow2_header hdr;
     struct qcow2_geo geo;
-    /* caches of the walk: slices of the L1 and of one L2 table */
+    unsigned flags; /* enum qcow2_decode_flags: the tolerance it was opened with, and keeps */
+    /* caches of the walk: slices of the L1 and of one L2 table; NULL until it begins */
     struct qm_qcow2_walk *walk;
 };
 
@@ -54,8 +56,8 @@ int qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out,
  * images; chain opening for map and merge does. */
 int qm_qcow2_can_read(const struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
-/* Reads L1 entries [idx, idx + n) of the active table into out, host order.  idx + n must be
- * within hdr.l1_entries; entries beyond the file's end read as 0. */
+/* Reads L1 entries [idx, idx + n) of the table at l1_off (the active one, or a snapshot's) into out,
+ * host order.  The caller knows the table's length; entries beyond the file's end read as 0. */
 int qm_qcow2_read_l1(const struct qm_qcow2 *q, uint64_t l1_off, uint32_t idx, uint32_t n,
                      uint64_t *out, struct qmeld_error *err) QM_CHECK;
 
@@ -73,7 +75,8 @@ int qm_qcow2_read_snapshots(const struct qm_qcow2 *q, struct qm_snapshots *out,
                             struct qmeld_error *err) QM_CHECK;
 void qm_snapshots_release(struct qm_snapshots *s);
 
-/* Re-reads the header after we wrote it (virtual size, L1, reftable, backing name). */
+/* Re-reads the header after we wrote it (virtual size, L1, reftable, backing name).  On failure
+ * q keeps what it knew. */
 int qm_qcow2_reload(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
 /* The sentence for an L2 verdict, e.g. "L2 entry: zero flag in a version 2 image". */

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * image.c - which format a file has, and what all formats share.
+ *
+ * Why.  Probing must never be more trusting than QEMU's: what QEMU would open as some other
+ * format is no raw disk, so it is refused by name and not read as one.
+ */
+#include "qcow2.h"
+#include "raw.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* Signatures at fixed places, as QEMU's probes know them (7.2, block/, the .bdrv_probe functions).
+ */
+static const struct signature {
+    const char *format;
+    uint32_t off;
+    uint32_t len;
+    const char *bytes;
+} signatures[] = {
+    {"VMDK", 0, 4, "KDMV"},
+    {"VMDK", 0, 4, "COWD"},
+    {"VMDK", 0, 21, "# Disk DescriptorFile"},
+    {"VDI", 64, 4, "\x7f\x10\xda\xbe"},
+    {"VHD", 0, 8, "conectix"},
+    {"VHDX", 0, 8, "vhdxfile"},
+    {"QED", 0, 4, "QED\0"},
+    {"qcow (version 1)", 0, 8, "QFI\xfb\0\0\0\1"},
+    {"Parallels", 0, 16, "WithoutFreeSpace"},
+    {"Parallels", 0, 16, "WithouFreSpacExt"},
+    {"LUKS", 0, 6, "LUKS\xba\xbe"},
+};
+
+#define PROBE_LEN 512
+
+static bool
+is_qcow2(const unsigned char *first)
+{
+    struct qcow2_disk_header raw;
+
+    memcpy(&raw, first, sizeof raw);
+    return be32_get(&raw.magic) == QCOW2_MAGIC && be32_get(&raw.version) >= 2;
+}
+
+int
+qm_image_looks_like_qcow2(const struct qm_file *file, bool *out, struct qmeld_error *err)
+{
+    unsigned char first[PROBE_LEN];
+
+    if (qm_pread_padded(file, 0, first, sizeof first, err) < 0)
+        return -1;
+    *out = is_qcow2(first);
+    return 0;
+}
+
+static int
+probe(const struct qm_file *file, const char **out, struct qmeld_error *err)
+{
+    unsigned char first[PROBE_LEN];
+
+    if (qm_pread_padded(file, 0, first, sizeof first, err) < 0)
+        return -1;
+    *out = is_qcow2(first) ? "qcow2" : "raw";
+    for (size_t i = 0; i < sizeof signatures / sizeof *signatures; i++) {
+        const struct signature *s = &signatures[i];
+
+        if (!memcmp(first + s->off, s->bytes, s->len))
+            return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
+                           "it looks like a %s image, which is not supported: convert it to qcow2, "
+                           "or give the format raw if it is a guest's disk",
+                           s->format);
+    }
+    return 0;
+}
+
+int
+qm_image_open(struct qm_file *file, const char *format, struct qm_image **out,
+              struct qmeld_error *err)
+{
+    struct qm_qcow2 *q;
+
+    *out = NULL;
+    if (!format && probe(file, &format, err) < 0)
+        return -1;
+    if (!strcmp(format, "raw"))
+        return qm_raw_open(file, out, err);
+    if (strcmp(format, "qcow2") != 0)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
+                       "image format \"%.64s\" is not supported: only qcow2 and raw are", format);
+    if (qm_qcow2_open(file, QCOW2_DECODE_STRICT, &q, err) < 0)
+        return -1;
+    *out = &q->img;
+    return 0;
+}
+
+void
+qm_image_close(struct qm_image *img)
+{
+    struct qm_file *file;
+
+    if (!img)
+        return;
+    file = img->file;
+    img->ops->free(img);
+    qm_file_close(file);
+}
+
+int
+qm_image_next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
+              struct qmeld_error *err)
+{
+    assert(len > 0 && qm_inside(from.g, len, img->size));
+    return img->ops->next(img, from, len, out, err);
+}
+
+void
+qm_image_forget(struct qm_image *img)
+{
+    img->ops->forget(img);
+}
+
+struct qm_extent
+qm_extent_part(const struct qm_extent *ext, uint64_t skip, uint64_t len)
+{
+    struct qm_extent part = *ext;
+
+    assert(qm_inside(skip, len, ext->len));
+    part.guest.g += skip;
+    part.len = len;
+    if (ext->kind == QM_COMPRESSED)
+        part.skip += (uint32_t)skip;
+    else if (ext->has_host)
+        part.host.h += skip;
+    return part;
+}
+
+static int
+read_compressed(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
+                void *buf, struct qmeld_error *err)
+{
+    unsigned char *cluster;
+
+    if (ext->skip == 0 && ext->len == img->cluster_size)
+        return img->ops->inflate(img, ext, codec, buf, err);
+    cluster = qm_codec_cluster(codec, img->cluster_size);
+    if (!cluster)
+        return qm_fail_nomem(err, "a compressed cluster");
+    if (img->ops->inflate(img, ext, codec, cluster, err) < 0)
+        return -1;
+    assert(qm_inside(ext->skip, ext->len, img->cluster_size));
+    memcpy(buf, cluster + ext->skip, ext->len);
+    return 0;
+}
+
+int
+qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
+               void *buf, struct qmeld_error *err)
+{
+    assert(ext->kind != QM_ABSENT);
+    switch (ext->kind) {
+    case QM_ZERO:
+    case QM_ABSENT:
+        memset(buf, 0, ext->len);
+        return 0;
+    case QM_DATA:
+        return img->ops->pad_data ? qm_pread_padded(img->file, ext->host.h, buf, ext->len, err)
+                                  : qm_pread(img->file, ext->host.h, buf, ext->len, err);
+    case QM_COMPRESSED:
+        return read_compressed(img, ext, codec, buf, err);
+    }
+    return qm_fail(err, QMELD_USAGE, qm_in(img->file->path), "extent of no known kind");
+}
