@@ -47,10 +47,14 @@ allocate(struct qm_forge_image *im, uint64_t n, uint64_t *out)
     return 0;
 }
 
+/* Payloads in one cluster: a snapshot may refer to all of them once more. */
 static uint64_t
-max_refcount(const struct qm_forge_image *im)
+max_packed(const struct qm_forge_image *im)
 {
-    return im->l->refcount_bits == 64 ? UINT64_MAX : (1ull << im->l->refcount_bits) - 1;
+    const unsigned bits = im->l->refcount_bits;
+    const uint64_t max = bits == 64 ? UINT64_MAX : (1ull << bits) - 1;
+
+    return max / (1 + im->l->snapshots.n);
 }
 
 /* len bytes for a compressed payload, packed behind the last one where refcounts allow it */
@@ -63,7 +67,7 @@ allocate_payload(struct qm_forge_image *im, uint64_t len, uint64_t *out)
     uint64_t more;
     bool append;
 
-    append = at % im->cs && im->refs.at[cluster] < max_refcount(im) &&
+    append = at % im->cs && im->refs.at[cluster] < max_packed(im) &&
              (len <= im->cs - at % im->cs || cluster == im->refs.n - 1);
     if (!append) {
         if (allocate(im, (len + im->cs - 1) / im->cs, out) < 0)

@@ -115,13 +115,15 @@ print_features(struct dice *d, const struct shape *s)
 {
     static const char *const styles[] = {"relative", "absolute", "file", "json"};
 
+    const bool zstd = s->version == 3 && one_in(d, 3);
+
     fprintf(d->out, " version=%u", s->version);
     if (s->extended_l2)
         fputs(" extended_l2=1", d->out);
     if (s->version == 3) {
         if (s->refcount_bits != 16)
             fprintf(d->out, " refcount_bits=%u", s->refcount_bits);
-        if (one_in(d, 3))
+        if (zstd)
             fputs(" compression=zstd", d->out);
         if (one_in(d, 6))
             fputs(" lazy=1", d->out);
@@ -132,7 +134,7 @@ print_features(struct dice *d, const struct shape *s)
         if (one_in(d, 8))
             fputs(" compatible=0x8000", d->out);
         if (one_in(d, 6) && s->cluster > 512)
-            fprintf(d->out, " header_len=%u", one_in(d, 2) ? 104 : 120);
+            fprintf(d->out, " header_len=%u", !zstd && one_in(d, 2) ? 104 : 120);
         if (one_in(d, 4) && s->cluster >= 4096)
             fputs(" feature_table=1", d->out);
     }

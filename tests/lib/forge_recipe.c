@@ -514,6 +514,9 @@ check_layer(struct parser *p, struct qm_forge_layer *l)
         return WRONG(p, "extended_l2 needs clusters of 16k or more");
     if (l->header_len < 104 || l->header_len > l->cluster)
         return WRONG(p, "header_len=%u is not 104 to the cluster size", l->header_len);
+    if (l->version == 3 && l->compression && l->header_len < 105)
+        return WRONG(p, "zstd has its field at byte 104: header_len=%u is too short for it",
+                     l->header_len);
     if (l->raw && (l->exts.n || l->snapshots.n || l->bitmaps.n || l->data_file))
         return WRONG(p, "a raw layer has only bytes");
     if (l->size > (uint64_t)INT64_MAX / 2)
