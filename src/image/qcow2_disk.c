@@ -626,7 +626,7 @@ qcow2_refcount_get(const void *block, uint32_t order, uint64_t idx)
         const unsigned width = 1u << order;
         const unsigned shift = (unsigned)(idx * width % 8);
 
-        return (unsigned)(b[idx * width / 8] >> shift) & ((1u << width) - 1);
+        return (unsigned)b[idx * width / 8] >> shift & ((1u << width) - 1);
     }
     switch (order) {
     case 3:
