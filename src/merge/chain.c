@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * chain.c - from a path to open layers.
+ *
+ * Why this way.  A loop, not a recursion: QEMU opens backing files recursively and a chain that
+ * loops, or is merely deep, takes it down (qemu-semantics: no loop detection on open).  Each
+ * layer is settled in one order: open, is it here already, lock, only then look at its content.
+ */
+#include "chain.h"
+#include "lock.h"
+#include "qcow2.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* Layers from the top down while the chain is being opened. */
+struct opening {
+    const struct qm_chain_options *opts;
+    QM_VEC(struct qm_layer) layers;
+};
+
+static void
+release_layer(struct qm_layer *l)
+{
+    qm_image_close(l->img);
+    free(l->path);
+}
+
+/* ---- one layer ---------------------------------------------------------------------------- */
+
+/* The same error, told about a backing file: who refers to it is half of the answer. */
+static int
+blame_overlay(const struct opening *o, const char *path, struct qmeld_error *err)
+{
+    const struct qmeld_error was = *err;
+
+    if (o->layers.n == 0)
+        return -1;
+    qm_fail(err, was.code, qm_in(path), "backing file of %s: %s", qm_vec_last(&o->layers)->path,
+            was.what);
+    err->sys_errno = was.sys_errno;
+    err->has_off = was.has_off;
+    err->off = was.off;
+    return -1;
+}
+
+static int
+open_file(const struct opening *o, const char *path, struct qm_file **out, struct qmeld_error *err)
+{
+    if (qm_file_open(path, out, err) == 0)
+        return 0;
+    if (err->sys_errno == EMFILE || err->sys_errno == ENFILE) {
+        const int e = err->sys_errno;
+
+        qm_fail(err, QMELD_IO, qm_in(path),
+                "too many open files after %zu layers: raise the limit (%s)", o->layers.n,
+                e == EMFILE ? "ulimit -n" : "sysctl fs.file-max");
+        err->sys_errno = e;
+        return -1;
+    }
+    return blame_overlay(o, path, err);
+}
+
+/* A file can be in a chain once: twice is a loop, as its own backing file comes again. */
+static int
+check_loop(const struct opening *o, const struct qm_file *file, const char *path,
+           struct qmeld_error *err)
+{
+    QM_VEC_EACH (l, &o->layers) {
+        if (!qm_file_same(l->img->file, file))
+            continue;
+        return qm_fail(err, QMELD_CORRUPT, qm_in(qm_vec_last(&o->layers)->path),
+                       "its backing file %s is %s, which lies above it: the chain is a loop; "
+                       "give one of them its right backing file",
+                       path, l->path);
+    }
+    return 0;
+}
+
+/* Raw by the header's word, qcow2 by content: writing "raw" into it would destroy it (QEMU does).
+ */
+static int
+check_really_raw(const struct opening *o, const struct qm_file *file, struct qmeld_error *err)
+{
+    bool qcow2;
+
+    if (qm_image_looks_like_qcow2(file, &qcow2, err) < 0)
+        return -1;
+    if (!qcow2)
+        return 0;
+    if (o->layers.n == 0)
+        return qm_fail(err, QMELD_USAGE, qm_in(file->path),
+                       "said to be raw but holds a qcow2 header: refused; if it is qcow2, say so");
+    return qm_fail(
+        err, QMELD_USAGE, qm_in(file->path),
+        "said to be raw (as backing file of %s) but holds a qcow2 header: refused; if it "
+        "is qcow2, mend the stored format: qemu-img rebase -u -b %s -F qcow2 %s",
+        qm_vec_last(&o->layers)->path, file->path, qm_vec_last(&o->layers)->path);
+}
+
+/* Opens path as the next layer down.  Owns nothing but what it adds. */
+static int
+add_layer(struct opening *o, const char *path, const char *format, struct qmeld_error *err)
+{
+    const bool hold = o->opts->mode == QM_CHAIN_HOLD;
+    struct qm_layer l = {.format_probed = !format};
+    struct qm_file *file;
+    struct qm_qcow2 *q;
+
+    if (open_file(o, path, &file, err) < 0)
+        return -1;
+    if (check_loop(o, file, path, err) < 0)
+        goto no_image;
+    /* What was seen before the lock may be old by now: the length. */
+    if (hold && (qm_lock_take(file, QM_LOCK_READER, err) < 0 || qm_file_refresh(file, err) < 0))
+        goto no_image;
+    if (hold && format && strcmp(format, "raw") == 0 && check_really_raw(o, file, err) < 0)
+        goto no_image;
+    l.path = strdup(path);
+    if (!l.path) {
+        qm_fail_nomem(err, "the path of a layer");
+        goto no_image;
+    }
+    if (qm_image_open(file, format, &l.img, err) < 0) {
+        free(l.path);
+        goto no_image;
+    }
+    q = qm_qcow2_of(l.img);
+    if (q && !o->opts->describe && qm_qcow2_can_read(q, err) < 0) {
+        release_layer(&l);
+        return -1;
+    }
+    if (qm_vec_push(&o->layers, &l))
+        return 0;
+    release_layer(&l);
+    return qm_fail_nomem(err, "a layer");
+no_image:
+    qm_file_close(file);
+    return -1;
+}
+
+/* ---- from a layer to the next ---------------------------------------------------------------- */
+
+/* Who says what format the backing file has: the header, a json: name, the caller. */
+static int
+choose_format(const struct opening *o, const struct qm_layer *overlay, const char *path,
+              const char *json_format, const char **out, struct qmeld_error *err)
+{
+    const char *stored = overlay->img->backing_format;
+
+    if (stored && json_format && strcmp(stored, json_format) != 0)
+        return qm_fail(err, QMELD_USAGE, qm_in(overlay->path),
+                       "stores format \"%s\" for its backing file, but the name says driver "
+                       "\"%s\": make them agree with qemu-img rebase -u",
+                       stored, json_format);
+    *out = stored ? stored : json_format ? json_format : o->opts->backing_format;
+    if (!*out && o->opts->mode == QM_CHAIN_HOLD)
+        return qm_fail(err, QMELD_USAGE, qm_in(overlay->path),
+                       "stores no format for its backing file %s, and guessing one lets a guest "
+                       "choose: say --backing-format=raw or --backing-format=qcow2",
+                       path);
+    return 0;
+}
+
+static int
+add_backing(struct opening *o, struct qmeld_error *err)
+{
+    const struct qm_layer *overlay = qm_vec_last(&o->layers);
+    QM_FREE char *path = NULL;
+    QM_FREE char *json_format = NULL;
+    const char *format;
+
+    if (qm_backing_path(overlay->path, overlay->img->backing_name, &path, &json_format, err) < 0 ||
+        choose_format(o, overlay, path, json_format, &format, err) < 0)
+        return -1;
+    return add_layer(o, path, format, err);
+}
+
+static int
+add_all(struct opening *o, const char *path, struct qmeld_error *err)
+{
+    if (add_layer(o, path, o->opts->format, err) < 0)
+        return -1;
+    while (!o->opts->single && qm_vec_last(&o->layers)->img->backing_name)
+        if (add_backing(o, err) < 0)
+            return -1;
+    return 0;
+}
+
+/* ---- calls -------------------------------------------------------------------------------- */
+
+int
+qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_chain **out,
+              struct qmeld_error *err)
+{
+    struct opening o = {.opts = opts};
+    struct qm_chain *chain;
+
+    *out = NULL;
+    if (add_all(&o, path, err) < 0)
+        goto fail;
+    chain = calloc(1, sizeof *chain);
+    if (!chain) {
+        qm_fail_nomem(err, "a chain");
+        goto fail;
+    }
+    for (size_t i = 0; i < o.layers.n / 2; i++) { /* the base is layer 0 */
+        const struct qm_layer l = o.layers.at[i];
+
+        o.layers.at[i] = o.layers.at[o.layers.n - 1 - i];
+        o.layers.at[o.layers.n - 1 - i] = l;
+    }
+    chain->layers = o.layers.at;
+    chain->n = o.layers.n;
+    *out = chain;
+    return 0;
+fail:
+    QM_VEC_EACH (l, &o.layers)
+        release_layer(l);
+    qm_vec_release(&o.layers);
+    return -1;
+}
+
+void
+qm_chain_close(struct qm_chain *chain)
+{
+    if (!chain)
+        return;
+    for (size_t i = 0; i < chain->n; i++)
+        release_layer(&chain->layers[i]);
+    free(chain->layers);
+    free(chain);
+}
+
+/* ---- finding a layer ---------------------------------------------------------------------- */
+
+/* True if path leads to the file of l. */
+static bool
+is_layer(const struct qm_layer *l, const char *path)
+{
+    const struct qm_file *f = l->img->file;
+    struct stat st;
+
+    if (stat(path, &st) < 0)
+        return false;
+    if (f->blockdev)
+        return S_ISBLK(st.st_mode) && st.st_rdev == f->dev;
+    return S_ISREG(st.st_mode) && st.st_dev == f->dev && st.st_ino == f->ino;
+}
+
+/* The name as the overlay of layer i has it, or as one would write it there. */
+static bool
+is_backing_of(const struct qm_chain *chain, size_t i, const char *name)
+{
+    const struct qm_layer *overlay = &chain->layers[i + 1];
+    const char *stored = overlay->img->backing_name;
+    struct qmeld_error ignored = {0};
+    QM_FREE char *path = NULL;
+    QM_FREE char *format = NULL;
+
+    if (stored && strcmp(stored, name) == 0)
+        return true;
+    return qm_backing_path(overlay->path, name, &path, &format, &ignored) == 0 &&
+           is_layer(&chain->layers[i], path);
+}
+
+static bool
+parse_index(const char *name, size_t *out)
+{
+    char close = '\0', extra;
+    unsigned n;
+
+    if (name[0] != '[' || name[1] < '0' || name[1] > '9' || strlen(name) > 10 ||
+        sscanf(name, "[%u%c%c", &n, &close, &extra) != 2 || close != ']')
+        return false;
+    *out = n;
+    return true;
+}
+
+int
+qm_chain_find(const struct qm_chain *chain, const char *name, size_t *out, struct qmeld_error *err)
+{
+    size_t found = SIZE_MAX, index;
+
+    if (parse_index(name, &index)) {
+        if (index < 1 || index > chain->n)
+            return qm_fail(err, QMELD_USAGE, qm_in(chain->layers[chain->n - 1].path),
+                           "no layer %s: the layers are [1] (base) to [%zu]", name, chain->n);
+        *out = index - 1;
+        return 0;
+    }
+    for (size_t i = 0; i < chain->n; i++) {
+        if (!is_layer(&chain->layers[i], name) && strcmp(chain->layers[i].path, name) != 0 &&
+            (i + 1 == chain->n || !is_backing_of(chain, i, name)))
+            continue;
+        if (found != SIZE_MAX)
+            return qm_fail(err, QMELD_USAGE, qm_in(chain->layers[chain->n - 1].path),
+                           "\"%s\" names two layers, [%zu] and [%zu]: say which by number", name,
+                           found + 1, i + 1);
+        found = i;
+    }
+    if (found == SIZE_MAX)
+        return qm_fail(err, QMELD_USAGE, qm_in(chain->layers[chain->n - 1].path),
+                       "no layer \"%s\": qmeld info lists them", name);
+    *out = found;
+    return 0;
+}
