@@ -1,42 +1,39 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * picture.h - chains drawn inside a unit test: no files, no threads.
+ * picture.h - a chain without files, drawn as text.
  *
- * Why.  What a chain reads as is a picture; a test that shows the picture needs no comment.
+ * Why.  Most facts about maps and plans are facts about which layer has what.  A picture says
+ * that at a glance, and costs no file:
  *
- *     CHECK_MAP("..A.0"
- *               ".B..B"
- *               "CCCCC",      reads as
- *               "CBAC0");
+ *     ..A.0       the top        one character per cell of guest space
+ *     .B..B
+ *     CCCCC       the base
  *
- * Rows are as long as the view, top layer first, one character a cluster of 64 KiB:
- *   . absent   0 zero   = zero with a cluster   A-Z data   a-z compressed   (blank) past the end
- * In the view '.' is: nobody answered.
+ *     .  nothing   0  zeros   A-Z  data   a-z  a compressed cell
  *
- * Ownership  A drawn chain is freed by qm_picture_free, not by qm_chain_close.
- * Errors     Fails the running cmocka test, with the view that was got.
+ * A row may be shorter than another: the layer is.  Data of cell i lies at host offset
+ * i * cell.  Cells of one kind are answered as one run, compressed ones singly.
+ *
+ * Ownership  The rows are borrowed until qm_picture_close.
  */
 #ifndef QM_PICTURE_H
 #define QM_PICTURE_H
 
 #include "chain.h"
+#include "map.h"
 
-#define QM_PICTURE_CELL 65536u
+/* rows[0] is the top.  Aborts when memory is out. */
+struct qm_chain *qm_picture_open(const char *const *rows, size_t n_rows, uint64_t cell);
+void qm_picture_close(struct qm_chain *chain);
 
-#define CHECK_MAP(rows, view) qm_picture_check(rows, view, 0, SIZE_MAX, __FILE__, __LINE__)
-
-/* Layers bottom..top only (0 = the last row). */
-#define CHECK_MAP_RANGE(bottom, top, rows, view)                                                   \
-    qm_picture_check(rows, view, bottom, top, __FILE__, __LINE__)
-
-void qm_picture_check(const char *rows, const char *view, size_t bottom, size_t top,
-                      const char *file, int line);
-
-/* A chain of rows of `width` characters.  The images have no file: bytes cannot be read. */
-struct qm_chain *qm_picture_chain(const char *rows, size_t width);
-void qm_picture_free(struct qm_chain *chain);
-
-/* How often a layer (0 = base) was asked for extents: what is not asked costs nothing. */
+/* How often a layer (0 = base) has been asked for an extent. */
 size_t qm_picture_asked(const struct qm_chain *chain, size_t layer);
+
+/* Questions for [off, ...) of a layer fail from now on, as over a damaged table. */
+void qm_picture_break(struct qm_chain *chain, size_t layer, size_t cell);
+
+/* The character that answers for a span's cell: of its layer's row, '0' past a layer's end, '.'
+ * where nobody answers.  Fails the test if the span's extent is not what that row says. */
+char qm_picture_answer(const struct qm_chain *chain, const struct qm_map_span *span);
 
 #endif
