@@ -11,7 +11,7 @@
  *                    then qmeld_chain_close.
  *            Change: qmeld_commit, qmeld_check (with a repair), qmeld_create; each
  *                    opens, locks, works, makes durable and closes by itself.
- * Threads    The library has no global state except a SIGBUS handler (below).  Different
+ * Threads    The library has no global state and installs no signal handler.  Different
  *            chains may be used from different threads; one chain by one thread at a
  *            time.  Progress callbacks run on the thread that made the call.
  * Ownership  What a call returns through a pointer to a pointer belongs to the caller
@@ -21,10 +21,6 @@
  *            the base here; the command line, as libvirt's indexes, shows it as 1.
  * Errors     0, or -1 with *err filled.  The library never prints, exits, or aborts on
  *            input.  err->disk says what the files on disk are worth after the failure.
- * Signals    Sources are read through mmap.  At the first mapping the library installs
- *            a SIGBUS handler: a fault in one of its own reads becomes QMELD_IO with
- *            the file and the offset; every other SIGBUS goes to the handler that was
- *            there before.
  */
 #ifndef QMELD_H
 #define QMELD_H
@@ -185,7 +181,7 @@ QMELD_API int qmeld_read(struct qmeld_chain *chain, uint64_t off, void *buf, siz
 /* ---- progress --------------------------------------------------------------------------- */
 
 struct qmeld_progress {
-    uint64_t done_bytes;  /* of real work: bytes copied or zeroed */
+    uint64_t done_bytes;  /* of real work: guest bytes copied, compressed ones as inflated */
     uint64_t total_bytes; /* of real work, exact; 0 while it is being counted */
     const char *phase;    /* "count", "copy", "settle" */
 };

@@ -124,18 +124,13 @@ struct qm_window {
 void qm_window_init(struct qm_window *w, const struct qm_file *file, uint64_t max_len);
 void qm_window_release(struct qm_window *w);
 
-/* *out points at [off, off + *out_len) of the file, *out_len <= len and at least 1; valid until
- * the next call on w.  off must be inside the file.  Touch the bytes only with a system
- * call (which fails with EFAULT where the file has shrunk or its device fails) or
- * through qm_window_copy. */
-int qm_window_at(struct qm_window *w, uint64_t off, uint64_t len, const unsigned char **out,
-                 uint64_t *out_len, struct qmeld_error *err) QM_CHECK;
-
-/* Calls fn(opaque) in which bytes of w may be touched directly; a SIGBUS there becomes IO
- * that names the file and the offset, and fn does not return: it must hold no lock
- * and own no memory.  Returns what fn returned. */
-int qm_window_guard(const struct qm_window *w, int (*fn)(void *opaque), void *opaque,
-                    struct qmeld_error *err) QM_CHECK;
+/* Writes [off, off + len) of the window's file to `to` at to_off, straight from the mapping; the
+ * range must lie inside the file as last seen.  Only system calls touch the mapping: where the
+ * source has shrunk or its device fails, the kernel says EFAULT, and that becomes
+ * IO with the source's name and offset.  No SIGBUS is ever raised, so the library
+ * needs no signal handler. */
+int qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
+                    uint64_t len, struct qmeld_error *err) QM_CHECK;
 
 /* ---- test builds only ----------------------------------------------------------------- */
 

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "copy.h"
+
+#include "work.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define MAX_THREADS 16u
+#define PIECE_BYTES                                                                                \
+    (1ull << 20) /* a worker's portion: large enough to stream, small enough to share */
+#define WINDOW_BYTES (16ull << 20) /* mapped at once, per worker */
+#define QUEUE_LEN    64u
+
+struct piece {
+    enum { DATA, COMPRESSED, ZERO, VERIFY } kind;
+    const struct qm_image *from;
+    struct qm_extent ext; /* DATA: .host and .len only */
+    uint64_t to;
+    uint64_t len;
+};
+
+struct worker_state {
+    struct qm_window window;
+    struct qm_codec *codec;
+    unsigned char *buf; /* one inflated extent */
+    uint64_t buf_len;
+};
+
+struct qm_copy {
+    /* set at new */
+    struct qm_copy_config cfg;
+    struct qm_pool *pool;
+    unsigned threads;
+    uint64_t piece_bytes;
+    struct worker_state *workers; /* each its worker's own */
+    /* the calling thread's */
+    struct piece held; /* DATA that the next move may continue; len 0: none */
+    struct timespec started;
+    uint64_t put_bytes; /* for the bandwidth limit */
+    bool stopped;
+    /* any thread's */
+    _Atomic uint64_t done;
+};
+
+/* ---- on the workers ------------------------------------------------------------------------- */
+
+static int
+write_data(struct qm_copy *c, struct worker_state *w, const struct piece *p,
+           struct qmeld_error *err)
+{
+    const struct qm_file *file = p->from->file;
+    const uint64_t off = p->ext.host.h, size = file->size;
+    const uint64_t inside = off < size ? qm_min(p->len, size - off) : 0;
+
+    if (w->window.file != file) {
+        qm_window_release(&w->window);
+        qm_window_init(&w->window, file, WINDOW_BYTES);
+    }
+    if (inside > 0 && qm_window_write(&w->window, off, c->cfg.target, p->to, inside, err) < 0)
+        return -1;
+    /* QEMU reads what an image file does not have as zeros */
+    return inside < p->len ? qm_zero(c->cfg.target, p->to + inside, p->len - inside, false, err)
+                           : 0;
+}
+
+static int
+inflate(struct worker_state *w, const struct piece *p, struct qmeld_error *err)
+{
+    if (!w->codec)
+        w->codec = qm_codec_new();
+    if (w->buf_len < p->len) {
+        free(w->buf);
+        w->buf_len = 0;
+        w->buf = malloc(p->len);
+    }
+    if (!w->codec || !w->buf)
+        return qm_fail_nomem(err, "an inflated cluster");
+    w->buf_len = qm_max(w->buf_len, p->len);
+    return qm_extent_read(p->from, &p->ext, w->codec, w->buf, err);
+}
+
+static int
+run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
+{
+    struct qm_copy *c = shared;
+    struct worker_state *w = &c->workers[worker];
+    const struct piece *p = item;
+    int rc = -1;
+
+    switch (p->kind) {
+    case DATA:
+        rc = write_data(c, w, p, err);
+        break;
+    case COMPRESSED:
+        rc = inflate(w, p, err);
+        if (rc == 0)
+            rc = qm_pwrite(c->cfg.target, p->to, w->buf, p->len, err);
+        break;
+    case VERIFY:
+        rc = inflate(w, p, err);
+        break;
+    case ZERO:
+        return qm_zero(c->cfg.target, p->to, p->len, false, err);
+    }
+    if (rc < 0)
+        return -1;
+    if (p->kind != VERIFY)
+        qm_writeback(c->cfg.target, p->to, p->len);
+    atomic_fetch_add(&c->done, p->len);
+    return 0;
+}
+
+/* ---- on the calling thread --------------------------------------------------------------------
+ */
+
+static int
+tick(void *shared)
+{
+    struct qm_copy *c = shared;
+    const struct qmeld_progress p = {.done_bytes = atomic_load(&c->done),
+                                     .total_bytes = c->cfg.total_bytes,
+                                     .phase = c->cfg.phase};
+
+    if (c->cfg.progress && c->cfg.progress(&p, c->cfg.opaque) != 0)
+        c->stopped = true;
+    return c->stopped;
+}
+
+int
+qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qmeld_error *err)
+{
+    struct qm_copy *c = calloc(1, sizeof *c);
+    struct qm_pool_config pool = {.item_size = sizeof(struct piece),
+                                  .queue_len = QUEUE_LEN,
+                                  .fn = run,
+                                  .tick = tick,
+                                  .shared = c};
+
+    *out = NULL;
+    if (!c)
+        return qm_fail_nomem(err, "the copy");
+    c->cfg = *config;
+    c->threads = config->threads ? config->threads : qm_processors();
+    c->threads = c->threads > MAX_THREADS ? MAX_THREADS : c->threads;
+    c->piece_bytes = PIECE_BYTES;
+    if (config->bandwidth) /* no piece longer than a quarter of a second */
+        c->piece_bytes = qm_max(4096, qm_min(PIECE_BYTES, config->bandwidth / 4));
+    clock_gettime(CLOCK_MONOTONIC, &c->started);
+    c->workers = calloc(c->threads, sizeof *c->workers);
+    pool.threads = c->threads;
+    if (!c->workers) {
+        free(c);
+        return qm_fail_nomem(err, "the copy");
+    }
+    if (qm_pool_new(&pool, &c->pool, err) < 0) {
+        qm_copy_free(c);
+        return -1;
+    }
+    *out = c;
+    return 0;
+}
+
+/* Waits until n more bytes are within the bandwidth. */
+static int
+throttle(struct qm_copy *c, uint64_t n, struct qmeld_error *err)
+{
+    if (c->cfg.bandwidth == 0)
+        return 0;
+    for (;;) {
+        struct timespec now, nap = {.tv_nsec = 20000000};
+        double passed;
+
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        passed = (double)(now.tv_sec - c->started.tv_sec) +
+                 (double)(now.tv_nsec - c->started.tv_nsec) / 1e9;
+        if ((double)c->put_bytes <= passed * (double)c->cfg.bandwidth)
+            break;
+        if (tick(c) != 0)
+            return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
+        nanosleep(&nap, NULL);
+    }
+    c->put_bytes += n;
+    return 0;
+}
+
+static int
+give(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
+{
+    struct piece p = *whole;
+    uint64_t left = whole->len;
+
+    while (left > 0) {
+        p.len = whole->kind == DATA ? qm_min(left, c->piece_bytes) : left;
+        if (throttle(c, p.kind == ZERO ? 0 : p.len, err) < 0 || qm_pool_put(c->pool, &p, err) < 0)
+            return -1;
+        p.ext.host.h += p.kind == DATA ? p.len : 0;
+        p.to += p.len;
+        left -= p.len;
+    }
+    return 0;
+}
+
+static int
+give_held(struct qm_copy *c, struct qmeld_error *err)
+{
+    const struct piece p = c->held;
+
+    c->held.len = 0;
+    return give(c, &p, err);
+}
+
+int
+qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error *err)
+{
+    struct piece p = {.from = move->from, .ext = move->ext, .to = move->to.h, .len = move->len};
+    struct piece *held = &copy->held;
+
+    if (move->kind == QM_MOVE_ZERO || move->ext.kind == QM_COMPRESSED) {
+        p.kind = move->kind == QM_MOVE_ZERO ? ZERO : COMPRESSED;
+        return give(copy, &p, err);
+    }
+    p.kind = DATA;
+    if (held->len > 0 && held->from == p.from && held->to + held->len == p.to &&
+        held->ext.host.h + held->len == p.ext.host.h) {
+        held->len += p.len;
+        return held->len >= PIECE_BYTES ? give_held(copy, err) : 0;
+    }
+    if (give_held(copy, err) < 0)
+        return -1;
+    *held = p;
+    return 0;
+}
+
+int
+qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct qm_extent *ext,
+               struct qmeld_error *err)
+{
+    const struct piece p = {.kind = VERIFY, .from = from, .ext = *ext, .len = ext->len};
+
+    return qm_pool_put(copy->pool, &p, err);
+}
+
+int
+qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err)
+{
+    if (give_held(copy, err) < 0 || qm_pool_drain(copy->pool, err) < 0)
+        return -1;
+    if (tick(copy) != 0)
+        return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
+    return 0;
+}
+
+void
+qm_copy_free(struct qm_copy *copy)
+{
+    if (!copy)
+        return;
+    qm_pool_free(copy->pool);
+    for (unsigned i = 0; copy->workers && i < copy->threads; i++) {
+        qm_window_release(&copy->workers[i].window);
+        qm_codec_free(copy->workers[i].codec);
+        free(copy->workers[i].buf);
+    }
+    free(copy->workers);
+    free(copy);
+}

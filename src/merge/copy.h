@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * copy.h - move bytes into the target, with many threads.
+ *
+ * Why.  The one place where guest data flows.  Moves are joined where they continue each other,
+ * cut into pieces, and done by workers: plain data straight from a mapping of the source,
+ * compressed clusters through a codec, zeros as holes.  Writeback is started along the way so
+ * that the final sync is short.
+ *
+ * Calls      new; put moves; drain before anything relies on them; free.
+ * Threads    One thread calls; workers are inside.
+ * Ownership  Target and sources are borrowed and outlive the copy.
+ * Errors     0 or -1 with *err: the first failed move, or CANCELED on the callback's wish.
+ */
+#ifndef QM_COPY_H
+#define QM_COPY_H
+
+#include "move.h"
+
+struct qm_copy;
+
+struct qm_copy_config {
+    struct qm_file *target;      /* NULL: verify only */
+    unsigned threads;            /* 0: as many as processors, at most 16 */
+    uint64_t bandwidth;          /* bytes a second, 0: no limit */
+    uint64_t total_bytes;        /* for progress */
+    const char *phase;           /* for progress */
+    qmeld_progress_fn *progress; /* may be NULL */
+    void *opaque;
+};
+
+int qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qmeld_error *err)
+    QM_CHECK;
+
+/* COPY and ZERO moves; OLD ones are resolved by the caller.  May wait. */
+int qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error *err) QM_CHECK;
+
+/* Inflates a compressed extent to nowhere: can it be read? */
+int qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct qm_extent *ext,
+                   struct qmeld_error *err) QM_CHECK;
+
+/* Waits until all of it is written (not durable: sync the target). */
+int qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err) QM_CHECK;
+
+void qm_copy_free(struct qm_copy *copy); /* NULL is fine */
+
+#endif

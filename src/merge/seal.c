@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "seal.h"
+
+#include "qcow2_bitmap.h"
+#include "qcow2_check.h"
+#include "qcow2_edit.h"
+#include "qcow2_header.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+struct qm_seal {
+    struct qm_file *file;
+    uint64_t new_size;
+    uint64_t raw_len;   /* raw: length the file needs at the end */
+    struct qm_qcow2 *q; /* NULL: the target is raw */
+    struct qm_refs *refs;
+    struct qm_edit *edit;
+    struct qm_bitmaps *bitmaps;
+};
+
+/* ---- begin -------------------------------------------------------------------------------------
+ */
+
+static int
+refuse_growth(const struct qm_seal *s, struct qmeld_error *err)
+{
+    if (s->new_size <= s->q->img.size || s->q->hdr.version >= 3 || s->q->hdr.n_snapshots == 0)
+        return 0;
+    return qm_fail(err, QMELD_UNSUPPORTED, qm_in(s->file->path),
+                   "it must grow from %" PRIu64 " to %" PRIu64
+                   " bytes, which a version 2 image with internal snapshots cannot: delete the "
+                   "snapshots, or upgrade it with `qemu-img amend -o compat=1.1`",
+                   s->q->img.size, s->new_size);
+}
+
+static int
+begin_qcow2(struct qm_seal *s, uint64_t below_size, struct qmeld_error *err)
+{
+    if (refuse_growth(s, err) < 0 || qm_qcow2_make_safe_to_write(s->q, err) < 0 ||
+        qm_refs_open(s->q, &s->refs, err) < 0)
+        return -1;
+    if (qm_bitmaps_begin(s->q, s->refs, s->new_size, &s->bitmaps, err) < 0)
+        return -1;
+    qm_err_disk(err, QMELD_DISK_OPEN); /* what fails from here on leaves a changed header */
+    if (qm_header_before_write(s->q, err) < 0)
+        return -1;
+    return qm_edit_open(s->q, s->refs, below_size, s->new_size, &s->edit, err);
+}
+
+static int
+begin_raw(struct qm_seal *s, const struct qm_image *img, struct qmeld_error *err)
+{
+    /* A raw file that is no multiple of 512 long need not become one (it reads the same). */
+    s->raw_len = s->new_size > img->size ? s->new_size : s->file->size;
+    if (s->file->blockdev && s->raw_len > s->file->size)
+        return qm_fail(err, QMELD_NOSPACE, qm_in(s->file->path),
+                       "the block device has %" PRIu64 " bytes, the merged disk needs %" PRIu64
+                       ": enlarge it by %" PRIu64,
+                       (uint64_t)s->file->size, s->raw_len, s->raw_len - s->file->size);
+    return 0;
+}
+
+int
+qm_seal_begin(struct qm_chain *chain, size_t target, uint64_t new_size, struct qm_seal **out,
+              struct qmeld_error *err)
+{
+    struct qm_image *img = chain->layers[target].img;
+    struct qm_seal *s = calloc(1, sizeof *s);
+    const uint64_t below = target > 0 ? chain->layers[target - 1].img->size : 0;
+    int rc;
+
+    *out = NULL;
+    if (!s)
+        return qm_fail_nomem(err, "the merge");
+    s->file = img->file;
+    s->new_size = new_size;
+    s->q = qm_qcow2_of(img);
+    rc = qm_file_make_writable(s->file, err);
+    if (rc == 0)
+        rc = s->q ? begin_qcow2(s, below, err) : begin_raw(s, img, err);
+    if (rc < 0) {
+        qm_seal_abandon(s);
+        return -1;
+    }
+    *out = s;
+    return 0;
+}
+
+/* ---- batches
+ * -------------------------------------------------------------------------------------- */
+
+static int
+want_raw(const struct qm_want *want, struct qm_moves *moves, struct qmeld_error *err)
+{
+    const struct qm_move m = {.kind = want->from ? QM_MOVE_COPY : QM_MOVE_ZERO,
+                              .guest = want->guest,
+                              .len = want->len,
+                              .to = qm_host(want->guest.g),
+                              .from = want->from,
+                              .ext = want->ext};
+
+    return qm_vec_push(&moves->list, &m) ? 0 : qm_fail_nomem(err, "the list of moves");
+}
+
+int
+qm_seal_want(struct qm_seal *s, const struct qm_want *want, bool asked, struct qm_moves *moves,
+             struct qmeld_error *err)
+{
+    if (!s->q)
+        return want_raw(want, moves, err);
+    if (asked && qm_bitmaps_mark(s->bitmaps, want->guest, want->len, err) < 0)
+        return -1;
+    return qm_edit_want(s->edit, want, moves, err);
+}
+
+int
+qm_seal_want_end(struct qm_seal *s, struct qm_moves *moves, struct qmeld_error *err)
+{
+    return s->q ? qm_edit_want_end(s->edit, moves, err) : 0;
+}
+
+size_t
+qm_seal_weight(const struct qm_seal *s)
+{
+    return s->q ? qm_edit_weight(s->edit) : 0;
+}
+
+int
+qm_seal_prepare(struct qm_seal *s, struct qmeld_error *err)
+{
+    return s->q ? qm_edit_prepare(s->edit, err) : 0;
+}
+
+int
+qm_seal_publish(struct qm_seal *s, struct qmeld_error *err)
+{
+    if (qm_sync(s->file, err) < 0)
+        return -1;
+    return s->q ? qm_edit_publish(s->edit, err) : 0;
+}
+
+/* ---- the end
+ * ----------------------------------------------------------------------------------------- */
+
+static int
+finish_qcow2(struct qm_seal *s, struct qmeld_error *err)
+{
+    struct qm_bitmaps *bitmaps = s->bitmaps;
+
+    /* COMMIT POINT: the size grows in one sector.  Everything behind the old end is in place. */
+    s->bitmaps = NULL;
+    if (bitmaps) {
+        if (qm_bitmaps_end(bitmaps, err) < 0)
+            return -1;
+    } else if (s->new_size > s->q->hdr.size) {
+        s->q->hdr.size = s->new_size;
+        if (qm_header_store(s->q, err) < 0)
+            return -1;
+    }
+    if (qm_refs_commit(s->refs, err) < 0 || qm_refs_trim(s->refs, err) < 0 ||
+        qm_sync(s->file, err) < 0)
+        return -1;
+    return qm_qcow2_reload(s->q, err);
+}
+
+static int
+finish_raw(struct qm_seal *s, struct qmeld_error *err)
+{
+    if (s->file->size < s->raw_len && qm_truncate(s->file, s->raw_len, err) < 0)
+        return -1;
+    return qm_sync(s->file, err);
+}
+
+int
+qm_seal_finish(struct qm_seal *s, struct qmeld_error *err)
+{
+    const int rc = s->q ? finish_qcow2(s, err) : finish_raw(s, err);
+
+    qm_seal_abandon(s);
+    return rc;
+}
+
+void
+qm_seal_abandon(struct qm_seal *s)
+{
+    if (!s)
+        return;
+    qm_bitmaps_abandon(s->bitmaps);
+    qm_edit_close(s->edit);
+    qm_refs_close(s->refs);
+    free(s);
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * seal.h - make copied bytes the image that readers see.
+ *
+ * Why.  The copy writes only where no read from the chain's top arrives: clusters that are
+ * free, or that an upper layer shadows.  A crash then costs space, never data.  Only this module
+ * overwrites live metadata of the target, in one written order (docs/crash-safety.md):
+ *
+ *     begin      the target may be written: access, refcounts true (rebuilt if dirty), unknown
+ *                autoclear bits cleared, bitmaps marked in use, L1 large enough
+ *     batches    want ... want_end       decided in memory; moves for the copy
+ *                prepare                 new tables, refcounts written        (crash: leaks)
+ *                ... the copy is drained
+ *                publish                 sync; entries; sync                  COMMIT POINT of the
+ * batch finish     virtual size, bitmaps, space given back, length; sync
+ *
+ * At every instant the chain, read from its top, gives the same guest bytes: until publish nobody
+ * refers to what was written, and what publish changes an upper layer answers for.
+ *
+ * Calls      begin; any number of batches; finish or abandon, once.
+ * Threads    One thread; the copy is drained before publish.
+ * Ownership  The chain is borrowed; finish and abandon free the seal.
+ * Errors     0, or -1 with *err; err->disk tells what is on disk.  After an error: abandon.
+ */
+#ifndef QM_SEAL_H
+#define QM_SEAL_H
+
+#include "chain.h"
+#include "move.h"
+
+struct qm_seal;
+
+/* new_size >= the target's virtual size.  Whatever is refused, is refused before the first write,
+ * except that a dirty image has been repaired by then.  UNSUPPORTED: a version 2 image
+ * with internal snapshots cannot grow (QEMU, block/qcow2.c, qcow2_co_truncate). */
+int qm_seal_begin(struct qm_chain *chain, size_t target, uint64_t new_size, struct qm_seal **out,
+                  struct qmeld_error *err) QM_CHECK;
+
+/* asked: a layer asked for it, so enabled bitmaps are told. */
+int qm_seal_want(struct qm_seal *s, const struct qm_want *want, bool asked, struct qm_moves *moves,
+                 struct qmeld_error *err) QM_CHECK;
+int qm_seal_want_end(struct qm_seal *s, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
+
+/* Bytes of memory the batch takes so far. */
+size_t qm_seal_weight(const struct qm_seal *s);
+
+int qm_seal_prepare(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
+int qm_seal_publish(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
+int qm_seal_finish(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
+void qm_seal_abandon(struct qm_seal *s); /* NULL is fine */
+
+#endif

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "settle.h"
+
+#include "qcow2_empty.h"
+#include "qcow2_header.h"
+
+#include <stdlib.h>
+
+struct qm_settle {
+    struct qm_settle_config cfg;
+    struct qm_image *repoint; /* whose header is to name the base; NULL: nobody's */
+    char *name;               /* what it will say */
+    const char *format;
+};
+
+/* The layer whose header must name the base afterwards: the one above the range; or the
+ * top itself if it is to be emptied, as it would read through middle layers otherwise. */
+static size_t
+to_repoint(const struct qm_settle_config *c)
+{
+    if (c->top + 1 < c->chain->n)
+        return c->top + 1;
+    if (c->overlays == QMELD_OVERLAYS_EMPTY && c->top > c->base + 1)
+        return c->top;
+    return SIZE_MAX;
+}
+
+static int
+check_repoint(struct qm_settle *s, size_t idx, struct qmeld_error *err)
+{
+    const struct qm_layer *layer = &s->cfg.chain->layers[idx];
+    const struct qm_layer *base = &s->cfg.chain->layers[s->cfg.base];
+
+    s->repoint = layer->img;
+    s->format = base->img->ops->format;
+    if (qm_backing_name_for(layer->path, layer->img->backing_name, base->path, s->cfg.keep_relative,
+                            &s->name, err) < 0 ||
+        qm_header_backing_fits(qm_qcow2_of(layer->img), s->name, s->format, err) < 0)
+        return -1;
+    return qm_file_make_writable(layer->img->file, err);
+}
+
+static int
+check_delete(const struct qm_settle *s, struct qmeld_error *err)
+{
+    for (size_t i = s->cfg.base + 1; i <= s->cfg.top; i++) {
+        const struct qm_layer *layer = &s->cfg.chain->layers[i];
+
+        if (layer->img->file->blockdev)
+            return qm_fail(err, QMELD_USAGE, qm_in(layer->path),
+                           "a block device cannot be deleted: use --overlays=keep or empty");
+    }
+    return 0;
+}
+
+int
+qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
+                struct qmeld_error *err)
+{
+    struct qm_settle *s = calloc(1, sizeof *s);
+    const size_t idx = to_repoint(config);
+    int rc = 0;
+
+    *out = NULL;
+    if (!s)
+        return qm_fail_nomem(err, "settling the overlays");
+    s->cfg = *config;
+    if (idx != SIZE_MAX)
+        rc = check_repoint(s, idx, err);
+    if (rc == 0 && config->overlays == QMELD_OVERLAYS_DELETE)
+        rc = check_delete(s, err);
+    if (rc == 0 && config->overlays == QMELD_OVERLAYS_EMPTY)
+        rc = qm_file_make_writable(config->chain->layers[config->top].img->file, err);
+    if (rc < 0) {
+        qm_settle_free(s);
+        return -1;
+    }
+    *out = s;
+    return 0;
+}
+
+int
+qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
+{
+    struct qm_layer *layers = s->cfg.chain->layers;
+
+    /* COMMIT POINT: the base is durable and reads as the backing file did. */
+    if (s->repoint && (qm_header_before_write(qm_qcow2_of(s->repoint), err) < 0 ||
+                       qm_header_set_backing(qm_qcow2_of(s->repoint), s->name, s->format, err) < 0))
+        return -1;
+    if (s->cfg.overlays == QMELD_OVERLAYS_EMPTY) {
+        struct qm_qcow2 *top = qm_qcow2_of(layers[s->cfg.top].img);
+
+        return qm_header_before_write(top, err) < 0 ? -1 : qm_qcow2_empty(top, err);
+    }
+    if (s->cfg.overlays == QMELD_OVERLAYS_DELETE) /* from the top: no file without its backing */
+        for (size_t i = s->cfg.top; i > s->cfg.base; i--)
+            if (qm_unlink(layers[i].path, err) < 0)
+                return -1;
+    return 0;
+}
+
+void
+qm_settle_free(struct qm_settle *s)
+{
+    if (!s)
+        return;
+    free(s->name);
+    free(s);
+}
+
+enum qmeld_fate
+qm_settle_fate(const struct qm_settle_config *config, size_t layer)
+{
+    if (layer == config->base)
+        return QMELD_FATE_MERGED_INTO;
+    if (layer == config->top + 1)
+        return QMELD_FATE_REPOINTED;
+    if (layer < config->base || layer > config->top)
+        return QMELD_FATE_UNTOUCHED;
+    if (config->overlays == QMELD_OVERLAYS_DELETE)
+        return QMELD_FATE_DELETED;
+    if (layer < config->top)
+        return QMELD_FATE_INVALID;
+    return config->overlays == QMELD_OVERLAYS_EMPTY ? QMELD_FATE_EMPTIED : QMELD_FATE_REDUNDANT;
+}

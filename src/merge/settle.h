@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * settle.h - after the merge: the child's header, and what becomes of the merged layers.
+ *
+ * Why.  Once the base holds everything, the layer above the merged range is pointed at it, and
+ * the merged layers are kept, emptied or removed as asked.  Every step starts from a chain that
+ * reads right and ends in one; what could be refused is found by qm_settle_check, before the
+ * merge writes anything.
+ *
+ * Threads    One thread.
+ * Errors     0 or -1 with *err; err->disk is the caller's business.
+ */
+#ifndef QM_SETTLE_H
+#define QM_SETTLE_H
+
+#include "chain.h"
+
+struct qm_settle_config {
+    struct qm_chain *chain;
+    size_t base;
+    size_t top;
+    enum qmeld_overlays overlays;
+    bool keep_relative;
+};
+
+struct qm_settle;
+
+/* Names are computed, room in headers and access are tested; layers that will be written are
+ * opened for it.  Writes nothing. */
+int qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* Does it, durably.  The chain's images are open still; removed files only lose their names. */
+int qm_settle_run(struct qm_settle *s, struct qmeld_error *err) QM_CHECK;
+void qm_settle_free(struct qm_settle *s); /* NULL is fine */
+
+/* What layer is worth after the merge. */
+enum qmeld_fate qm_settle_fate(const struct qm_settle_config *config, size_t layer);
+
+#endif
