@@ -216,7 +216,7 @@ qm_forge_random(uint64_t seed, FILE *out)
 {
     static const uint64_t sizes[] = {4096, 65536, 300000, 1u << 20, 3u << 20, 6u << 20};
     struct dice d = {.state = seed, .out = out};
-    uint64_t n = 1 + roll(&d, 5);
+    uint64_t n = one_in(&d, 10) ? 1 : 2 + roll(&d, 5);
     uint64_t around = sizes[roll(&d, sizeof sizes / sizeof *sizes)];
 
     fprintf(out, "# forge --random %" PRIu64 "\n", seed);
