@@ -36,7 +36,7 @@ extern "C" {
 #define QMELD_API   __attribute__((visibility("default")))
 #define QMELD_CHECK __attribute__((warn_unused_result))
 
-/* ---- errors ------------------------------------------------------------------------- */
+/* ---- errors ---- */
 
 /* Whose fault it was. */
 enum qmeld_code {
@@ -76,7 +76,7 @@ QMELD_API const char *qmeld_code_name(enum qmeld_code code);
 /* "0.1.0" */
 QMELD_API const char *qmeld_version(void);
 
-/* ---- looking at a chain --------------------------------------------------------------- */
+/* ---- looking at a chain ---- */
 
 struct qmeld_chain;
 
@@ -178,7 +178,7 @@ QMELD_API int qmeld_map(struct qmeld_chain *chain, uint64_t start, uint64_t leng
 QMELD_API int qmeld_read(struct qmeld_chain *chain, uint64_t off, void *buf, size_t len,
                          struct qmeld_error *err) QMELD_CHECK;
 
-/* ---- progress --------------------------------------------------------------------------- */
+/* ---- progress ---- */
 
 struct qmeld_progress {
     uint64_t done_bytes;  /* of real work: guest bytes copied, compressed ones as inflated */
@@ -190,7 +190,7 @@ struct qmeld_progress {
  * the call ends at the next point where every file has a name for its state. */
 typedef int qmeld_progress_fn(const struct qmeld_progress *progress, void *opaque);
 
-/* ---- commit ------------------------------------------------------------------------------ */
+/* ---- commit ---- */
 
 enum qmeld_overlays {
     QMELD_OVERLAYS_KEEP = 0, /* merged layers stay as they are */
@@ -250,7 +250,7 @@ QMELD_API int qmeld_commit(const char *path, const struct qmeld_commit_options *
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 
-/* ---- check -------------------------------------------------------------------------------- */
+/* ---- check ---- */
 
 enum qmeld_repair {
     QMELD_REPAIR_NONE = 0,
@@ -282,7 +282,7 @@ QMELD_API int qmeld_check(const char *path, const char *format, enum qmeld_repai
                           qmeld_finding_fn *fn, void *opaque, struct qmeld_check_result *out,
                           struct qmeld_error *err) QMELD_CHECK;
 
-/* ---- create ------------------------------------------------------------------------------- */
+/* ---- create ---- */
 
 struct qmeld_create_options {
     const char *format;         /* "qcow2" or "raw"; NULL: raw, as qemu-img create has it */

@@ -108,3 +108,9 @@ qmeld_code_name(enum qmeld_code code)
     }
     return "unknown error";
 }
+
+const char *
+qmeld_version(void)
+{
+    return QM_VERSION;
+}

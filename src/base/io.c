@@ -18,7 +18,7 @@
 #define ZERO_CHUNK (64u << 10)
 static const unsigned char zeros[ZERO_CHUNK];
 
-/* ---- the seam for tests ------------------------------------------------------------------ */
+/* ---- the seam for tests ---- */
 
 #ifdef QM_TESTING
 static pthread_mutex_t hook_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -53,7 +53,7 @@ announce(enum qm_io_op op, const char *path, uint64_t off, uint64_t len, const v
 #define ANNOUNCE(op, path, off, len, buf) 0
 #endif
 
-/* ---- open and close ------------------------------------------------------------------------ */
+/* ---- open and close ---- */
 
 static int
 identify(struct qm_file *f, struct qmeld_error *err)
@@ -207,7 +207,7 @@ qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err)
     return 0;
 }
 
-/* ---- reading and writing -------------------------------------------------------------------- */
+/* ---- reading and writing ---- */
 
 /* Reads up to len bytes; *out_got < len only at the end of the file. */
 static int

@@ -110,7 +110,7 @@ int qm_sync_dir_of(const char *path, struct qmeld_error *err) QM_CHECK;
 int qm_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64_t *out_len,
                     struct qmeld_error *err) QM_CHECK;
 
-/* ---- windows: reading through mmap ------------------------------------------------------ */
+/* ---- windows: reading through mmap ---- */
 
 /* A bounded read-only mapping of one file, moved along as it is used. */
 struct qm_window {
@@ -132,7 +132,7 @@ void qm_window_release(struct qm_window *w);
 int qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
                     uint64_t len, struct qmeld_error *err) QM_CHECK;
 
-/* ---- test builds only ----------------------------------------------------------------- */
+/* ---- test builds only ---- */
 
 /* What can happen to a disk. */
 enum qm_io_op { QM_IO_WRITE, QM_IO_ZERO, QM_IO_DISCARD, QM_IO_TRUNCATE, QM_IO_SYNC, QM_IO_UNLINK };

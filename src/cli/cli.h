@@ -45,7 +45,7 @@ struct qm_cli_command {
 extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli_create,
     qm_cli_commit;
 
-/* ---- options ------------------------------------------------------------------------- */
+/* ---- options ---- */
 
 /* Codes of options that have no letter. */
 enum {
@@ -80,7 +80,7 @@ bool qm_cli_parse_number(const char *text, uint64_t max, uint64_t *out);
 /* "on", "off".  False if it is neither. */
 bool qm_cli_parse_switch(const char *text, bool *out);
 
-/* ---- printing ------------------------------------------------------------------------ */
+/* ---- printing ---- */
 
 struct qm_cli_size {
     char text[32];
@@ -106,7 +106,7 @@ int qm_cli_exit_code(const struct qmeld_error *err);
 /* Both of the above: `return qm_cli_fail(&err);` */
 int qm_cli_fail(const struct qmeld_error *err);
 
-/* ---- JSON ---------------------------------------------------------------------------- */
+/* ---- JSON ---- */
 
 /* A JSON string; bytes that are no UTF-8 become U+FFFD, for a reader must be able to parse
  * what we print, whatever an image calls itself.  NULL gives JSON's null. */

@@ -65,7 +65,7 @@ struct request {
     bool quiet;
 };
 
-/* ---- stopping ------------------------------------------------------------------------ */
+/* ---- stopping ---- */
 
 static volatile sig_atomic_t stop_asked;
 
@@ -102,7 +102,7 @@ show_progress(const struct qmeld_progress *now, void *opaque)
     return stop_asked;
 }
 
-/* ---- the report ---------------------------------------------------------------------- */
+/* ---- the report ---- */
 
 static const char *
 fate_name(enum qmeld_fate fate)
@@ -240,7 +240,7 @@ explain_failure(const struct request *request, const struct qmeld_error *err)
     }
 }
 
-/* ---- the command --------------------------------------------------------------------- */
+/* ---- the command ---- */
 
 static int
 commit(struct request *request)

@@ -49,7 +49,7 @@ struct request {
     bool quiet;
 };
 
-/* ---- setters: one for every name -o and the long options know --------------------------- */
+/* ---- setters: one for every name -o and the long options know ---- */
 
 typedef bool setter(struct qmeld_create_options *create, const char *value);
 
@@ -205,7 +205,7 @@ apply_list(struct qmeld_create_options *create, char *text)
     return true;
 }
 
-/* ---- the command --------------------------------------------------------------------- */
+/* ---- the command ---- */
 
 /* Reads the new image back: what is told is what is there. */
 static int

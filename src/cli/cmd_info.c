@@ -33,7 +33,7 @@ static const char help[] =
     "        --output=human|json   json: the keys of qemu-img info --backing-chain, and more\n"
     "    -h, --help                this text\n";
 
-/* ---- human --------------------------------------------------------------------------- */
+/* ---- human ---- */
 
 /* "    disk size       1.2 GiB": the left column of every line. */
 static void
@@ -173,7 +173,7 @@ print_layer(size_t number, const struct qmeld_layer_info *layer)
         print_bitmap(&layer->bitmaps[i], i ? "" : "bitmaps");
 }
 
-/* ---- JSON ---------------------------------------------------------------------------- */
+/* ---- JSON ---- */
 
 static struct json_object *
 snapshots_json(const struct qmeld_layer_info *layer)
@@ -285,7 +285,7 @@ layer_json(size_t number, const struct qmeld_layer_info *layer, const char *belo
     return object;
 }
 
-/* ---- the command --------------------------------------------------------------------- */
+/* ---- the command ---- */
 
 static int
 show_json(struct qmeld_chain *chain, struct qmeld_error *err)

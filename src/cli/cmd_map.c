@@ -49,7 +49,7 @@ struct request {
     bool strip;
 };
 
-/* ---- JSON ---------------------------------------------------------------------------- */
+/* ---- JSON ---- */
 
 static void
 print_extent(const struct qmeld_extent *e)
@@ -91,7 +91,7 @@ show_json(struct qmeld_chain *chain, const struct request *request, struct qmeld
     return 0;
 }
 
-/* ---- table --------------------------------------------------------------------------- */
+/* ---- table ---- */
 
 struct table {
     struct qmeld_chain *chain;
@@ -154,7 +154,7 @@ show_table(struct qmeld_chain *chain, const struct request *request, struct qmel
     return result;
 }
 
-/* ---- the command --------------------------------------------------------------------- */
+/* ---- the command ---- */
 
 static size_t
 terminal_width(void)

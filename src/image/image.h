@@ -96,7 +96,7 @@ int qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, stru
 /* ext reduced to its part [skip, skip + len) */
 struct qm_extent qm_extent_part(const struct qm_extent *ext, uint64_t skip, uint64_t len);
 
-/* ---- codec: one thread's state for inflating clusters ------------------------------------ */
+/* ---- codec: one thread's state for inflating clusters ---- */
 
 enum qm_compression { QM_ZLIB = 0, QM_ZSTD = 1 }; /* the values of the qcow2 header */
 

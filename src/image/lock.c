@@ -56,7 +56,7 @@ byte_of(unsigned bit)
     return bit < 8 ? USE_BASE + (off_t)bit : FORBID_BASE + (off_t)(bit - 8);
 }
 
-/* ---- the kernel's side -------------------------------------------------------------------- */
+/* ---- the kernel's side ---- */
 
 static int
 set_lock(int fd, unsigned bit, short type)
@@ -106,7 +106,7 @@ give_back(struct qm_file *file, unsigned bytes)
     file->held &= ~bytes;
 }
 
-/* ---- naming the holder ---------------------------------------------------------------------- */
+/* ---- naming the holder ---- */
 
 /* Looking through /proc stops after this long or so many holders; the rest is "unknown". */
 #define SEARCH_MS   1000
@@ -302,7 +302,7 @@ name_holders(const struct qm_file *file, unsigned bytes)
     return strdup(s.text);
 }
 
-/* ---- calls -------------------------------------------------------------------------------- */
+/* ---- calls ---- */
 
 /* Which of `wanted` others hold. */
 static int

@@ -39,7 +39,7 @@ struct asking {
     uint64_t table; /* the L2 table that answers for at */
 };
 
-/* ---- reading tables ---------------------------------------------------------------------- */
+/* ---- reading tables ---- */
 
 /* The slice that holds the word at file offset off, of a table [table, table + len). */
 static int
@@ -150,7 +150,7 @@ scan_absent(const struct asking *a, struct qmeld_error *err)
     return 0;
 }
 
-/* ---- runs -------------------------------------------------------------------------------- */
+/* ---- runs ---- */
 
 static int
 bad_entry(const struct asking *a, uint64_t entry_off, enum qcow2_l2_verdict v,
@@ -333,7 +333,7 @@ inflate_extent(const struct qm_image *img, const struct qm_extent *ext, struct q
     return 0;
 }
 
-/* ---- open, reload, close ----------------------------------------------------------------- */
+/* ---- open, reload, close ---- */
 
 static void
 free_qcow2(struct qm_image *img)
@@ -459,7 +459,7 @@ qm_qcow2_can_read(const struct qm_qcow2 *q, struct qmeld_error *err)
     return 0;
 }
 
-/* ---- single look-ups, for who changes or checks tables ----------------------------------- */
+/* ---- single look-ups, for who changes or checks tables ---- */
 
 int
 qm_qcow2_read_l1(const struct qm_qcow2 *q, uint64_t l1_off, uint32_t idx, uint32_t n, uint64_t *out,

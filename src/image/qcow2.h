@@ -56,8 +56,9 @@ int qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out,
  * images; chain opening for map and merge does. */
 int qm_qcow2_can_read(const struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
-/* Reads L1 entries [idx, idx + n) of the table at l1_off (the active one, or a snapshot's) into out,
- * host order.  The caller knows the table's length; entries beyond the file's end read as 0. */
+/* Reads L1 entries [idx, idx + n) of the table at l1_off (the active one, or a snapshot's) into
+ * out, host order.  The caller knows the table's length; entries beyond the file's end read as 0.
+ */
 int qm_qcow2_read_l1(const struct qm_qcow2 *q, uint64_t l1_off, uint32_t idx, uint32_t n,
                      uint64_t *out, struct qmeld_error *err) QM_CHECK;
 

@@ -73,7 +73,7 @@ qcow2_header_area(const void *first, size_t len)
     return (size_t)1 << bits;
 }
 
-/* ---- header ------------------------------------------------------------------------------ */
+/* ---- header ---- */
 
 static void
 load_fields(struct qcow2_header *h, const struct qcow2_disk_header *raw)
@@ -508,7 +508,7 @@ qcow2_header_encode(const struct qcow2_header *h, struct qcow2_disk_header *buf)
         buf->compression = (unsigned char)h->compression;
 }
 
-/* ---- geometry ---------------------------------------------------------------------------- */
+/* ---- geometry ---- */
 
 struct qcow2_geo
 qcow2_geo_of(const struct qcow2_header *h)
@@ -537,7 +537,7 @@ qcow2_l1_needed(const struct qcow2_geo *g, uint64_t size)
     return qm_div_up(size, qcow2_l2_span(g));
 }
 
-/* ---- L2 entries -------------------------------------------------------------------------- */
+/* ---- L2 entries ---- */
 
 /* QEMU's check looks at these (L2E_STD_RESERVED_MASK): bits 1-8 and 56-61 */
 #define L2_STD_RESERVED 0x3f000000000001feull
@@ -615,7 +615,7 @@ qcow2_l2_encode(const struct qcow2_geo *g, const struct qcow2_l2 *e, uint64_t *o
         *out_word0 |= QCOW2_ZERO;
 }
 
-/* ---- refcounts --------------------------------------------------------------------------- */
+/* ---- refcounts ---- */
 
 uint64_t
 qcow2_refcount_get(const void *block, uint32_t order, uint64_t idx)

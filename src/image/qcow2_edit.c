@@ -83,8 +83,7 @@ unit_reads_zero(const struct qm_edit *e, const struct slot *s, uint32_t u)
     return unit_is_zero(s, u) || unit_start(e, s, u) >= e->below_size;
 }
 
-/* ---- the wants of the cluster ------------------------------------------------------------------
- */
+/* ---- the wants of the cluster ---- */
 
 /* Bytes of [from, to) that are wanted at all, and that are wanted as zeros. */
 static void
@@ -120,8 +119,7 @@ classify(const struct qm_edit *e, struct slot *s)
     }
 }
 
-/* ---- moves
- * ---------------------------------------------------------------------------------------- */
+/* ---- moves ---- */
 
 /* True if b continues a: one move can do both. */
 static bool
@@ -202,8 +200,7 @@ move_unit(const struct qm_edit *e, const struct slot *s, uint32_t u, host_off ho
     return fill ? keep_old(e, s, u, host, at, end, moves, err) : 0;
 }
 
-/* ---- the decision
- * ----------------------------------------------------------------------------------- */
+/* ---- the decision ---- */
 
 /* The old entry's clusters are not needed once the new entry is on disk. */
 static int
@@ -381,7 +378,12 @@ qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *mov
         const uint64_t at = want->guest.g + done, idx = at >> e->geo->cluster_bits;
         const uint64_t n = qm_min(want->len - done, ((idx + 1) << e->geo->cluster_bits) - at);
         struct qm_want part = {.guest = qm_guest(at), .len = n, .from = want->from};
+        const uint64_t bare = want->from ? 0 : qm_edit_zero_run(e, idx);
 
+        if (bare > 0) { /* zeros over a run that reads as zeros and has no tables */
+            done = qm_min(want->len, (bare << e->geo->cluster_bits) - want->guest.g);
+            continue;
+        }
         if (want->from)
             part.ext = qm_extent_part(&want->ext, done, n);
         if (e->pending.n > 0 && idx != e->pending_idx && qm_edit_want_end(e, moves, err) < 0)

@@ -17,7 +17,7 @@
 #define SLICE_BYTES 4096u
 #define RUN_BYTES   (64u << 10)
 
-/* ---- L1 -------------------------------------------------------------------------------------- */
+/* ---- L1 ---- */
 
 /* Moves the L1 table to where it has room for new_entries.  The virtual size stays. */
 static int
@@ -108,8 +108,7 @@ qm_edit_close(struct qm_edit *e)
     free(e);
 }
 
-/* ---- entries ------------------------------------------------------------------------------------
- */
+/* ---- entries ---- */
 
 static uint64_t
 l1_of(const struct qm_edit *e, uint64_t idx)
@@ -160,6 +159,18 @@ qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *out_
     return 0;
 }
 
+uint64_t
+qm_edit_zero_run(const struct qm_edit *e, uint64_t idx)
+{
+    uint64_t i = l1_of(e, idx);
+
+    if (idx << e->geo->cluster_bits < e->below_size || e->l1[i] != 0)
+        return 0;
+    while (i < e->l1_entries && e->l1[i] == 0)
+        i++;
+    return i << e->geo->l2_bits;
+}
+
 int
 qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)
 {
@@ -200,8 +211,7 @@ end_of_table(const struct qm_edit *e, size_t i)
     return i;
 }
 
-/* ---- before the commit point -------------------------------------------------------------------
- */
+/* ---- before the commit point ---- */
 
 /* Writes the new version of one table, with entries [from, to), to a new cluster. */
 static int
@@ -239,8 +249,7 @@ qm_edit_prepare(struct qm_edit *e, struct qmeld_error *err)
     return qm_refs_write(e->refs, err);
 }
 
-/* ---- the commit point
- * ---------------------------------------------------------------------------- */
+/* ---- the commit point ---- */
 
 /* Entries [from, to) of one live table, each run of neighbours in one write. */
 static int

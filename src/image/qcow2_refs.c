@@ -61,7 +61,7 @@ path(const struct qm_refs *r)
     return r->q->img.file->path;
 }
 
-/* ---- table and blocks ---------------------------------------------------------------------- */
+/* ---- table and blocks ---- */
 
 static int
 read_table(struct qm_refs *r, struct qmeld_error *err)
@@ -193,7 +193,7 @@ qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out, struct qmeld_
     return 0;
 }
 
-/* ---- allocating ------------------------------------------------------------------------------ */
+/* ---- allocating ---- */
 
 /* More entries in memory, so that entry idx exists; the disk follows in qm_refs_write. */
 static int
@@ -402,8 +402,7 @@ qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, struct q
     return take(refs, first, n, err);
 }
 
-/* ---- freeing -----------------------------------------------------------------------------------
- */
+/* ---- freeing ---- */
 
 static int
 note_freed(struct qm_refs *r, uint64_t cluster, struct qmeld_error *err)
@@ -443,8 +442,7 @@ qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_erro
     return 0;
 }
 
-/* ---- to the disk
- * --------------------------------------------------------------------------------- */
+/* ---- to the disk ---- */
 
 static uint64_t
 clusters_of_table(const struct qm_refs *r)
@@ -566,8 +564,7 @@ qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err)
     return qm_refs_link(refs, err);
 }
 
-/* ---- giving space back
- * ----------------------------------------------------------------------------- */
+/* ---- giving space back ---- */
 
 static int
 by_first(const void *a, const void *b)

@@ -28,7 +28,7 @@ release_layer(struct qm_layer *l)
     free(l->path);
 }
 
-/* ---- one layer ---------------------------------------------------------------------------- */
+/* ---- one layer ---- */
 
 /* The same error, told about a backing file: who refers to it is half of the answer. */
 static int
@@ -141,7 +141,7 @@ no_image:
     return -1;
 }
 
-/* ---- from a layer to the next ---------------------------------------------------------------- */
+/* ---- from a layer to the next ---- */
 
 /* Who says what format the backing file has: the header, a json: name, the caller. */
 static int
@@ -189,7 +189,7 @@ add_all(struct opening *o, const char *path, struct qmeld_error *err)
     return 0;
 }
 
-/* ---- calls -------------------------------------------------------------------------------- */
+/* ---- calls ---- */
 
 int
 qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_chain **out,
@@ -234,7 +234,7 @@ qm_chain_close(struct qm_chain *chain)
     free(chain);
 }
 
-/* ---- finding a layer ---------------------------------------------------------------------- */
+/* ---- finding a layer ---- */
 
 /* True if path leads to the file of l. */
 static bool

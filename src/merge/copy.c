@@ -45,7 +45,7 @@ struct qm_copy {
     _Atomic uint64_t done;
 };
 
-/* ---- on the workers ------------------------------------------------------------------------- */
+/* ---- on the workers ---- */
 
 static int
 write_data(struct qm_copy *c, struct worker_state *w, const struct piece *p,
@@ -113,8 +113,7 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
     return 0;
 }
 
-/* ---- on the calling thread --------------------------------------------------------------------
- */
+/* ---- on the calling thread ---- */
 
 static int
 tick(void *shared)

@@ -34,7 +34,7 @@ struct qmeld_chain {
     bool readable;           /* all layers' bytes are within our reach */
 };
 
-/* ---- open and close -------------------------------------------------------------------------- */
+/* ---- open and close ---- */
 
 int
 qmeld_chain_open(const char *path, const struct qmeld_open_options *opts, struct qmeld_chain **out,
@@ -98,8 +98,7 @@ qmeld_chain_depth(const struct qmeld_chain *chain)
     return chain->c->n;
 }
 
-/* ---- one layer --------------------------------------------------------------------------------
- */
+/* ---- one layer ---- */
 
 static int
 list_snapshots(const struct qm_qcow2 *q, struct detail *d, struct qmeld_error *err)
@@ -220,8 +219,7 @@ qmeld_chain_layer(struct qmeld_chain *chain, size_t layer, struct qmeld_layer_in
     return 0;
 }
 
-/* ---- map ---------------------------------------------------------------------------------------
- */
+/* ---- map ---- */
 
 struct walk {
     struct qmeld_chain *chain;

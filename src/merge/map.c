@@ -46,7 +46,7 @@ struct qm_map {
 
 enum swept { SWEPT, TOO_MANY, FAILED };
 
-/* ---- one window ----------------------------------------------------------------------------- */
+/* ---- one window ---- */
 
 static bool
 covers(const struct qm_extent *e, uint64_t off)
@@ -217,7 +217,7 @@ no_memory:
     return FAILED;
 }
 
-/* ---- windows --------------------------------------------------------------------------------- */
+/* ---- windows ---- */
 
 static int
 by_guest(const void *a, const void *b)
@@ -251,7 +251,7 @@ sweep(struct qm_map *m, struct qmeld_error *err)
     return 0;
 }
 
-/* ---- calls ----------------------------------------------------------------------------------- */
+/* ---- calls ---- */
 
 int
 qm_map_open(const struct qm_chain *chain, size_t bottom, size_t top, guest_off from, uint64_t len,

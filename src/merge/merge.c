@@ -18,6 +18,7 @@
  * most one batch; each costs two syncs. */
 #define BATCH_BYTES  (512ull << 20)
 #define BATCH_WEIGHT (16u << 20)
+#define STEP_BYTES   (64ull << 20)
 
 struct merge {
     const struct qmeld_commit_options *opts;
@@ -34,10 +35,10 @@ struct merge {
     struct qm_moves moves;
     uint64_t total;       /* bytes to copy */
     uint64_t batch_bytes; /* in the batch so far */
+    uint64_t batch_end;   /* where its last want ends */
 };
 
-/* ---- what is asked ----------------------------------------------------------------------------
- */
+/* ---- what is asked ---- */
 
 static int
 find_range(struct merge *m, struct qmeld_error *err)
@@ -109,8 +110,7 @@ lock_layers(const struct merge *m, struct qmeld_error *err)
     return 0;
 }
 
-/* ---- the two walks over the plan
- * ------------------------------------------------------------------- */
+/* ---- the two walks over the plan ---- */
 
 static int
 open_plan(const struct merge *m, struct qm_plan **out, struct qmeld_error *err)
@@ -227,25 +227,49 @@ end_batch(struct merge *m, struct qmeld_error *err)
     return 0;
 }
 
-static void
-count_want(struct merge *m, const struct qm_want *want, bool asked)
+/* One batch may not end inside a target cluster: the next want must lie in a later one. */
+static bool
+batch_is_full(const struct merge *m, guest_off next)
 {
+    const uint64_t cs = m->chain->layers[m->base].img->cluster_size;
+
+    if (cs != 0 && m->batch_end > 0 && next.g / cs == (m->batch_end - 1) / cs)
+        return false;
+    return m->batch_bytes >= BATCH_BYTES || qm_seal_weight(m->seal) >= BATCH_WEIGHT;
+}
+
+static int
+transfer_want(struct merge *m, const struct qm_want *want, bool asked, struct qmeld_error *err)
+{
+    if (batch_is_full(m, want->guest) && end_batch(m, err) < 0)
+        return -1;
+    if (qm_seal_want(m->seal, want, asked, &m->moves, err) < 0 || put_moves(m, err) < 0)
+        return -1;
     if (want->from)
         m->report->bytes_copied += want->len;
     else if (asked)
         m->report->bytes_zeroed += want->len;
     m->batch_bytes += want->from ? want->len : 0;
+    m->batch_end = want->guest.g + want->len;
+    return 0;
 }
 
-/* A batch may end only where a target cluster ends: the next want must lie in a later one. */
-static bool
-batch_is_full(const struct merge *m, const struct qm_want *last)
+/* Long wants in steps, so that a batch stays bounded whatever the map joins. */
+static int
+transfer_in_steps(struct merge *m, const struct qm_want *want, bool asked, struct qmeld_error *err)
 {
-    const uint64_t cs = m->chain->layers[m->base].img->cluster_size;
+    for (uint64_t done = 0; done < want->len;) {
+        const uint64_t at = want->guest.g + done;
+        const uint64_t n = qm_min(want->len - done, STEP_BYTES - at % STEP_BYTES);
+        struct qm_want part = {.guest = qm_guest(at), .len = n, .from = want->from};
 
-    if (cs != 0 && (last->guest.g + last->len) % cs != 0)
-        return false;
-    return m->batch_bytes >= BATCH_BYTES || qm_seal_weight(m->seal) >= BATCH_WEIGHT;
+        if (want->from)
+            part.ext = qm_extent_part(&want->ext, done, n);
+        if (transfer_want(m, &part, asked, err) < 0)
+            return -1;
+        done += n;
+    }
+    return 0;
 }
 
 /* Second walk: the work. */
@@ -257,28 +281,20 @@ transfer(struct merge *m, struct qmeld_error *err)
 
     if (open_copy(m, "copy", false, err) < 0 || open_plan(m, &plan, err) < 0)
         return -1;
-    for (;;) {
+    do {
         struct qm_want want;
         bool asked, done;
 
         rc = qm_plan_next(plan, &want, &asked, &done, err);
         if (rc < 0 || done)
             break;
-        rc = qm_seal_want(m->seal, &want, asked, &m->moves, err);
-        if (rc == 0)
-            rc = put_moves(m, err);
-        if (rc < 0)
-            break;
-        count_want(m, &want, asked);
-        if (batch_is_full(m, &want) && (rc = end_batch(m, err)) < 0)
-            break;
-    }
+        rc = transfer_in_steps(m, &want, asked, err);
+    } while (rc == 0);
     qm_plan_close(plan);
     return rc < 0 ? -1 : end_batch(m, err);
 }
 
-/* ---- the whole
- * ------------------------------------------------------------------------------------------ */
+/* ---- the whole ---- */
 
 static int
 prepare(struct merge *m, struct qmeld_error *err)

@@ -44,7 +44,7 @@ dir_len(const char *path)
     return slash ? (size_t)(slash - path) + 1 : 0;
 }
 
-/* ---- json: names --------------------------------------------------------------------------- */
+/* ---- json: names ---- */
 
 struct json_name {
     const char *overlay; /* for messages */
@@ -211,7 +211,7 @@ json_path(const char *overlay, const char *name, char **out, char **out_format,
     return r;
 }
 
-/* ---- where a name leads ---------------------------------------------------------------------- */
+/* ---- where a name leads ---- */
 
 int
 qm_backing_path(const char *overlay_path, const char *name, char **out, char **out_format,
@@ -245,7 +245,7 @@ qm_backing_path(const char *overlay_path, const char *name, char **out, char **o
                     *name && len > 5 ? "the path is too long" : "names no file");
 }
 
-/* ---- how to write a name --------------------------------------------------------------------- */
+/* ---- how to write a name ---- */
 
 /* The directory of path without symbolic links, malloc'd; NULL with errno. */
 static char *

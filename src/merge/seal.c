@@ -19,8 +19,7 @@ struct qm_seal {
     struct qm_bitmaps *bitmaps;
 };
 
-/* ---- begin -------------------------------------------------------------------------------------
- */
+/* ---- begin ---- */
 
 static int
 refuse_growth(const struct qm_seal *s, struct qmeld_error *err)
@@ -87,8 +86,7 @@ qm_seal_begin(struct qm_chain *chain, size_t target, uint64_t new_size, struct q
     return 0;
 }
 
-/* ---- batches
- * -------------------------------------------------------------------------------------- */
+/* ---- batches ---- */
 
 static int
 want_raw(const struct qm_want *want, struct qm_moves *moves, struct qmeld_error *err)
@@ -140,8 +138,7 @@ qm_seal_publish(struct qm_seal *s, struct qmeld_error *err)
     return s->q ? qm_edit_publish(s->edit, err) : 0;
 }
 
-/* ---- the end
- * ----------------------------------------------------------------------------------------- */
+/* ---- the end ---- */
 
 static int
 finish_qcow2(struct qm_seal *s, struct qmeld_error *err)
