@@ -175,7 +175,8 @@ print_legend(const struct strip *strip)
         printf("A-%c data of [1]-[%zu]%s", letter_of(strip->depth > 26 ? 25 : strip->depth - 1, 0),
                strip->depth, strip->depth > 26 ? ", again from A after Z" : "");
     puts(", small letters compressed;\n"
-         "0 zeros, . nothing here (the layer below answers), blank: past the layer's end.\n"
+         "0 zeros, . nothing here: the layer below answers, below the base zeros; blank: past the\n"
+         "layer's end, where nothing below is seen either.\n"
          "Where a column holds several, data is shown before zeros, zeros before nothing.");
 }
 
