@@ -191,9 +191,10 @@ choose_scale(struct strip *strip, uint64_t smallest, size_t columns)
     strip->n_cells = (size_t)((strip->length + (strip->unit - 1)) / strip->unit);
 }
 
-/* The width of the labels, and the smallest cluster of any layer. */
+/* The width of the labels on a terminal of width columns, and the smallest cluster. */
 static int
-survey(struct strip *strip, struct qmeld_chain *chain, uint64_t *smallest, struct qmeld_error *err)
+survey(struct strip *strip, struct qmeld_chain *chain, size_t width, uint64_t *smallest,
+       struct qmeld_error *err)
 {
     size_t widest = strlen("reads as");
     uint64_t cluster = UINT64_MAX;
@@ -216,6 +217,8 @@ survey(struct strip *strip, struct qmeld_chain *chain, uint64_t *smallest, struc
     *smallest = cluster == UINT64_MAX ? 65536 : cluster;
     if (widest > MAX_LABEL)
         widest = MAX_LABEL;
+    if (widest > width / 3) /* the picture needs the room more than the name */
+        widest = width / 3 > strlen("reads as") ? width / 3 : strlen("reads as");
     strip->n_label = (size_t)snprintf(number, sizeof number, "[%zu] ", strip->depth) + widest + 2;
     return 0;
 }
@@ -252,7 +255,7 @@ qm_cli_draw_strip(struct qmeld_chain *chain, uint64_t start, uint64_t length, si
     int result;
 
     if (qmeld_chain_layer(chain, strip.depth - 1, &top, err) < 0 ||
-        survey(&strip, chain, &smallest, err) < 0)
+        survey(&strip, chain, width, &smallest, err) < 0)
         return -1;
     strip.start = start < top.virtual_size ? start : top.virtual_size;
     strip.length = top.virtual_size - strip.start;

@@ -186,10 +186,13 @@ qm_cli_json_add_bool(struct json_object *object, const char *key, bool value)
 struct json_object *
 qm_cli_json_error(const struct qmeld_error *err)
 {
+    /* words of our own, not qmeld_code_name's: programs compare these, they never change */
+    static const char *const codes[] = {"ok",   "usage", "io",    "corrupt", "unsupported",
+                                        "busy", "stale", "nomem", "nospace", "canceled"};
     static const char *const disks[] = {"old", "open", "new"};
     struct json_object *object = json_object_new_object();
 
-    qm_cli_json_add(object, "code", qm_cli_json_string(qmeld_code_name(err->code)));
+    qm_cli_json_add(object, "code", qm_cli_json_string(codes[err->code]));
     qm_cli_json_add(object, "disk", qm_cli_json_string(disks[err->disk]));
     if (err->file[0])
         qm_cli_json_add(object, "filename", qm_cli_json_string(err->file));
