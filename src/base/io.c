@@ -392,6 +392,31 @@ qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err)
 }
 
 int
+qm_reserve(struct qm_file *file, uint64_t off, uint64_t len, bool *out_done,
+           struct qmeld_error *err)
+{
+    *out_done = false;
+    if (file->blockdev || len == 0) {
+        *out_done = true;
+        return 0;
+    }
+    if (!qm_inside(off, len, QM_MAX_OFF))
+        return qm_fail(err, QMELD_NOSPACE, qm_at(file->path, off),
+                       "offset %" PRIu64 " is beyond what a file can have", off);
+    for (;;) {
+        if (fallocate(file->wfd, FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) == 0) {
+            *out_done = true;
+            return 0;
+        }
+        if (errno == EINTR)
+            continue;
+        if (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL || errno == ENODEV)
+            return 0;
+        return qm_fail_sys(err, qm_at(file->path, off), "cannot reserve space");
+    }
+}
+
+int
 qm_sync(struct qm_file *file, struct qmeld_error *err)
 {
     int rc = -1;

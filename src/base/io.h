@@ -44,8 +44,8 @@ struct qm_file {
 /* Opens a regular file or a block device for reading.  Anything else is refused (IO). */
 int qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
 
-/* Makes a new, empty file, or empties an existing regular file, readable and writable.  A
- * block device is opened as it is. */
+/* Opens for reading and writing, and makes a new, empty file where there is none.  What
+ * is there stays as it is, so that it can be locked before it is truncated. */
 int qm_file_create(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
 
 /* Opens the same file for writing beside the first descriptor.  STALE if the path
@@ -91,6 +91,11 @@ int qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_er
 
 /* Sets the length of a regular file.  A block device: nothing, or NOSPACE if it is smaller. */
 int qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err) QM_CHECK;
+
+/* Takes disk space for [off, off + len), which keeps what it reads as; the file does not get
+ * longer.  *out_done false: the file system cannot. */
+int qm_reserve(struct qm_file *file, uint64_t off, uint64_t len, bool *out_done,
+               struct qmeld_error *err) QM_CHECK;
 
 /* fdatasync: all writes so far, and the length, are durable. */
 int qm_sync(struct qm_file *file, struct qmeld_error *err) QM_CHECK;

@@ -170,7 +170,8 @@ add_patch(struct edit *e, uint64_t off, const void *bytes, uint64_t len, bool sy
     return 0;
 }
 
-/* ---- layouts ---------------------------------------------------------------------------------- */
+/* ---- layouts ----------------------------------------------------------------------------------
+ */
 
 /* Appends one extension to e->want at *at; false: no room. */
 static bool
@@ -211,8 +212,7 @@ static bool
 rebuild(struct edit *e, const char *format, uint64_t *at)
 {
     *at = e->q->hdr.header_len;
-    if (format &&
-        !put_ext(e, at, QCOW2_EXT_BACKING_FORMAT, format, (uint32_t)strlen(format)))
+    if (format && !put_ext(e, at, QCOW2_EXT_BACKING_FORMAT, format, (uint32_t)strlen(format)))
         return false;
     QM_VEC_EACH (x, &e->q->hdr.exts) {
         if (x->type == QCOW2_EXT_BACKING_FORMAT)
@@ -359,8 +359,7 @@ move_name_away(struct edit *e, struct qmeld_error *err)
     memcpy(e->want + at, e->now + e->name_off, len);
     if (!e->marker)
         memset(e->want + e->ext_end, 0, sizeof(struct qcow2_disk_ext));
-    if (add_patch(e, at, e->want + at, len, true, err) < 0 ||
-        switch_sector(e, at, len, err) < 0)
+    if (add_patch(e, at, e->want + at, len, true, err) < 0 || switch_sector(e, at, len, err) < 0)
         return -1;
     e->marker = true;
     return 1;
