@@ -9,7 +9,8 @@
  * Calls      begin before the first write to the image, mark for every guest range that is
  *            written, end after everything else is durable and before the size in the header grows.
  * Crash      Between begin and end the enabled bitmaps are marked in_use on disk: readers know
- *            that they cannot be trusted.
+ *            that they cannot be trusted.  Disabled ones are touched only while the image
+ *            grows past what their tables can hold: for a moment in end they are in_use, too.
  * Threads    One thread.
  * Errors     0 or -1 with *err: CORRUPT, NOSPACE, IO, USAGE (an inconsistent bitmap stands
  *            in the way of growing).
@@ -28,6 +29,7 @@ struct qm_bitmap {
     uint32_t table_entries;
     uint32_t flags; /* QCOW2_BITMAP_* */
     uint32_t granularity_bits;
+    uint64_t dir_pos; /* of its entry, in bytes into the directory */
 };
 
 struct qm_bitmap_list {
@@ -49,9 +51,9 @@ int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size
 int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld_error *err)
     QM_CHECK;
 
-/* Stores the bitmaps (new tables, then a new directory), grown to new_size, in_use off, and
- * frees the old clusters; the header sector that points at the new directory also carries the
- * new virtual size, as the two must change together.  Frees b in every case. */
+/* Stores the marks, fits all valid bitmaps to new_size, writes new_size to the header (if it
+ * differs; the L1 table must have room), takes in_use off, and frees what old tables took. Durable.
+ * Frees b in every case. */
 int qm_bitmaps_end(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
 void qm_bitmaps_abandon(struct qm_bitmaps *b); /* frees; they stay in_use on disk */
 

@@ -130,6 +130,14 @@ edit_init(struct edit *e, const struct qm_qcow2 *q, struct qmeld_error *err)
     e->ext_end = h->ext_end;
     if (qm_inside(e->ext_end, sizeof(struct qcow2_disk_ext), area_end))
         e->marker = be32_get((const be32 *)(e->now + e->ext_end)) == QCOW2_EXT_END;
+    if (!e->marker) { /* then it belongs behind the last extension, padding and all */
+        e->ext_end = h->header_len;
+        if (h->exts.n) {
+            const struct qcow2_ext *last = &h->exts.at[h->exts.n - 1];
+
+            e->ext_end = last->off + sizeof(struct qcow2_disk_ext) + pad8(last->len);
+        }
+    }
     if (h->backing_off && h->backing_len && h->backing_off < e->cs) {
         e->name_off = h->backing_off;
         e->name_len = qm_min(h->backing_len, e->cs - h->backing_off);

@@ -1,0 +1,449 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_bitmap.c - the directory of persistent bitmaps, and marks on their way to it.
+ *
+ * Marks are kept apart from the stored bits: begin reads no bits, mark does no I/O, and end ORs
+ * the two, cluster by cluster (qcow2_bitmap_store.c).  They are held in pieces that exist only
+ * where something was marked; a piece that is marked throughout takes no memory, and where
+ * memory would exceed its bound, pieces count as marked throughout: a backup then reads more than
+ * it must, never less.
+ */
+#include "qcow2_bitmap_int.h"
+
+#include "qcow2_header.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_PIECE_BYTES   ((uint64_t)4096)
+#define MAX_MARKS_BYTES   ((uint64_t)128 << 20)
+#define MAX_POINTER_BYTES ((uint64_t)64 << 20)
+#define MIN_GRANULARITY   9u /* QEMU, as the next */
+#define MAX_GRANULARITY   31u
+#define MAX_NAME          1023u
+#define ENTRIES_AT_ONCE   ((uint64_t)8192)
+
+#define ADVICE "remove the bitmap with `qemu-img bitmap --remove`, or restore the image from a copy"
+
+/* ---- sizes
+ * --------------------------------------------------------------------------------------- */
+
+uint64_t
+qm_bitmap_bits(const struct qm_bitmap *m, uint64_t size)
+{
+    return qm_div_up(size, 1ull << m->granularity_bits);
+}
+
+/* specification, "Bitmap table": it has one entry for each cluster of bits, no more and no less */
+uint64_t
+qm_bitmap_entries(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t size)
+{
+    return qm_div_up(qm_div_up(qm_bitmap_bits(m, size), 8), q->geo.cluster_size);
+}
+
+/* ---- directory ----------------------------------------------------------------------------------
+ */
+
+static int
+bad_entry(const struct qm_qcow2 *q, uint64_t pos, const char *what, struct qmeld_error *err)
+{
+    return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, q->hdr.bitmap_dir_off + pos),
+                   "bitmap directory: %s: " ADVICE, what);
+}
+
+/* qemu 7.2, block/qcow2-bitmap.c, check_dir_entry: the same limits */
+static int
+check_entry(const struct qm_qcow2 *q, const struct qm_bitmap *m, unsigned type,
+            struct qmeld_error *err)
+{
+    const uint64_t cs = q->geo.cluster_size;
+
+    if (type != 1)
+        return bad_entry(q, m->dir_pos, "an unknown kind of bitmap", err);
+    if (m->flags & ~(QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO))
+        return bad_entry(q, m->dir_pos, "unknown flags", err);
+    if (m->granularity_bits < MIN_GRANULARITY || m->granularity_bits > MAX_GRANULARITY)
+        return bad_entry(q, m->dir_pos, "impossible granularity", err);
+    if (m->table.h == 0 || m->table.h % cs != 0 || m->table.h > QCOW2_OFFSET_MASK)
+        return bad_entry(q, m->dir_pos, "a table at an impossible place", err);
+    if (m->table_entries == 0 || m->table_entries > QCOW2_MAX_BITMAP_BYTES / cs)
+        return bad_entry(q, m->dir_pos, "a table of impossible size", err);
+    if (!(m->flags & QCOW2_BITMAP_IN_USE) &&
+        m->table_entries != qm_bitmap_entries(q, m, q->hdr.size))
+        return bad_entry(q, m->dir_pos, "a table that does not fit the virtual size", err);
+    return 0;
+}
+
+/* One entry at *pos of the directory, *pos moved behind it. */
+static int
+take_entry(const struct qm_qcow2 *q, const unsigned char *dir, uint64_t *pos,
+           struct qm_bitmap_list *out, struct qmeld_error *err)
+{
+    const uint64_t left = q->hdr.bitmap_dir_len - *pos;
+    struct qcow2_disk_bitmap raw;
+    struct qm_bitmap m = {.dir_pos = *pos};
+    uint64_t name_len, len;
+
+    if (left < sizeof raw)
+        return bad_entry(q, *pos, "an entry does not fit", err);
+    memcpy(&raw, dir + *pos, sizeof raw);
+    name_len = be16_get(&raw.name_len);
+    len = qm_align_up(sizeof raw + name_len + be32_get(&raw.extra_len), 8);
+    if (len > left)
+        return bad_entry(q, *pos, "an entry does not fit", err);
+    if (be32_get(&raw.extra_len) != 0)
+        return qm_fail(err, QMELD_UNSUPPORTED,
+                       qm_at(q->img.file->path, q->hdr.bitmap_dir_off + *pos),
+                       "bitmap with extra data: use the program that made it");
+    if (name_len == 0 || name_len > MAX_NAME)
+        return bad_entry(q, *pos, "a name of impossible length", err);
+    m.table = qm_host(be64_get(&raw.table_off));
+    m.table_entries = be32_get(&raw.table_entries);
+    m.flags = be32_get(&raw.flags);
+    m.granularity_bits = raw.granularity_bits;
+    if (check_entry(q, &m, raw.type, err) < 0)
+        return -1;
+    m.name = strndup((const char *)dir + *pos + sizeof raw, name_len);
+    if (!m.name || !qm_vec_push(&out->list, &m)) {
+        free(m.name);
+        return qm_fail_nomem(err, "the bitmap directory");
+    }
+    *pos += len;
+    return 0;
+}
+
+static int
+by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static int
+check_names(const struct qm_qcow2 *q, const struct qm_bitmap_list *l, struct qmeld_error *err)
+{
+    QM_FREE const char **names = calloc(l->list.n, sizeof *names);
+
+    if (!names)
+        return qm_fail_nomem(err, "the bitmap directory");
+    for (size_t i = 0; i < l->list.n; i++)
+        names[i] = l->list.at[i].name;
+    qsort(names, l->list.n, sizeof *names, by_name);
+    for (size_t i = 1; i < l->list.n; i++)
+        if (strcmp(names[i - 1], names[i]) == 0)
+            return bad_entry(q, 0, "two bitmaps of one name", err);
+    return 0;
+}
+
+int
+qm_bitmap_list_read(const struct qm_qcow2 *q, struct qm_bitmap_list *out, struct qmeld_error *err)
+{
+    const struct qcow2_header *h = &q->hdr;
+    QM_FREE unsigned char *dir = NULL;
+    uint64_t pos = 0;
+
+    memset(out, 0, sizeof *out);
+    if (!h->has_bitmaps)
+        return 0;
+    dir = malloc(h->bitmap_dir_len + 1);
+    if (!dir)
+        return qm_fail_nomem(err, "the bitmap directory");
+    if (qm_pread_padded(q->img.file, h->bitmap_dir_off, dir, h->bitmap_dir_len, err) < 0)
+        return -1;
+    for (uint32_t i = 0; i < h->n_bitmaps; i++)
+        if (take_entry(q, dir, &pos, out, err) < 0)
+            goto out;
+    if (pos != h->bitmap_dir_len && bad_entry(q, pos, "more bytes than entries", err) < 0)
+        goto out;
+    if (check_names(q, out, err) < 0)
+        goto out;
+    return 0;
+out:
+    qm_bitmap_list_release(out);
+    return -1;
+}
+
+void
+qm_bitmap_list_release(struct qm_bitmap_list *l)
+{
+    QM_VEC_EACH (m, &l->list)
+        free(m->name);
+    qm_vec_release(&l->list);
+}
+
+/* ---- tables
+ * ------------------------------------------------------------------------------------------ */
+
+/* Reads entries [first, first + n) of a table, checked: 0, BITMAP_ALL_ONES or a cluster. */
+static int
+read_entries(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t first, uint64_t n,
+             uint64_t *out, struct qmeld_error *err)
+{
+    const uint64_t at = m->table.h + first * sizeof(be64);
+
+    if (qm_pread_padded(q->img.file, at, out, n * sizeof(be64), err) < 0)
+        return -1;
+    for (uint64_t i = 0; i < n; i++) {
+        be64 raw;
+        uint64_t e;
+
+        memcpy(&raw, &out[i], sizeof raw);
+        e = out[i] = be64_get(&raw);
+        if (e == BITMAP_ALL_ONES)
+            continue;
+        if ((e & ~QCOW2_OFFSET_MASK) || e % q->geo.cluster_size)
+            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, at + i * sizeof(be64)),
+                           "bitmap \"%.100s\": bad table entry: " ADVICE, m->name);
+    }
+    return 0;
+}
+
+int
+qm_bitmap_read_table(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t *out,
+                     struct qmeld_error *err)
+{
+    for (uint64_t i = 0; i < m->table_entries; i += ENTRIES_AT_ONCE)
+        if (read_entries(q, m, i, qm_min(ENTRIES_AT_ONCE, m->table_entries - i), out + i, err) < 0)
+            return -1;
+    return 0;
+}
+
+/* What is changed in place must belong to the bitmap alone. */
+static int
+check_alone(const struct qm_bitmaps *b, uint64_t off, uint64_t len, struct qmeld_error *err)
+{
+    const uint32_t bits = b->q->geo.cluster_bits;
+
+    for (uint64_t c = off >> bits; c <= (off + len - 1) >> bits; c++) {
+        uint64_t count;
+
+        if (qm_refs_get(b->refs, c, &count, err) < 0)
+            return -1;
+        if (count != 1)
+            return qm_fail(err, QMELD_CORRUPT, qm_at(b->q->img.file->path, c << bits),
+                           "a cluster of the bitmaps has refcount %" PRIu64
+                           ": run `qmeld check --repair=all` on the image",
+                           count);
+    }
+    return 0;
+}
+
+static int
+check_table(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_error *err)
+{
+    QM_FREE uint64_t *some = calloc(ENTRIES_AT_ONCE, sizeof *some);
+
+    if (!some)
+        return qm_fail_nomem(err, "a bitmap table");
+    if (check_alone(b, m->table.h, m->table_entries * sizeof(be64), err) < 0)
+        return -1;
+    for (uint64_t i = 0; i < m->table_entries; i += ENTRIES_AT_ONCE) {
+        const uint64_t n = qm_min(ENTRIES_AT_ONCE, m->table_entries - i);
+
+        if (read_entries(b->q, m, i, n, some, err) < 0)
+            return -1;
+        for (uint64_t k = 0; k < n; k++)
+            if (some[k] > BITMAP_ALL_ONES &&
+                check_alone(b, some[k], b->q->geo.cluster_size, err) < 0)
+                return -1;
+    }
+    return 0;
+}
+
+/* ---- begin
+ * --------------------------------------------------------------------------------------------- */
+
+static int
+check_growth(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_error *err)
+{
+    const struct qm_qcow2 *q = b->q;
+
+    if (b->new_size == b->old_size)
+        return 0;
+    if (m->flags & QCOW2_BITMAP_IN_USE)
+        return qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
+                       "bitmap \"%.100s\" was not closed cleanly, so the image cannot grow: remove "
+                       "it with `qemu-img bitmap --remove` first",
+                       m->name);
+    if (qm_bitmap_entries(q, m, b->new_size) > QCOW2_MAX_BITMAP_BYTES / q->geo.cluster_size)
+        return qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
+                       "bitmap \"%.100s\" is too fine for a virtual size of %" PRIu64
+                       " bytes: remove it with `qemu-img bitmap --remove` first",
+                       m->name, b->new_size);
+    return 0;
+}
+
+static int
+track(struct qm_bitmaps *b, size_t idx, uint64_t *pointer_bytes, struct qmeld_error *err)
+{
+    const struct qm_bitmap *m = &b->list.list.at[idx];
+    struct tracked t = {.n_bits = qm_bitmap_bits(m, b->new_size), .idx = idx};
+
+    t.n_pieces = qm_div_up(t.n_bits, b->piece_bytes * 8);
+    *pointer_bytes += t.n_pieces * sizeof *t.pieces;
+    if (*pointer_bytes > MAX_POINTER_BYTES)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(b->q->img.file->path),
+                       "the enabled bitmaps are too large to be kept up to date: disable or remove "
+                       "some with `qemu-img bitmap`");
+    t.pieces = calloc(t.n_pieces + 1, sizeof *t.pieces);
+    if (!t.pieces || !qm_vec_push(&b->tracked, &t)) {
+        free(t.pieces);
+        return qm_fail_nomem(err, "bitmaps");
+    }
+    return 0;
+}
+
+static int
+load(struct qm_bitmaps *b, struct qmeld_error *err)
+{
+    uint64_t pointer_bytes = 0;
+
+    if (qm_bitmap_list_read(b->q, &b->list, err) < 0 ||
+        check_alone(b, b->q->hdr.bitmap_dir_off, b->q->hdr.bitmap_dir_len, err) < 0)
+        return -1;
+    for (size_t i = 0; i < b->list.list.n; i++) {
+        const struct qm_bitmap *m = &b->list.list.at[i];
+        const bool valid = !(m->flags & QCOW2_BITMAP_IN_USE);
+        const bool enabled = m->flags & QCOW2_BITMAP_AUTO;
+
+        if (check_growth(b, m, err) < 0)
+            return -1;
+        if (valid && (enabled || b->new_size != b->old_size) && check_table(b, m, err) < 0)
+            return -1;
+        if (valid && enabled && track(b, i, &pointer_bytes, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Four aligned bytes: whatever else the sector holds stays, and no tear can cut them. */
+int
+qm_bitmap_write_flags(const struct qm_bitmaps *b, const struct qm_bitmap *m, uint32_t flags,
+                      struct qmeld_error *err)
+{
+    be32 raw;
+
+    be32_put(&raw, flags);
+    return qm_pwrite(b->q->img.file,
+                     b->q->hdr.bitmap_dir_off + m->dir_pos +
+                         offsetof(struct qcow2_disk_bitmap, flags),
+                     &raw, sizeof raw, err);
+}
+
+static int
+set_in_use(struct qm_bitmaps *b, struct qmeld_error *err)
+{
+    if (b->tracked.n == 0)
+        return 0;
+    QM_VEC_EACH (t, &b->tracked) {
+        struct qm_bitmap *m = &b->list.list.at[t->idx];
+
+        m->flags |= QCOW2_BITMAP_IN_USE;
+        if (qm_bitmap_write_flags(b, m, m->flags, err) < 0)
+            return -1;
+    }
+    return qm_sync(b->q->img.file, err);
+}
+
+int
+qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
+                 struct qm_bitmaps **out, struct qmeld_error *err)
+{
+    struct qm_bitmaps *b;
+
+    *out = NULL;
+    if (!q->hdr.has_bitmaps)
+        return 0;
+    b = calloc(1, sizeof *b);
+    if (!b)
+        return qm_fail_nomem(err, "bitmaps");
+    b->q = q;
+    b->refs = refs;
+    b->old_size = q->hdr.size;
+    b->new_size = new_size;
+    b->piece_bytes = qm_min(MAX_PIECE_BYTES, q->geo.cluster_size);
+    if (load(b, err) < 0 || set_in_use(b, err) < 0) {
+        qm_bitmaps_abandon(b);
+        return -1;
+    }
+    *out = b;
+    return 0;
+}
+
+void
+qm_bitmaps_abandon(struct qm_bitmaps *b)
+{
+    if (!b)
+        return;
+    QM_VEC_EACH (t, &b->tracked) {
+        for (uint64_t i = 0; i < t->n_pieces; i++)
+            if (t->pieces[i] != BITMAP_WHOLE)
+                free(t->pieces[i]);
+        free(t->pieces);
+    }
+    qm_vec_release(&b->tracked);
+    qm_bitmap_list_release(&b->list);
+    free(b);
+}
+
+/* ---- mark
+ * -----------------------------------------------------------------------------------------------
+ */
+
+static void
+set_bits(unsigned char *bytes, uint64_t first, uint64_t end)
+{
+    for (; first < end && first % 8; first++)
+        bytes[first / 8] |= (unsigned char)(1u << first % 8);
+    if (end - first >= 8) {
+        memset(bytes + first / 8, 0xff, (end - first) / 8);
+        first += (end - first) / 8 * 8;
+    }
+    for (; first < end; first++)
+        bytes[first / 8] |= (unsigned char)(1u << first % 8);
+}
+
+/* Marks bits [first, end) of a piece; when memory is short, all of it. */
+static void
+mark_piece(struct qm_bitmaps *b, unsigned char **piece, uint64_t first, uint64_t end)
+{
+    const bool whole = end - first >= b->piece_bytes * 8;
+
+    if (*piece == BITMAP_WHOLE)
+        return;
+    if (!whole && !*piece && b->marks_bytes < MAX_MARKS_BYTES) {
+        *piece = calloc(1, b->piece_bytes);
+        b->marks_bytes += *piece ? b->piece_bytes : 0;
+    }
+    if (!whole && *piece) {
+        set_bits(*piece, first, end);
+        return;
+    }
+    b->marks_bytes -= *piece ? b->piece_bytes : 0;
+    free(*piece);
+    *piece = BITMAP_WHOLE;
+}
+
+int
+qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld_error *err)
+{
+    (void)err; /* marking cannot fail; storing the marks can */
+    if (!b || from.g >= b->new_size || len == 0)
+        return 0;
+    len = qm_min(len, b->new_size - from.g);
+    QM_VEC_EACH (t, &b->tracked) {
+        const uint32_t g = b->list.list.at[t->idx].granularity_bits;
+        const uint64_t per = b->piece_bytes * 8;
+        const uint64_t end = ((from.g + len - 1) >> g) + 1;
+        uint64_t bit = from.g >> g;
+
+        while (bit < end) {
+            const uint64_t piece = bit / per;
+            const uint64_t stop = qm_min(end, (piece + 1) * per);
+
+            mark_piece(b, &t->pieces[piece], bit - piece * per, stop - piece * per);
+            bit = stop;
+        }
+    }
+    return 0;
+}

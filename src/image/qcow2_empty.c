@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * qcow2_empty.c - an overlay gives up all it holds.
+ *
+ * Both ways begin with the same commit point: the L1 table becomes zeros, in place.  An entry is
+ * eight aligned bytes and a sector is written whole or not, so at every instant each guest
+ * byte is read through an old entry (the overlay's copy) or through none (the base's, which
+ * is the same).  Only after that is durable does anything happen to what the entries led to.
+ *
+ * Shrinking (version 3, no snapshots, no bitmaps, the new tables fit one refcount block; as
+ * qemu 7.2, block/qcow2.c, make_completely_empty): tables are laid out anew over whatever lies
+ * at the front of the file, so refcounts are void for a while, which the dirty bit says.
+ *   1 dirty bit on                                      sync   refcounts need not be believed
+ *   2 L1 table zeroed                                   sync   reads as the base from here on
+ *   3 clusters 1 to 2 + n zeroed (n: of the L1 table)   sync   the old L1 may lie there: stays
+ * zeros 4 sector 0: L1 at cluster 3, refcount table at 1    sync   both are zeros; so no harm comes
+ * of the old L1's place in the next step 5 refcount block at 2, its entry in the table       sync
+ *   6 the file is cut behind the new L1                 sync
+ *   7 dirty bit off                                     sync
+ * A crash after 1 leaves a dirty image, whose refcounts the next writer rebuilds; its guest view is
+ * right all the time.
+ *
+ * Giving up (all other images): after the L1 table is zeros, each cluster it led to loses one
+ * reference, and so do the L2 tables.  A crash leaves leaks.  Snapshots keep their references.
+ * (QEMU keeps the L2 tables, with empty entries; nobody needs them.)
+ */
+#include "qcow2_empty.h"
+
+#include "qcow2_header.h"
+#include "qcow2_refs.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define L1_AT_ONCE     ((uint32_t)65536) /* entries; 512 KiB */
+#define TABLES_A_WRITE 256               /* L2 tables freed between two writes of refcounts */
+
+static uint64_t
+l1_bytes(const struct qm_qcow2 *q)
+{
+    return (uint64_t)q->hdr.l1_entries * sizeof(be64);
+}
+
+/* COMMIT POINT: nothing is read from the overlay any more. */
+static int
+zero_l1(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    struct qm_file *file = q->img.file;
+    const uint64_t len = l1_bytes(q);
+    QM_FREE unsigned char *zeros = NULL;
+    uint64_t n;
+
+    if (len == 0 || q->hdr.l1_off >= file->size) /* entries behind the file's end read as 0 */
+        return 0;
+    if (q->hdr.l1_off < q->geo.cluster_size)
+        return qm_fail(err, QMELD_CORRUPT, qm_at(file->path, q->hdr.l1_off),
+                       "the L1 table lies in the header: restore the image from a copy");
+    zeros = calloc(1, L1_AT_ONCE * sizeof(be64));
+    if (!zeros)
+        return qm_fail_nomem(err, "an empty L1 table");
+    n = qm_min(len, file->size - q->hdr.l1_off);
+    for (uint64_t off = 0; off < n; off += L1_AT_ONCE * sizeof(be64))
+        if (qm_pwrite(file, q->hdr.l1_off + off, zeros, qm_min(n - off, L1_AT_ONCE * sizeof(be64)),
+                      err) < 0)
+            return -1;
+    return qm_sync(file, err);
+}
+
+/* ---- shrinking ---------------------------------------------------------------------------------
+ */
+
+static uint64_t
+l1_clusters(const struct qm_qcow2 *q)
+{
+    return qm_div_up(l1_bytes(q), q->geo.cluster_size);
+}
+
+static bool
+can_shrink(const struct qm_qcow2 *q)
+{
+    return q->hdr.version >= 3 && q->hdr.n_snapshots == 0 && !q->hdr.has_bitmaps &&
+           3 + l1_clusters(q) <= 1ull << q->geo.refblock_bits;
+}
+
+/* Real zeros, not a hole: the file system must have the space when steps 4 and 5 need it. */
+static int
+zero_front(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    const uint64_t cs = q->geo.cluster_size;
+    QM_FREE unsigned char *zeros = calloc(1, cs);
+
+    if (!zeros)
+        return qm_fail_nomem(err, "an empty cluster");
+    for (uint64_t i = 1; i < 3 + l1_clusters(q); i++)
+        if (qm_pwrite(q->img.file, i * cs, zeros, cs, err) < 0)
+            return -1;
+    return qm_sync(q->img.file, err);
+}
+
+static int
+write_refcounts(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    const uint64_t cs = q->geo.cluster_size;
+    QM_FREE unsigned char *block = calloc(1, cs);
+    be64 entry;
+
+    if (!block)
+        return qm_fail_nomem(err, "a refcount block");
+    for (uint64_t i = 0; i < 3 + l1_clusters(q); i++)
+        qcow2_refcount_put(block, q->geo.refcount_order, i, 1);
+    be64_put(&entry, 2 * cs);
+    if (qm_pwrite(q->img.file, 2 * cs, block, cs, err) < 0 ||
+        qm_pwrite(q->img.file, cs, &entry, sizeof entry, err) < 0)
+        return -1;
+    return qm_sync(q->img.file, err);
+}
+
+static int
+cut(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    struct qm_file *file = q->img.file;
+    const uint64_t end = (3 + l1_clusters(q)) * q->geo.cluster_size;
+
+    if (file->blockdev)
+        return file->size > end ? qm_discard(file, end, file->size - end, err) : 0;
+    if (qm_truncate(file, end, err) < 0)
+        return -1;
+    return qm_sync(file, err);
+}
+
+static int
+shrink(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    const uint64_t cs = q->geo.cluster_size;
+
+    q->hdr.incompatible |= QCOW2_INCOMPAT_DIRTY;
+    if (qm_header_store(q, err) < 0 || zero_l1(q, err) < 0 || zero_front(q, err) < 0)
+        return -1;
+    q->hdr.l1_off = 3 * cs;
+    q->hdr.reftable_off = cs;
+    q->hdr.reftable_clusters = 1;
+    if (qm_header_store(q, err) < 0 || write_refcounts(q, err) < 0 || cut(q, err) < 0)
+        return -1;
+    q->hdr.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+    return qm_header_store(q, err);
+}
+
+/* ---- giving up ----------------------------------------------------------------------------------
+ */
+
+/* Takes one reference from all that an L2 table leads to.  word: room for one table. */
+static int
+drop_clusters(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t l2_off, be64 *table,
+              struct qmeld_error *err)
+{
+    const uint64_t words = q->geo.l2_entry_len / sizeof(be64);
+
+    if (qm_qcow2_read_cluster(q, qm_host(l2_off), table, err) < 0)
+        return -1;
+    for (uint64_t i = 0; i < 1ull << q->geo.l2_bits; i++) {
+        const uint64_t word0 = be64_get(&table[i * words]);
+        const uint64_t word1 = words > 1 ? be64_get(&table[i * words + 1]) : 0;
+        struct qcow2_l2 e;
+        uint64_t len;
+
+        if (word0 == 0)
+            continue;
+        if (qcow2_l2_decode(&q->geo, word0, word1, false, &e) == QCOW2_L2_UNALIGNED)
+            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, l2_off),
+                           "L2 entry: %s: run `qmeld check --repair=all`",
+                           qcow2_l2_verdict_text(QCOW2_L2_UNALIGNED));
+        if (e.kind == QCOW2_L2_STANDARD && !e.has_host)
+            continue;
+        len = e.kind == QCOW2_L2_COMPRESSED ? e.payload_len : q->geo.cluster_size;
+        if (qm_refs_free(refs, e.host, len, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int
+drop_tables(struct qm_qcow2 *q, struct qm_refs *refs, const uint64_t *l1, struct qmeld_error *err)
+{
+    QM_FREE be64 *table = malloc(q->geo.cluster_size);
+    unsigned staged = 0;
+
+    if (!table)
+        return qm_fail_nomem(err, "an L2 table");
+    for (uint32_t i = 0; i < q->hdr.l1_entries; i++) {
+        const uint64_t off = l1[i] & QCOW2_OFFSET_MASK;
+
+        if (off == 0)
+            continue;
+        if (off % q->geo.cluster_size)
+            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, off),
+                           "L1 entry points into a cluster: run `qmeld check --repair=all`");
+        if (drop_clusters(q, refs, off, table, err) < 0 ||
+            qm_refs_free(refs, qm_host(off), q->geo.cluster_size, err) < 0)
+            return -1;
+        if (++staged % TABLES_A_WRITE == 0 && qm_refs_write(refs, err) < 0)
+            return -1;
+    }
+    return qm_refs_commit(refs, err);
+}
+
+/* The L1 table is overwritten in place, so nobody else may have it. */
+static int
+check_l1_alone(const struct qm_qcow2 *q, struct qm_refs *refs, struct qmeld_error *err)
+{
+    const uint32_t bits = q->geo.cluster_bits;
+
+    for (uint64_t i = 0; i < l1_clusters(q); i++) {
+        uint64_t count;
+
+        if (qm_refs_get(refs, (q->hdr.l1_off >> bits) + i, &count, err) < 0)
+            return -1;
+        if (count != 1)
+            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, q->hdr.l1_off),
+                           "a cluster of the L1 table has refcount %" PRIu64
+                           ": run `qmeld check --repair=all`",
+                           count);
+    }
+    return 0;
+}
+
+static int
+give_up(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    QM_FREE uint64_t *l1 = calloc((size_t)q->hdr.l1_entries + 1, sizeof *l1);
+    struct qm_refs *refs;
+    int rc = -1;
+
+    if (!l1)
+        return qm_fail_nomem(err, "the L1 table");
+    if (qm_qcow2_read_l1(q, q->hdr.l1_off, 0, q->hdr.l1_entries, l1, err) < 0 ||
+        qm_refs_open(q, &refs, err) < 0)
+        return -1;
+    if (check_l1_alone(q, refs, err) == 0 && zero_l1(q, err) == 0 &&
+        drop_tables(q, refs, l1, err) == 0)
+        rc = qm_refs_trim(refs, err);
+    qm_refs_close(refs);
+    return rc;
+}
+
+int
+qm_qcow2_empty(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    if (qm_qcow2_can_read(q, err) < 0 || qm_header_before_write(q, err) < 0)
+        return -1;
+    if ((can_shrink(q) ? shrink(q, err) : give_up(q, err)) < 0)
+        return -1;
+    return qm_qcow2_reload(q, err);
+}
