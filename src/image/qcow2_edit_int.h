@@ -46,6 +46,7 @@ struct qm_edit {
     QM_VEC(struct qm_edit_entry) entries; /* ascending */
     QM_VEC(struct qm_edit_table) tables;  /* ascending */
     QM_VEC(struct qm_edit_free) frees;
+    uint64_t host_end; /* of the last new data cluster: the file must reach that far */
     /* the part of one L2 table read last */
     unsigned char *slice;
     uint64_t slice_off; /* in the file; UINT64_MAX: nothing */

@@ -182,7 +182,10 @@ qm_edit_new_cluster(struct qm_edit *e, host_off *out, struct qmeld_error *err)
 {
     uint64_t n;
 
-    return qm_refs_alloc(e->refs, 1, out, &n, err);
+    if (qm_refs_alloc(e->refs, 1, out, &n, err) < 0)
+        return -1;
+    e->host_end = qm_max(e->host_end, out->h + e->geo->cluster_size);
+    return 0;
 }
 
 size_t
@@ -306,6 +309,10 @@ qm_edit_publish(struct qm_edit *e, struct qmeld_error *err)
     size_t t = 0;
 
     if (qm_refs_link(e->refs, err) < 0)
+        return -1;
+    /* A cluster that ends in zeros may not have been written to its end; a reader would not
+     * mind, but a check calls an entry that points behind the file's end corrupt. */
+    if (e->host_end > e->q->img.file->size && qm_truncate(e->q->img.file, e->host_end, err) < 0)
         return -1;
     /* COMMIT POINT of the batch: from here on guest clusters read in the new way, each by
      * itself, by one aligned write of its entry (or of the L1 entry above it). */
