@@ -138,7 +138,10 @@ zero_entry(struct l2_mend *m, be64 *words, bool *out_changed)
     if (g->version < 3) /* has no zero flag: the entry stays damaged */
         return 0;
     /* Both words of an extended entry lie in one sector.  Which subclusters are zero stays. */
-    be64_put(words, g->extended_l2 ? (uint64_t)0 : QCOW2_ZERO);
+    if (g->extended_l2)
+        be64_put(words, 0);
+    else
+        be64_put(words, QCOW2_ZERO);
     *out_changed = true;
     return 0;
 }
