@@ -403,10 +403,6 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
         return QM_EXIT_REFUSED;
     }
-    if (request.commit.shallow && request.commit.base) {
-        qm_cli_usage(argv[0], "--shallow says which layer is the base, and so does --base: choose");
-        return QM_EXIT_REFUSED;
-    }
     if (request.quiet && request.mode == QM_PROGRESS_AUTO)
         request.mode = QM_PROGRESS_NONE;
     request.path = argv[optind];
