@@ -21,6 +21,16 @@ enum {
     ZERO = '0',
 };
 
+/* What the legend has to explain. */
+enum seen {
+    SEEN_COMPRESSED,
+    SEEN_ZERO,
+    SEEN_ABSENT,
+    SEEN_PAST_END,
+    SEEN_MIXED,
+    N_SEEN,
+};
+
 struct strip {
     uint64_t start;
     uint64_t length;
@@ -28,6 +38,7 @@ struct strip {
     size_t n_cells;
     size_t n_label; /* columns left of the cells */
     size_t depth;
+    bool seen[N_SEEN];
     /* the row being filled */
     char *cells;  /* n_cells + 1 */
     size_t layer; /* whose own content is walked; SIZE_MAX: the view of the top */
@@ -72,9 +83,12 @@ paint(const struct qmeld_extent *extent, void *opaque)
         return 0;
     first = (extent->start - strip->start) / strip->unit;
     last = (extent->start - strip->start + (extent->length - 1)) / strip->unit;
-    for (size_t i = first; i <= last && i < strip->n_cells; i++)
+    for (size_t i = first; i <= last && i < strip->n_cells; i++) {
+        if (strip->cells[i] != ' ' && rank(strip->cells[i]) != rank(cell))
+            strip->seen[SEEN_MIXED] = true;
         if (rank(cell) > rank(strip->cells[i]))
             strip->cells[i] = cell;
+    }
     return 0;
 }
 
@@ -85,7 +99,16 @@ fill_row(struct strip *strip, struct qmeld_chain *chain, struct qmeld_error *err
     strip->cells[strip->n_cells] = '\0';
     if (strip->length == 0)
         return 0;
-    return qmeld_map(chain, strip->start, strip->length, paint, strip, err);
+    if (qmeld_map(chain, strip->start, strip->length, paint, strip, err) < 0)
+        return -1;
+    for (size_t i = 0; i < strip->n_cells; i++) {
+        static const enum seen kinds[] = {SEEN_PAST_END, SEEN_ABSENT, SEEN_ZERO, SEEN_COMPRESSED};
+        const int kind = rank(strip->cells[i]);
+
+        if (kind < 4) /* plain letters are always explained */
+            strip->seen[kinds[kind]] = true;
+    }
+    return 0;
 }
 
 /* "[3] top.qcow2      ": the end of a long name says more than its beginning. */
@@ -165,19 +188,27 @@ print_ruler(const struct strip *strip)
     putchar('\n');
 }
 
+/* Only what the picture shows is explained. */
 static void
 print_legend(const struct strip *strip)
 {
-    printf("\none column: %s (%" PRIu64 " bytes).  ", qm_cli_size(strip->unit).text, strip->unit);
-    if (strip->depth == 1)
-        printf("A data");
+    const char last = letter_of(strip->depth > 26 ? 25 : strip->depth - 1, false);
+
+    printf("\none column: %s (%" PRIu64 " bytes)\n", qm_cli_size(strip->unit).text, strip->unit);
+    if (strip->depth > 1)
+        printf("A-%c  data of [1]-[%zu]%s", last, strip->depth,
+               strip->depth > 26 ? ", again from A after Z" : "");
     else
-        printf("A-%c data of [1]-[%zu]%s", letter_of(strip->depth > 26 ? 25 : strip->depth - 1, 0),
-               strip->depth, strip->depth > 26 ? ", again from A after Z" : "");
-    puts(", small letters compressed;\n"
-         "0 zeros, . nothing here: the layer below answers, below the base zeros; blank: past the\n"
-         "layer's end, where nothing below is seen either.\n"
-         "Where a column holds several, data is shown before zeros, zeros before nothing.");
+        printf("A    data");
+    puts(strip->seen[SEEN_COMPRESSED] ? "; small letters: compressed" : "");
+    if (strip->seen[SEEN_ZERO])
+        puts("0    zeros");
+    if (strip->seen[SEEN_ABSENT])
+        puts(".    nothing here: the layer below answers; below the base, zeros");
+    if (strip->seen[SEEN_PAST_END])
+        puts("     blank: past the layer's end, and what lies below cannot be seen there");
+    if (strip->seen[SEEN_MIXED])
+        puts("     where a column holds several, data goes before zeros, zeros before nothing");
 }
 
 static void

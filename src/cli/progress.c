@@ -17,7 +17,8 @@
 
 enum { BAR_CELLS = 24 };
 
-static const double tick_seconds = 0.1;    /* between two bars, two records */
+static const double record_seconds = 1.0;  /* between two records */
+static const double bar_seconds = 0.1;     /* between two bars */
 static const double sample_seconds = 0.25; /* between two samples: 64 of them see 16 seconds */
 static const double trust_seconds = 2.0;   /* seen before a time left is told */
 
@@ -146,7 +147,7 @@ show_record(const struct pace *pace, const struct qmeld_progress *now)
             ", \"elapsed\": %.3f, \"rate\": %.0f",
             now->phase, now->done_bytes, now->total_bytes, pace->elapsed, pace->rate);
     if (pace->left >= 0)
-        fprintf(stderr, ", \"left\": %.0f", pace->left);
+        fprintf(stderr, ", \"left\": %.1f", pace->left);
     fputs("}\n", stderr);
 }
 
@@ -157,6 +158,7 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
     const char *phase = now->phase ? now->phase : "";
     const bool new_phase = strncmp(phase, progress->phase, sizeof progress->phase - 1) != 0;
     const bool end = now->total_bytes > 0 && now->done_bytes == now->total_bytes;
+    const double least = progress->mode == QM_PROGRESS_JSON ? record_seconds : bar_seconds;
     struct pace pace;
 
     if (progress->mode == QM_PROGRESS_NONE)
@@ -166,7 +168,7 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
         progress->n_samples = 0;
     }
     sample(progress, time, now->done_bytes);
-    if (!new_phase && !end && time - progress->shown < tick_seconds)
+    if (!new_phase && !end && time - progress->shown < least)
         return;
     progress->shown = time;
     pace = measure(progress, time, now);

@@ -42,7 +42,8 @@ bool qm_cli_progress_parse(const char *text, enum qm_cli_progress_mode *out);
 
 void qm_cli_progress_begin(struct qm_cli_progress *progress, enum qm_cli_progress_mode mode);
 
-/* Shows now, if it is time to: at most ten times a second. */
+/* Shows now, if it is time to: ten bars a second, or one record, and each phase's first and
+ * last state. */
 void qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progress *now);
 
 /* Wipes the bar. */
