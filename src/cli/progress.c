@@ -158,6 +158,7 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
     const char *phase = now->phase ? now->phase : "";
     const bool new_phase = strncmp(phase, progress->phase, sizeof progress->phase - 1) != 0;
     const bool end = now->total_bytes > 0 && now->done_bytes == now->total_bytes;
+    bool turn = false; /* of a phase: to be shown whatever the time */
     const double least = progress->mode == QM_PROGRESS_JSON ? record_seconds : bar_seconds;
     struct pace pace;
 
@@ -166,9 +167,13 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
     if (new_phase) { /* what was measured of another phase says nothing about this one */
         snprintf(progress->phase, sizeof progress->phase, "%s", phase);
         progress->n_samples = 0;
+        turn = true;
     }
+    if (end && !progress->ended)
+        turn = true;
+    progress->ended = end;
     sample(progress, time, now->done_bytes);
-    if (!new_phase && !end && time - progress->shown < least)
+    if (!turn && time - progress->shown < least)
         return;
     progress->shown = time;
     pace = measure(progress, time, now);

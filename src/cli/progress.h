@@ -28,6 +28,7 @@ struct qm_cli_progress {
     double began;
     double shown; /* when the last line went out */
     char phase[16];
+    bool ended;      /* all of the phase's bytes were done at the last tick */
     bool bar_stands; /* a bar is on the terminal's last line */
     /* what was done when, newest at (n_samples - 1) % QM_PROGRESS_SAMPLES; of one phase */
     struct {
