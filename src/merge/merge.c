@@ -115,11 +115,14 @@ lock_layers(const struct merge *m, struct qmeld_error *err)
 static int
 open_plan(const struct merge *m, struct qm_plan **out, struct qmeld_error *err)
 {
-    const struct qm_plan_config config = {.chain = m->chain,
-                                          .base = m->base,
-                                          .top = m->top,
-                                          .base_size = m->base_size,
-                                          .new_size = m->new_size};
+    const bool child = m->top + 1 < m->chain->n;
+    const struct qm_plan_config config = {
+        .chain = m->chain,
+        .base = m->base,
+        .top = m->top,
+        .base_size = m->base_size,
+        .new_size = m->new_size,
+        .hidden_end = child ? qm_min(m->base_size, m->chain->layers[m->top + 1].img->size) : 0};
 
     return qm_plan_open(&config, out, err);
 }

@@ -6,6 +6,7 @@
 struct qm_plan {
     struct qm_plan_config cfg;
     struct qm_map *map;
+    bool tail_done;
 };
 
 int
@@ -26,6 +27,20 @@ qm_plan_open(const struct qm_plan_config *config, struct qm_plan **out, struct q
     return 0;
 }
 
+/* What lies behind the top's end, after all else. */
+static void
+tail(struct qm_plan *p, struct qm_want *out, bool *out_asked, bool *out_done)
+{
+    const uint64_t top_size = p->cfg.chain->layers[p->cfg.top].img->size;
+
+    *out_done = p->tail_done || p->cfg.hidden_end <= top_size;
+    p->tail_done = true;
+    if (*out_done)
+        return;
+    *out = (struct qm_want){.guest = qm_guest(top_size), .len = p->cfg.hidden_end - top_size};
+    *out_asked = true;
+}
+
 int
 qm_plan_next(struct qm_plan *plan, struct qm_want *out, bool *out_asked, bool *out_done,
              struct qmeld_error *err)
@@ -36,8 +51,10 @@ qm_plan_next(struct qm_plan *plan, struct qm_want *out, bool *out_asked, bool *o
 
         if (qm_map_next(plan->map, &span, out_done, err) < 0)
             return -1;
-        if (*out_done)
+        if (*out_done) {
+            tail(plan, out, out_asked, out_done);
             return 0;
+        }
         *out = (struct qm_want){.guest = span.guest, .len = span.len};
         *out_asked = span.layer != QM_NO_LAYER;
         if (*out_asked) {

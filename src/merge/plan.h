@@ -21,8 +21,11 @@ struct qm_plan_config {
     const struct qm_chain *chain;
     size_t base; /* the target; the layers base + 1 .. top are merged into it */
     size_t top;
-    uint64_t base_size; /* virtual size of the target before; beyond it its content is stale */
-    uint64_t new_size;  /* and after */
+    uint64_t base_size;  /* virtual size of the target before; beyond it its content is stale */
+    uint64_t new_size;   /* and after */
+    uint64_t hidden_end; /* the top ends before its child and hides the target's bytes up to here:
+                          * they must read as zeros when the child reads the target itself.  0: no
+                          * such bytes */
 };
 
 struct qm_plan;

@@ -62,10 +62,8 @@ def known_reasons(m):
     v2 = base.fmt == "qcow2" and base.opts["compat"] == "0.10"
     if v2 and base.snapshots and grows:
         reasons.append("version 2 base with internal snapshots cannot grow")
-    if any(ls[i].snapshots for i in range(m.base + 1, m.top + 1)) and m.overlays != "keep":
+    if any(ls[i].snapshots for i in range(m.base + 1, m.top + 1)):
         reasons.append("overlay has internal snapshots")
-    if m.top < m.n - 1 and ls[m.top + 1].size > top.size < base.size:
-        reasons.append("base is longer than top, and so is the child: its tail would show")
     if m.top < m.n - 1 and ls[m.top + 1].opts["cluster_size"] <= 1024:
         reasons.append("the child's header cluster may be full")
     return reasons
