@@ -80,7 +80,7 @@ print_human(const struct qmeld_check_result *r)
         puts("No errors were found on the image.");
     if (r->corruptions)
         printf("\n%" PRIu64 " errors were found on the image.\n"
-               "Data may be corrupt, or further writes to the image may corrupt it.\n",
+               "Data may be corrupted, or further writes to the image may corrupt it.\n",
                r->corruptions);
     if (r->leaks)
         printf("\n%" PRIu64 " leaked clusters were found on the image.\n"

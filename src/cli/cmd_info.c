@@ -291,19 +291,23 @@ static int
 show_json(struct qmeld_chain *chain, struct qmeld_error *err)
 {
     struct json_object *list = json_object_new_array();
+    struct qmeld_layer_info layer, below = {0};
+    size_t i = qmeld_chain_depth(chain) - 1;
+    int result = qmeld_chain_layer(chain, i, &layer, err);
 
-    for (size_t i = qmeld_chain_depth(chain); i-- > 0;) {
-        struct qmeld_layer_info layer, below;
-
-        if (qmeld_chain_layer(chain, i, &layer, err) < 0 ||
-            (i > 0 && qmeld_chain_layer(chain, i - 1, &below, err) < 0)) {
-            json_object_put(list);
-            return -1;
-        }
+    while (result == 0) { /* each layer is asked once, for asking looks for its users too */
+        if (i > 0 && (result = qmeld_chain_layer(chain, i - 1, &below, err)) < 0)
+            break;
         json_object_array_add(list, layer_json(i + 1, &layer, i > 0 ? below.path : NULL));
+        if (i-- == 0)
+            break;
+        layer = below;
     }
-    qm_cli_json_print(list);
-    return 0;
+    if (result < 0)
+        json_object_put(list);
+    else
+        qm_cli_json_print(list);
+    return result;
 }
 
 static int
