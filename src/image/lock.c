@@ -106,35 +106,46 @@ give_back(struct qm_file *file, unsigned bytes)
     file->held &= ~bytes;
 }
 
-/* ---- naming the holder ---- */
+/* ---- naming the holders --------------------------------------------------------------------- */
 
-/* Looking through /proc stops after this long or so many holders; the rest is "unknown". */
-#define SEARCH_MS   1000
-#define MAX_HOLDERS 8u
+/* Looking through /proc stops after this long, and leaves one process after this long (the kernel
+ * walks all locks of a file for each descriptor: thousands of both take minutes); who was not
+ * found by then is "unknown". */
+#define SEARCH_MS   2000
+#define PROCESS_MS  200
+#define MAX_HOLDERS 8u /* named for one file; the rest is "others" */
 #define MAX_TEXT    512u
 
-struct search {
+/* One file whose holders are wanted. */
+struct target {
     const struct qm_file *file;
-    struct timespec deadline;
-    unsigned seen; /* lock bytes whose holders were found */
+    unsigned held;    /* lock bytes that others hold */
+    unsigned seen;    /* those whose holders were found */
+    unsigned process; /* those of the process being looked at */
     unsigned n;
     size_t used;
     char text[MAX_TEXT];
 };
 
+struct search {
+    struct target *targets;
+    size_t n;
+    uint64_t deadline_ms;
+};
+
 static void
-say(struct search *s, const char *str)
+say(struct target *t, const char *str)
 {
     const size_t len = strlen(str);
 
-    if (s->used + len >= sizeof s->text)
+    if (t->used + len >= sizeof t->text)
         return;
-    memcpy(s->text + s->used, str, len + 1);
-    s->used += len;
+    memcpy(t->text + t->used, str, len + 1);
+    t->used += len;
 }
 
 static void
-say_uses(struct search *s, unsigned bytes)
+say_uses(struct target *t, unsigned bytes)
 {
     static const char *const names[N_PERMS] = {"read", "write", "write unchanged", "resize",
                                                "change the graph"};
@@ -143,17 +154,17 @@ say_uses(struct search *s, unsigned bytes)
     for (unsigned k = 0; k < N_PERMS; k++) {
         if (!(bytes & USE(k)))
             continue;
-        say(s, sep);
-        say(s, names[k]);
+        say(t, sep);
+        say(t, names[k]);
         sep = ", ";
     }
     if (!(bytes & ALL_USES) && bytes & FORBID(WRITE))
-        say(s, ": lets nobody write");
+        say(t, ": lets nobody write");
 }
 
 /* A process may call itself anything; what we print stays printable. */
 static void
-say_process(struct search *s, pid_t pid)
+say_process(struct target *t, pid_t pid)
 {
     char path[64], line[96], comm[32] = "";
     FILE *f;
@@ -169,9 +180,9 @@ say_process(struct search *s, pid_t pid)
     for (char *c = comm; *c; c++)
         if (!isprint((unsigned char)*c))
             *c = '?';
-    snprintf(line, sizeof line, "%spid %ld (%s)", s->n ? "; " : "", (long)pid,
+    snprintf(line, sizeof line, "%spid %ld (%s)", t->n ? "; " : "", (long)pid,
              *comm ? comm : "no name");
-    say(s, line);
+    say(t, line);
 }
 
 /* The lock bytes in one fdinfo line, "lock:\t1: OFDLCK  ADVISORY  READ -1 08:01:1234 100 101". */
@@ -213,35 +224,50 @@ bytes_in_fdinfo(const char *path)
     return bytes;
 }
 
-/* No round trip to a server: a dead NFS mount of somebody else must not hang us. */
-static bool
-leads_to(const char *path, const struct qm_file *file)
+/* Notes that a descriptor, open at path, holds bytes.  No round trip to a server: a dead NFS
+ * mount of somebody else must not hang us. */
+static void
+note_descriptor(struct search *s, const char *path, unsigned bytes)
 {
     struct statx st;
 
     if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_TYPE | STATX_INO, &st) < 0)
-        return false;
-    if (file->blockdev)
-        return S_ISBLK(st.stx_mode) && makedev(st.stx_rdev_major, st.stx_rdev_minor) == file->dev;
-    return S_ISREG(st.stx_mode) && st.stx_ino == file->ino &&
-           makedev(st.stx_dev_major, st.stx_dev_minor) == file->dev;
+        return;
+    for (size_t i = 0; i < s->n; i++) {
+        const struct qm_file *f = s->targets[i].file;
+        const bool same = f->blockdev ? S_ISBLK(st.stx_mode) &&
+                                            makedev(st.stx_rdev_major, st.stx_rdev_minor) == f->dev
+                                      : S_ISREG(st.stx_mode) && st.stx_ino == f->ino &&
+                                            makedev(st.stx_dev_major, st.stx_dev_minor) == f->dev;
+
+        if (same)
+            s->targets[i].process |= bytes;
+    }
 }
 
 static bool
-out_of_time(const struct search *s)
+is_ours(const struct search *s, int fd)
+{
+    for (size_t i = 0; i < s->n; i++)
+        if (s->targets[i].file->fd == fd)
+            return true;
+    return false;
+}
+
+static uint64_t
+now_ms(void)
 {
     struct timespec now;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec > s->deadline.tv_sec ||
-           (now.tv_sec == s->deadline.tv_sec && now.tv_nsec >= s->deadline.tv_nsec);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
 static void
-search_process(struct search *s, pid_t pid)
+look_at_descriptors(struct search *s, pid_t pid)
 {
+    const uint64_t deadline_ms = qm_min(s->deadline_ms, now_ms() + PROCESS_MS);
     char path[96];
-    unsigned bytes = 0;
     struct dirent *e;
     DIR *d;
 
@@ -249,57 +275,65 @@ search_process(struct search *s, pid_t pid)
     d = opendir(path);
     if (!d)
         return;
-    while ((e = readdir(d)) && !out_of_time(s)) {
-        unsigned found;
+    while ((e = readdir(d)) && now_ms() < deadline_ms) {
+        unsigned bytes;
         int fd;
 
-        if (sscanf(e->d_name, "%d", &fd) != 1 || (pid == getpid() && fd == s->file->fd))
+        if (sscanf(e->d_name, "%d", &fd) != 1 || (pid == getpid() && is_ours(s, fd)))
             continue;
         snprintf(path, sizeof path, "/proc/%ld/fdinfo/%d", (long)pid, fd);
-        found = bytes_in_fdinfo(path);
-        if (!found)
+        bytes = bytes_in_fdinfo(path);
+        if (!bytes)
             continue;
         snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)pid, fd);
-        if (leads_to(path, s->file))
-            bytes |= found;
+        note_descriptor(s, path, bytes);
     }
     closedir(d);
-    if (!bytes)
-        return;
-    s->seen |= bytes;
-    say_process(s, pid);
-    say_uses(s, bytes);
-    s->n++;
 }
 
 static void
-search_all(struct search *s)
+look_at_process(struct search *s, pid_t pid)
 {
+    look_at_descriptors(s, pid);
+    for (size_t i = 0; i < s->n; i++) {
+        struct target *t = &s->targets[i];
+        const unsigned bytes = t->process;
+
+        t->process = 0;
+        t->seen |= bytes;
+        if (!bytes)
+            continue;
+        if (t->n < MAX_HOLDERS) {
+            say_process(t, pid);
+            say_uses(t, bytes);
+        } else if (t->n == MAX_HOLDERS) {
+            say(t, "; others");
+        }
+        t->n++;
+    }
+}
+
+/* Fills the targets' texts. */
+static void
+search(struct target *targets, size_t n)
+{
+    struct search s = {.targets = targets, .n = n, .deadline_ms = now_ms() + SEARCH_MS};
     DIR *d = opendir("/proc");
     struct dirent *e;
 
-    if (!d)
-        return;
-    while ((e = readdir(d)) && s->n < MAX_HOLDERS && !out_of_time(s))
+    while (d && (e = readdir(d)) && now_ms() < s.deadline_ms)
         if (isdigit((unsigned char)e->d_name[0]))
-            search_process(s, (pid_t)strtol(e->d_name, NULL, 10));
-    closedir(d);
-}
+            look_at_process(&s, (pid_t)strtol(e->d_name, NULL, 10));
+    if (d)
+        closedir(d);
+    for (size_t i = 0; i < n; i++) {
+        struct target *t = &targets[i];
 
-/* Who holds `bytes`, which are known to be held.  NULL: out of memory. */
-static char *
-name_holders(const struct qm_file *file, unsigned bytes)
-{
-    struct search s = {.file = file};
-
-    clock_gettime(CLOCK_MONOTONIC, &s.deadline);
-    s.deadline.tv_sec += SEARCH_MS / 1000;
-    search_all(&s);
-    if (bytes & ~s.seen) {
-        say(&s, s.n ? "; an unknown process" : "an unknown process");
-        say_uses(&s, bytes & ~s.seen);
+        if (!(t->held & ~t->seen))
+            continue;
+        say(t, t->n ? "; an unknown process" : "an unknown process");
+        say_uses(t, t->held & ~t->seen);
     }
-    return strdup(s.text);
 }
 
 /* ---- calls ---- */
@@ -329,11 +363,11 @@ test_bytes(const struct qm_file *file, unsigned wanted, unsigned *out, struct qm
 static int
 fail_busy(const struct qm_file *file, unsigned bytes, struct qmeld_error *err)
 {
-    QM_FREE char *who = name_holders(file, bytes);
+    struct target t = {.file = file, .held = bytes};
 
+    search(&t, 1);
     return qm_fail(err, QMELD_BUSY, qm_in(file->path),
-                   "in use by %s: stop it, or merge through it (virsh blockcommit)",
-                   who ? who : "another process");
+                   "in use by %s: stop it, or merge through it (virsh blockcommit)", t.text);
 }
 
 int
@@ -375,15 +409,36 @@ qm_lock_take(struct qm_file *file, enum qm_lock_role role, struct qmeld_error *e
 }
 
 int
-qm_lock_holder(const struct qm_file *file, char **out, struct qmeld_error *err)
+qm_lock_holders(const struct qm_file *const *files, size_t n, char **out, struct qmeld_error *err)
 {
-    unsigned others;
+    QM_FREE struct target *targets = calloc(n + 1, sizeof *targets);
+    QM_FREE size_t *where = calloc(n + 1, sizeof *where);
+    size_t n_held = 0;
 
-    *out = NULL;
-    if (test_bytes(file, ALL_USES | ALL_FORBIDS, &others, err) < 0)
-        return -1;
-    if (!others)
+    memset(out, 0, n * sizeof *out);
+    if (!targets || !where)
+        return qm_fail_nomem(err, "the holders of locks");
+    for (size_t i = 0; i < n; i++) {
+        struct target *t = &targets[n_held];
+
+        t->file = files[i];
+        if (test_bytes(files[i], ALL_USES | ALL_FORBIDS, &t->held, err) < 0)
+            return -1;
+        if (t->held)
+            where[n_held++] = i;
+    }
+    if (!n_held)
         return 0;
-    *out = name_holders(file, others);
-    return *out ? 0 : qm_fail_nomem(err, "the name of a lock holder");
+    search(targets, n_held);
+    for (size_t i = 0; i < n_held; i++) {
+        out[where[i]] = strdup(targets[i].text);
+        if (out[where[i]])
+            continue;
+        for (size_t k = 0; k < i; k++) {
+            free(out[where[k]]);
+            out[where[k]] = NULL;
+        }
+        return qm_fail_nomem(err, "the holders of locks");
+    }
+    return 0;
 }

@@ -29,9 +29,11 @@ enum qm_lock_role {
  * the bytes of this call are given back and the file keeps the role it had. */
 int qm_lock_take(struct qm_file *file, enum qm_lock_role role, struct qmeld_error *err) QM_CHECK;
 
-/* Who holds lock bytes of file, other than we: "pid 4711 (qemu-system-x86): read, write" in a
+/* Who holds lock bytes of each file, other than we: "pid 4711 (qemu-system-x86): read, write" in a
  * malloc'd string, several holders joined by "; ", a holder that cannot be seen as "an unknown
- * process".  *out is NULL if nobody does.  Takes no lock itself. */
-int qm_lock_holder(const struct qm_file *file, char **out, struct qmeld_error *err) QM_CHECK;
+ * process".  out[i] is NULL if nobody holds files[i].  Takes no lock itself.  Cost: one search
+ * through /proc for all files together, two seconds at most. */
+int qm_lock_holders(const struct qm_file *const *files, size_t n, char **out,
+                    struct qmeld_error *err) QM_CHECK;
 
 #endif

@@ -21,7 +21,6 @@ struct detail {
     struct qm_bitmap_list bitmaps;
     struct qmeld_snapshot_info *snapshot_infos;
     struct qmeld_bitmap_info *bitmap_infos;
-    char *holder;
     bool done;
 };
 
@@ -30,6 +29,7 @@ enum prealloc { NOT_ASKED, PREALLOCATED, NOT_PREALLOCATED };
 struct qmeld_chain {
     struct qm_chain *c;
     struct detail *details;  /* one a layer */
+    char **holders;          /* one a layer, found for all at once; NULL: not looked for yet */
     enum prealloc *prealloc; /* one a layer: is its metadata preallocated */
     bool readable;           /* all layers' bytes are within our reach */
 };
@@ -74,7 +74,6 @@ release_detail(struct detail *d)
     qm_bitmap_list_release(&d->bitmaps);
     free(d->snapshot_infos);
     free(d->bitmap_infos);
-    free(d->holder);
     memset(d, 0, sizeof *d);
 }
 
@@ -83,10 +82,14 @@ qmeld_chain_close(struct qmeld_chain *chain)
 {
     if (!chain)
         return;
-    if (chain->details)
-        for (size_t i = 0; i < chain->c->n; i++)
+    for (size_t i = 0; chain->c && i < chain->c->n; i++) {
+        if (chain->details)
             release_detail(&chain->details[i]);
+        if (chain->holders)
+            free(chain->holders[i]);
+    }
     free(chain->details);
+    free(chain->holders);
     free(chain->prealloc);
     qm_chain_close(chain->c);
     free(chain);
@@ -152,12 +155,33 @@ find_detail(const struct qm_layer *l, struct detail *d, struct qmeld_error *err)
 
     if (d->done)
         return 0;
-    if ((q && (list_snapshots(q, d, err) < 0 || list_bitmaps(q, d, err) < 0)) ||
-        qm_lock_holder(l->img->file, &d->holder, err) < 0) {
+    if (q && (list_snapshots(q, d, err) < 0 || list_bitmaps(q, d, err) < 0)) {
         release_detail(d);
         return -1;
     }
     d->done = true;
+    return 0;
+}
+
+/* Who uses the layers; looked for once, as the search goes through all processes. */
+static int
+find_holders(struct qmeld_chain *chain, struct qmeld_error *err)
+{
+    const size_t n = chain->c->n;
+    QM_FREE const struct qm_file **files = NULL;
+    QM_FREE char **holders = NULL;
+
+    if (chain->holders)
+        return 0;
+    files = calloc(n, sizeof *files);
+    holders = calloc(n, sizeof *holders);
+    if (!files || !holders)
+        return qm_fail_nomem(err, "the holders of locks");
+    for (size_t i = 0; i < n; i++)
+        files[i] = chain->c->layers[i].img->file;
+    if (qm_lock_holders(files, n, holders, err) < 0)
+        return -1;
+    chain->holders = QM_TAKE(holders);
     return 0;
 }
 
@@ -197,7 +221,8 @@ qmeld_chain_layer(struct qmeld_chain *chain, size_t layer, struct qmeld_layer_in
                        chain->c->n);
     l = &chain->c->layers[layer];
     d = &chain->details[layer];
-    if (find_detail(l, &chain->details[layer], err) < 0 || qm_file_refresh(l->img->file, err) < 0 ||
+    if (find_detail(l, &chain->details[layer], err) < 0 || find_holders(chain, err) < 0 ||
+        qm_file_refresh(l->img->file, err) < 0 ||
         qm_file_allocated(l->img->file, &out->allocated, err) < 0)
         return -1;
     out->path = l->path;
@@ -215,7 +240,7 @@ qmeld_chain_layer(struct qmeld_chain *chain, size_t layer, struct qmeld_layer_in
     out->snapshots = d->snapshot_infos;
     out->n_bitmaps = d->bitmaps.list.n;
     out->bitmaps = d->bitmap_infos;
-    out->holder = d->holder;
+    out->holder = chain->holders[layer];
     return 0;
 }
 
