@@ -163,7 +163,7 @@ print_sum(const struct qmeld_commit_report *report)
     if (report->bytes_filled)
         printf(", %s of old content copied along", qm_cli_size(report->bytes_filled).text);
     printf(", in %.*f s", seconds < 10 ? 2 : 0, seconds);
-    if (report->seconds_x1000 >= 100 && report->bytes_copied)
+    if (report->seconds_x1000 >= 1000 && report->bytes_copied) /* less is mostly waiting for sync */
         printf(" (%s/s)", qm_cli_size((uint64_t)((double)report->bytes_copied / seconds)).text);
     putchar('\n');
 }

@@ -43,7 +43,7 @@ print_key(const char *key)
 }
 
 static void
-print_format(const struct qmeld_layer_info *layer)
+print_format(const struct qmeld_layer_info *layer, bool is_top)
 {
     print_key("format");
     printf("%s", layer->format);
@@ -57,7 +57,8 @@ print_format(const struct qmeld_layer_info *layer)
         if (layer->lazy_refcounts)
             printf(", lazy refcounts");
     }
-    printf("%s\n", layer->format_probed ? " (found by content: nobody says so)" : "");
+    /* of the top it goes without saying; a layer below is only looked at, never written, so */
+    printf("%s\n", layer->format_probed && !is_top ? " (a guess: no overlay stores it)" : "");
 }
 
 static void
@@ -157,12 +158,12 @@ print_bitmap(const struct qmeld_bitmap_info *bitmap, const char *key)
 }
 
 static void
-print_layer(size_t number, const struct qmeld_layer_info *layer)
+print_layer(size_t number, const struct qmeld_layer_info *layer, bool is_top)
 {
     QM_CLI_FREE char *path = qm_cli_quote(layer->path);
 
     printf("[%zu] %s\n", number, path);
-    print_format(layer);
+    print_format(layer, is_top);
     print_sizes(layer);
     print_backing(layer);
     print_data_file(layer);
@@ -318,7 +319,7 @@ show_human(struct qmeld_chain *chain, struct qmeld_error *err)
 
         if (qmeld_chain_layer(chain, i, &layer, err) < 0)
             return -1;
-        print_layer(i + 1, &layer);
+        print_layer(i + 1, &layer, i + 1 == qmeld_chain_depth(chain));
         if (i > 0)
             putchar('\n');
     }

@@ -98,7 +98,16 @@ struct table {
     size_t depth;
     char **paths; /* as printed, by layer; asked for once, for asking looks at locks too */
     struct qmeld_error err; /* of print_row */
+    bool headed;
 };
+
+static void
+print_head(struct table *table)
+{
+    if (!table->headed)
+        printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+    table->headed = true;
+}
 
 static const char *
 path_of(struct table *table, size_t layer)
@@ -125,6 +134,7 @@ print_row(const struct qmeld_extent *extent, void *opaque)
     path = path_of(table, table->depth - 1 - extent->depth);
     if (!path)
         return -1;
+    print_head(table);
     if (extent->has_offset)
         snprintf(mapped, sizeof mapped, "%#" PRIx64, extent->offset);
     else
@@ -144,10 +154,11 @@ show_table(struct qmeld_chain *chain, const struct request *request, struct qmel
         *err = (struct qmeld_error){.code = QMELD_NOMEM, .what = "out of memory"};
         return -1;
     }
-    printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
     result = qmeld_map(chain, request->start, request->length, print_row, &table, err);
     if (result < 0 && err->code == QMELD_CANCELED && table.err.code != QMELD_OK)
         *err = table.err; /* why print_row ended the walk */
+    if (result == 0)
+        print_head(&table);
     for (size_t i = 0; i < table.depth; i++)
         qm_cli_free(&table.paths[i]);
     free(table.paths);
