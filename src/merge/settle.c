@@ -6,38 +6,47 @@
 
 #include <stdlib.h>
 
-struct qm_settle {
-    struct qm_settle_config cfg;
-    struct qm_image *repoint; /* whose header is to name the base; NULL: nobody's */
-    char *name;               /* what it will say */
+/* A layer whose header is to name the base. */
+struct repoint {
+    struct qm_image *img;
+    char *name; /* what it will say */
     const char *format;
 };
 
-/* The layer whose header must name the base afterwards: the one above the range; or the
- * top itself if it is to be emptied, as it would read through middle layers otherwise. */
-static size_t
-to_repoint(const struct qm_settle_config *c)
-{
-    if (c->top + 1 < c->chain->n)
-        return c->top + 1;
-    if (c->overlays == QMELD_OVERLAYS_EMPTY && c->top > c->base + 1)
-        return c->top;
-    return SIZE_MAX;
-}
+struct qm_settle {
+    struct qm_settle_config cfg;
+    struct repoint repoints[2];
+    size_t n_repoints;
+};
 
 static int
 check_repoint(struct qm_settle *s, size_t idx, struct qmeld_error *err)
 {
     const struct qm_layer *layer = &s->cfg.chain->layers[idx];
     const struct qm_layer *base = &s->cfg.chain->layers[s->cfg.base];
+    struct repoint *r = &s->repoints[s->n_repoints++];
 
-    s->repoint = layer->img;
-    s->format = base->img->ops->format;
+    r->img = layer->img;
+    r->format = base->img->ops->format;
     if (qm_backing_name_for(layer->path, layer->img->backing_name, base->path, s->cfg.keep_relative,
-                            &s->name, err) < 0 ||
-        qm_header_backing_fits(qm_qcow2_of(layer->img), s->name, s->format, err) < 0)
+                            &r->name, err) < 0 ||
+        qm_header_backing_fits(qm_qcow2_of(layer->img), r->name, r->format, err) < 0)
         return -1;
     return qm_file_make_writable(layer->img->file, err);
+}
+
+/* The layer above the range reads the base from now on; so does the top of the range if it is to
+ * be emptied over middle layers, or it would read through to what they hold. */
+static int
+check_repoints(struct qm_settle *s, struct qmeld_error *err)
+{
+    const struct qm_settle_config *c = &s->cfg;
+
+    if (c->top + 1 < c->chain->n && check_repoint(s, c->top + 1, err) < 0)
+        return -1;
+    if (c->overlays == QMELD_OVERLAYS_EMPTY && c->top > c->base + 1)
+        return check_repoint(s, c->top, err);
+    return 0;
 }
 
 static int
@@ -58,15 +67,13 @@ qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
                 struct qmeld_error *err)
 {
     struct qm_settle *s = calloc(1, sizeof *s);
-    const size_t idx = to_repoint(config);
-    int rc = 0;
+    int rc;
 
     *out = NULL;
     if (!s)
         return qm_fail_nomem(err, "settling the overlays");
     s->cfg = *config;
-    if (idx != SIZE_MAX)
-        rc = check_repoint(s, idx, err);
+    rc = check_repoints(s, err);
     if (rc == 0 && config->overlays == QMELD_OVERLAYS_DELETE)
         rc = check_delete(s, err);
     if (rc == 0 && config->overlays == QMELD_OVERLAYS_EMPTY)
@@ -85,9 +92,14 @@ qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
     struct qm_layer *layers = s->cfg.chain->layers;
 
     /* COMMIT POINT: the base is durable and reads as the backing file did. */
-    if (s->repoint && (qm_header_before_write(qm_qcow2_of(s->repoint), err) < 0 ||
-                       qm_header_set_backing(qm_qcow2_of(s->repoint), s->name, s->format, err) < 0))
-        return -1;
+    for (size_t i = 0; i < s->n_repoints; i++) {
+        const struct repoint *r = &s->repoints[i];
+        struct qm_qcow2 *q = qm_qcow2_of(r->img);
+
+        if (qm_header_before_write(q, err) < 0 ||
+            qm_header_set_backing(q, r->name, r->format, err) < 0)
+            return -1;
+    }
     if (s->cfg.overlays == QMELD_OVERLAYS_EMPTY) {
         struct qm_qcow2 *top = qm_qcow2_of(layers[s->cfg.top].img);
 
@@ -105,7 +117,8 @@ qm_settle_free(struct qm_settle *s)
 {
     if (!s)
         return;
-    free(s->name);
+    for (size_t i = 0; i < s->n_repoints; i++)
+        free(s->repoints[i].name);
     free(s);
 }
 
