@@ -126,26 +126,65 @@ fate_name(enum qmeld_fate fate)
     return "unknown";
 }
 
-static const char *
-fate_sentence(enum qmeld_fate fate)
+/* Indices of layers; SIZE_MAX: there is none. */
+struct range {
+    size_t base;
+    size_t top; /* the highest layer that was merged */
+};
+
+static struct range
+find_range(const struct qmeld_commit_report *report)
 {
-    switch (fate) {
-    case QMELD_FATE_MERGED_INTO:
-        return "holds the merged data now";
-    case QMELD_FATE_UNTOUCHED:
-        return "untouched";
-    case QMELD_FATE_REDUNDANT:
-        return "reads as before, but nothing needs it any more: may be deleted";
-    case QMELD_FATE_INVALID:
-        return "INVALID: opened by itself it reads wrong now, and nothing needs it: delete it";
-    case QMELD_FATE_EMPTIED:
-        return "emptied: reads as before, through the layers below";
-    case QMELD_FATE_DELETED:
-        return "deleted";
-    case QMELD_FATE_REPOINTED:
-        return "reads as before; its backing file now is the layer merged into";
+    struct range range = {SIZE_MAX, SIZE_MAX};
+
+    for (size_t i = 0; i < report->n_layers; i++) {
+        const enum qmeld_fate fate = report->layers[i].fate;
+
+        if (fate == QMELD_FATE_MERGED_INTO)
+            range.base = i;
+        else if (fate != QMELD_FATE_UNTOUCHED && fate != QMELD_FATE_REPOINTED)
+            range.top = i;
     }
-    return "?";
+    return range;
+}
+
+static void
+print_fate(const struct qmeld_commit_report *report, const struct range *range, size_t i)
+{
+    switch (report->layers[i].fate) {
+    case QMELD_FATE_MERGED_INTO:
+        printf("holds the merged data now");
+        if (report->base_new_size != report->base_old_size)
+            printf("; grown from %s to %s", qm_cli_size(report->base_old_size).text,
+                   qm_cli_size(report->base_new_size).text);
+        break;
+    case QMELD_FATE_UNTOUCHED:
+        printf("untouched");
+        break;
+    case QMELD_FATE_REDUNDANT:
+        if (i + 1 == report->n_layers)
+            printf("reads as before; all of it is in [%zu] now: use that, then this can go",
+                   range->base + 1);
+        else
+            printf("reads as before; the chain goes past it now: can be deleted");
+        break;
+    case QMELD_FATE_INVALID:
+        /* a top that was kept still stands on it: deleting this one alone would break that one */
+        if (range->top != SIZE_MAX && report->layers[range->top].fate == QMELD_FATE_REDUNDANT)
+            printf("INVALID: reads wrong by itself; delete it together with [%zu]", range->top + 1);
+        else
+            printf("INVALID: reads wrong by itself; this chain does not need it: delete it");
+        break;
+    case QMELD_FATE_EMPTIED:
+        printf("emptied: reads as before, from [%zu]", range->base + 1);
+        break;
+    case QMELD_FATE_DELETED:
+        printf("deleted");
+        break;
+    case QMELD_FATE_REPOINTED:
+        printf("reads as before; its backing file is [%zu] now", range->base + 1);
+        break;
+    }
 }
 
 static void
@@ -169,16 +208,17 @@ print_sum(const struct qmeld_commit_report *report)
 }
 
 static void
-print_layer(const struct qmeld_commit_report *report, size_t i)
+print_layers(const struct qmeld_commit_report *report)
 {
-    const struct qmeld_commit_layer *layer = &report->layers[i];
-    QM_CLI_FREE char *path = qm_cli_quote(layer->path ? layer->path : "");
+    const struct range range = find_range(report);
 
-    printf("  [%zu] %s: %s", i + 1, path, fate_sentence(layer->fate));
-    if (layer->fate == QMELD_FATE_MERGED_INTO && report->base_new_size != report->base_old_size)
-        printf("; grown from %s to %s", qm_cli_size(report->base_old_size).text,
-               qm_cli_size(report->base_new_size).text);
-    putchar('\n');
+    for (size_t i = report->n_layers; i-- > 0;) {
+        QM_CLI_FREE char *path = qm_cli_quote(report->layers[i].path ? report->layers[i].path : "");
+
+        printf("  [%zu] %s: ", i + 1, path);
+        print_fate(report, &range, i);
+        putchar('\n');
+    }
 }
 
 static struct json_object *
@@ -261,8 +301,7 @@ commit(struct request *request)
         qm_cli_json_print(report_json(&report, failed ? &err : NULL));
     } else if (!failed && !request->quiet) {
         print_sum(&report);
-        for (size_t i = report.n_layers; i-- > 0;)
-            print_layer(&report, i);
+        print_layers(&report);
     }
     qmeld_commit_report_free(&report);
     return failed ? qm_cli_exit_code(&err) : QM_EXIT_DONE;
