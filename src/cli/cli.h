@@ -40,6 +40,7 @@ struct qm_cli_command {
     const char *name;
     const char *help; /* the whole text of --help, newlines included */
     int (*run)(int argc, char **argv);
+    bool changes; /* it is run for what it does, not for what it prints */
 };
 
 extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli_create,

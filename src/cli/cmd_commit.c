@@ -25,7 +25,7 @@ static const char help[] =
     "usage: qmeld commit [OPTIONS] IMAGE\n"
     "\n"
     "IMAGE is the active layer, the one a virtual machine would use.  At every instant, even if\n"
-    "the power fails, it reads as it did before.  All layers stay locked, with QEMU's own locks,\n"
+    "the power fails, it reads as it did before.  The layers stay locked, with QEMU's own locks,\n"
     "until everything is on the disk; an image in use is refused.  If the merge is interrupted,\n"
     "the same command again finishes it.  Layers are named by path, or by [N] counted from the\n"
     "base, which is [1]; qmeld info shows the numbers.\n"
@@ -448,4 +448,4 @@ run(int argc, char **argv)
     return commit(&request);
 }
 
-const struct qm_cli_command qm_cli_commit = {"commit", help, run};
+const struct qm_cli_command qm_cli_commit = {"commit", help, run, true};

@@ -343,4 +343,4 @@ run(int argc, char **argv)
     return create(&request);
 }
 
-const struct qm_cli_command qm_cli_create = {"create", help, run};
+const struct qm_cli_command qm_cli_create = {"create", help, run, true};

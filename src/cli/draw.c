@@ -97,8 +97,6 @@ fill_row(struct strip *strip, struct qmeld_chain *chain, struct qmeld_error *err
 {
     memset(strip->cells, ' ', strip->n_cells);
     strip->cells[strip->n_cells] = '\0';
-    if (strip->length == 0)
-        return 0;
     if (qmeld_map(chain, strip->start, strip->length, paint, strip, err) < 0)
         return -1;
     for (size_t i = 0; i < strip->n_cells; i++) {
@@ -111,22 +109,45 @@ fill_row(struct strip *strip, struct qmeld_chain *chain, struct qmeld_error *err
     return 0;
 }
 
+/* Columns of UTF-8 text on a terminal, near enough: one a character. */
+static size_t
+columns_of(const char *text)
+{
+    size_t n = 0;
+
+    for (; *text; text++)
+        n += (*text & 0xc0) != 0x80;
+    return n;
+}
+
+static char *
+name_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return qm_cli_quote(slash && slash[1] ? slash + 1 : path);
+}
+
 /* "[3] top.qcow2      ": the end of a long name says more than its beginning. */
 static void
 print_label(const struct strip *strip, size_t layer, const char *path)
 {
-    const char *slash = strrchr(path, '/');
-    QM_CLI_FREE char *name = qm_cli_quote(slash && slash[1] ? slash + 1 : path);
-    const size_t n_name = strlen(name);
+    QM_CLI_FREE char *name = name_of(path);
+    const char *shown = name;
+    size_t n_columns = columns_of(name), room;
+    bool cut = false;
     char number[32];
-    size_t room;
 
     snprintf(number, sizeof number, "[%zu] ", layer + 1);
-    room = strip->n_label - 1 - strlen(number);
-    if (n_name > room)
-        printf("%s~%s ", number, name + n_name - (room - 1));
-    else
-        printf("%s%-*s ", number, (int)room, name);
+    room = strip->n_label - 2 - strlen(number);
+    while (n_columns + cut > room) { /* drops a character with all of its bytes */
+        cut = true;
+        do
+            shown++;
+        while ((*shown & 0xc0) == 0x80);
+        n_columns--;
+    }
+    printf("%s%s%s%*s", number, cut ? "~" : "", shown, (int)(room + 2 - n_columns - cut), "");
 }
 
 static int
@@ -180,7 +201,7 @@ print_ruler(const struct strip *strip)
         short_offset(strip->start + i * strip->unit, text, sizeof text);
         if (i > 0 && i + strlen(text) > strip->n_cells)
             break;
-        column += (size_t)printf("%*s%s", (int)(i - column), "", text);
+        column += (size_t)printf("%*s%s", i > column ? (int)(i - column) : i > 0, "", text);
     }
     printf("\n%*s", (int)strip->n_label, "");
     for (size_t i = 0; i < strip->n_cells; i++)
@@ -211,15 +232,23 @@ print_legend(const struct strip *strip)
         puts("     where a column holds several, data goes before zeros, zeros before nothing");
 }
 
+/* Begins at a whole column, so that the ruler shows round numbers. */
 static void
 choose_scale(struct strip *strip, uint64_t smallest, size_t columns)
 {
-    strip->unit = 512;
-    while (strip->unit < smallest)
+    uint64_t before, cells;
+
+    strip->unit = smallest;
+    for (;;) {
+        before = strip->start & (strip->unit - 1);
+        cells = (before + (strip->length - 1)) / strip->unit + 1;
+        if (cells <= columns)
+            break;
         strip->unit <<= 1;
-    while ((strip->length + (strip->unit - 1)) / strip->unit > columns)
-        strip->unit <<= 1;
-    strip->n_cells = (size_t)((strip->length + (strip->unit - 1)) / strip->unit);
+    }
+    strip->start -= before;
+    strip->length += before;
+    strip->n_cells = (size_t)cells;
 }
 
 /* The width of the labels on a terminal of width columns, and the smallest cluster. */
@@ -233,15 +262,13 @@ survey(struct strip *strip, struct qmeld_chain *chain, size_t width, uint64_t *s
 
     for (size_t i = 0; i < strip->depth; i++) {
         struct qmeld_layer_info info;
-        const char *slash;
         QM_CLI_FREE char *name = NULL;
 
         if (qmeld_chain_layer(chain, i, &info, err) < 0)
             return -1;
-        slash = strrchr(info.path, '/');
-        name = qm_cli_quote(slash && slash[1] ? slash + 1 : info.path);
-        if (strlen(name) > widest)
-            widest = strlen(name);
+        name = name_of(info.path);
+        if (columns_of(name) > widest)
+            widest = columns_of(name);
         if (info.cluster_size && info.cluster_size < cluster)
             cluster = info.cluster_size;
     }
@@ -294,6 +321,10 @@ qm_cli_draw_strip(struct qmeld_chain *chain, uint64_t start, uint64_t length, si
         strip.length = length;
     if (width > strip.n_label + MIN_CELLS)
         columns = width - strip.n_label;
+    if (strip.length == 0) {
+        puts("there is nothing to draw: the image, or the part asked for, is empty");
+        return 0;
+    }
     choose_scale(&strip, smallest, columns < MAX_CELLS ? columns : MAX_CELLS);
     strip.cells = malloc(strip.n_cells + 1);
     if (!strip.cells) {
