@@ -239,6 +239,11 @@ write_new_table(struct qm_edit *e, host_off old, size_t from, size_t to, struct 
 int
 qm_edit_prepare(struct qm_edit *e, struct qmeld_error *err)
 {
+    /* A cluster that ends in zeros may never be written to its end; a reader would not mind, but a
+     * check calls an entry that points behind the file's end corrupt.  Whoever still copies
+     * writes below host_end, so this cannot cut anything off. */
+    if (e->host_end > e->q->img.file->size && qm_truncate(e->q->img.file, e->host_end, err) < 0)
+        return -1;
     for (size_t i = 0, end; i < e->entries.n; i = end) {
         const host_off l2 = l2_of(e, l1_of(e, e->entries.at[i].idx));
         uint64_t count = 0;
@@ -309,10 +314,6 @@ qm_edit_publish(struct qm_edit *e, struct qmeld_error *err)
     size_t t = 0;
 
     if (qm_refs_link(e->refs, err) < 0)
-        return -1;
-    /* A cluster that ends in zeros may not have been written to its end; a reader would not
-     * mind, but a check calls an entry that points behind the file's end corrupt. */
-    if (e->host_end > e->q->img.file->size && qm_truncate(e->q->img.file, e->host_end, err) < 0)
         return -1;
     /* COMMIT POINT of the batch: from here on guest clusters read in the new way, each by
      * itself, by one aligned write of its entry (or of the L1 entry above it). */
