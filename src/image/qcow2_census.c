@@ -13,20 +13,17 @@
  */
 #include "qcow2_census.h"
 
-#include "qcow2_bitmap.h"
-
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 
 #define MAX_CLUSTERS  ((uint64_t)INT32_MAX) /* QEMU's check gives up there (EFBIG) */
-#define MAX_TABLE_SUM (1ull << 28)          /* entries of all L1 tables; of all bitmap tables */
 #define MAX_L2_TABLES (8ull << 20)          /* 4 TiB of guest data in clusters of 8 KiB */
+#define MAX_OUTSIDE   (1u << 20)            /* spans */
 #define MAX_UNALIGNED 1024u                 /* L2 tables */
 #define MIN_BUDGET    (256ull << 20)        /* bytes of counters, always granted */
 #define MAX_BUDGET    (2ull << 30)          /* 100 TiB in clusters of 64 KiB */
-#define SLICE_ENTRIES 8192u                 /* of an L1 or bitmap table, read at once */
 #define READ_AHEAD    (1u << 20)            /* adjacent L2 tables are read together up to this */
 
 void
@@ -47,13 +44,59 @@ qm_census_say(const struct qm_census *c, const char *fmt, ...)
     c->fn(sentence, c->opaque);
 }
 
-static int
-cap_hit(const struct qm_census *c, const char *what, uint64_t most, struct qmeld_error *err)
+int
+qm_census_cap(const struct qm_census *c, const char *what, uint64_t most, struct qmeld_error *err)
 {
     return qm_fail(err, QMELD_UNSUPPORTED, qm_in(c->q->img.file->path),
                    "the image names more than %" PRIu64
                    " %s, more than any real image: it was not checked, and should not be trusted",
                    most, what);
+}
+
+/* ---- spans ---- */
+
+static int
+by_span(const void *va, const void *vb)
+{
+    const struct qm_span *a = va, *b = vb;
+
+    return (a->off > b->off) - (a->off < b->off);
+}
+
+/* Sorts the spans and joins those that touch, so that they can be searched. */
+static void
+join_spans(struct qm_spans *spans)
+{
+    size_t n = 0;
+
+    if (spans->list.n)
+        qsort(spans->list.at, spans->list.n, sizeof *spans->list.at, by_span);
+    QM_VEC_EACH (s, &spans->list) {
+        struct qm_span *last = n ? &spans->list.at[n - 1] : NULL;
+
+        s->len = qm_min(s->len, UINT64_MAX - s->off);
+        if (last && s->off <= last->off + last->len)
+            last->len = qm_max(last->len, s->off + s->len - last->off);
+        else
+            spans->list.at[n++] = *s;
+    }
+    spans->list.n = n;
+}
+
+/* A repair must not make the file grow over what damaged entries, or those of a file that was cut
+ * off, refer to. */
+static int
+note_outside(struct qm_census *c, uint64_t off, uint64_t len, struct qmeld_error *err)
+{
+    const struct qm_span span = {off, len};
+
+    if (c->outside.list.n >= MAX_OUTSIDE) {
+        join_spans(&c->outside);
+        c->outside_lost = c->outside.list.n > MAX_OUTSIDE / 2;
+    }
+    if (!c->outside_lost && !qm_vec_push(&c->outside.list, &span))
+        return qm_fail_nomem(err, "the list of references behind the file's end");
+    return 0;
 }
 
 /* ---- counting ---- */
@@ -72,7 +115,7 @@ qm_census_count(struct qm_census *c, uint64_t off, uint64_t len, uint64_t weight
         qm_census_say(c, "reference to %" PRIu64 " bytes at 0x%" PRIx64 ", behind the file's end",
                       len, off);
         c->damaged += weight;
-        return 0;
+        return note_outside(c, off, len, err);
     }
     for (uint64_t k = off >> g->cluster_bits; k <= (end - 1) >> g->cluster_bits; k++) {
         if (k >= c->n_clusters)
@@ -95,7 +138,7 @@ qm_census_count_metadata(struct qm_census *c, uint64_t off, uint64_t len, uint64
 {
     const struct qm_span span = {off, len};
 
-    if (len && !qm_vec_push(&c->metadata, &span))
+    if (len && !qm_vec_push(&c->metadata.list, &span))
         return qm_fail_nomem(err, "the list of metadata");
     return qm_census_count(c, off, len, weight, err);
 }
@@ -288,7 +331,7 @@ count_l2_table(struct qm_census *c, const struct qm_l2_ref *t, bool *out_skip,
                       t->off);
         c->damaged += weight;
         if (++c->n_unaligned > MAX_UNALIGNED)
-            return cap_hit(c, "L2 tables at impossible places", MAX_UNALIGNED, err);
+            return qm_census_cap(c, "L2 tables at impossible places", MAX_UNALIGNED, err);
     }
     if (t->off >= c->file_len) {
         *out_skip = true; /* reads as zeros */
@@ -376,7 +419,7 @@ add_l2_ref(struct qm_census *c, const struct qm_l2_ref *ref, struct qmeld_error 
     if (c->l2.n >= 2 * qm_max(c->l2_merged, 1u << 19))
         merge_l2_refs(c);
     if (c->l2_merged > MAX_L2_TABLES)
-        return cap_hit(c, "L2 tables", MAX_L2_TABLES, err);
+        return qm_census_cap(c, "L2 tables", MAX_L2_TABLES, err);
     if (!qm_vec_push(&c->l2, ref))
         return qm_fail_nomem(err, "the list of L2 tables");
     return 0;
@@ -398,20 +441,19 @@ l1_entry(struct qm_census *c, uint64_t entry, uint64_t active, uint64_t inactive
     return add_l2_ref(c, &ref, err);
 }
 
-/* Counts an L1 table, and gathers what it names. */
-static int
-count_l1(struct qm_census *c, uint64_t l1_off, uint64_t entries, uint64_t active, uint64_t inactive,
-         struct qmeld_error *err)
+int
+qm_census_count_l1(struct qm_census *c, uint64_t l1_off, uint64_t entries, uint64_t active,
+                   uint64_t inactive, struct qmeld_error *err)
 {
     QM_FREE be64 *slice = NULL;
 
     if (qm_census_count_metadata(c, l1_off, entries * sizeof *slice, active + inactive, err) < 0)
         return -1;
-    slice = malloc(SLICE_ENTRIES * sizeof *slice);
+    slice = malloc(QM_CENSUS_SLICE * sizeof *slice);
     if (!slice)
         return qm_fail_nomem(err, "an L1 table");
-    for (uint64_t i = 0; i < entries; i += SLICE_ENTRIES) {
-        const uint64_t n = qm_min(SLICE_ENTRIES, entries - i);
+    for (uint64_t i = 0; i < entries; i += QM_CENSUS_SLICE) {
+        const uint64_t n = qm_min(QM_CENSUS_SLICE, entries - i);
         const uint64_t off = l1_off + i * sizeof *slice;
 
         if (off >= c->file_len)
@@ -428,247 +470,6 @@ count_l1(struct qm_census *c, uint64_t l1_off, uint64_t entries, uint64_t active
     return 0;
 }
 
-/* ---- snapshots ---- */
-
-static void
-unreadable(struct qm_census *c)
-{
-    c->unreadable++;
-    c->incomplete = true;
-}
-
-/* Looks at one entry of the snapshot table; *off goes on to the next.  false: the table cannot
- * be read from here on. */
-static bool
-snapshot_entry(struct qm_census *c, uint32_t i, const struct qcow2_disk_snapshot *raw, uint64_t at,
-               struct qm_census_snapshot *s)
-{
-    *s = (struct qm_census_snapshot){
-        .l1_off = be64_get(&raw->l1_off),
-        .l1_entries = be32_get(&raw->l1_entries),
-        .extra_len = be32_get(&raw->extra_len),
-        .off = at,
-    };
-    s->len = sizeof *raw + s->extra_len + be16_get(&raw->id_len) + be16_get(&raw->name_len);
-    if (s->extra_len > QCOW2_MAX_SNAPSHOT_EXTRA && !c->drop_extra) {
-        qm_census_say(c,
-                      "snapshot %" PRIu32 " has %" PRIu32
-                      " bytes of extra data, more than QEMU takes: --repair=all cuts them",
-                      i, s->extra_len);
-        return false;
-    }
-    if (at + s->len > QCOW2_MAX_SNAPSHOT_TABLE) {
-        qm_census_say(c, "the snapshot table is longer than %u bytes, from snapshot %" PRIu32 " on",
-                      QCOW2_MAX_SNAPSHOT_TABLE, i);
-        return false;
-    }
-    if (s->extra_len > QCOW2_MAX_SNAPSHOT_EXTRA) {
-        qm_census_say(c, "snapshot %" PRIu32 " has too much extra data", i);
-        c->long_snapshots++;
-    } else if (c->q->geo.version >= 3 && s->extra_len < 16) {
-        /* specification, "Snapshots": version 3 must have VM state size and disk size */
-        qm_census_say(c, "snapshot %" PRIu32 " lacks extra data that version 3 demands", i);
-        c->short_snapshots++;
-    }
-    return true;
-}
-
-static int
-read_snapshots(struct qm_census *c, struct qmeld_error *err)
-{
-    const struct qcow2_header *h = &c->q->hdr;
-    uint64_t at = 0;
-
-    /* QEMU looks at the place of a table without entries, too */
-    if (h->n_snapshots > QCOW2_MAX_SNAPSHOTS || h->snapshots_off % c->q->geo.cluster_size ||
-        h->snapshots_off > QM_MAX_OFF - QCOW2_MAX_SNAPSHOT_TABLE) {
-        qm_census_say(c, "the snapshot table (%" PRIu32 " entries at 0x%" PRIx64 ") is impossible",
-                      h->n_snapshots, h->snapshots_off);
-        unreadable(c);
-        return 0;
-    }
-    for (uint32_t i = 0; i < h->n_snapshots; i++) {
-        struct qcow2_disk_snapshot raw;
-        struct qm_census_snapshot s;
-
-        at = qm_align_up(at, 8);
-        if (qm_pread_padded(c->q->img.file, h->snapshots_off + at, &raw, sizeof raw, err) < 0)
-            return -1;
-        if (!snapshot_entry(c, i, &raw, at, &s)) {
-            unreadable(c);
-            return 0;
-        }
-        if (!qm_vec_push(&c->snapshots, &s))
-            return qm_fail_nomem(err, "the snapshot table");
-        at += s.len;
-    }
-    c->snapshots_len = at;
-    return 0;
-}
-
-static int
-by_l1(const void *va, const void *vb)
-{
-    const struct qm_census_snapshot *a = va, *b = vb;
-
-    if (a->l1_off != b->l1_off)
-        return a->l1_off > b->l1_off ? 1 : -1;
-    return (a->l1_entries > b->l1_entries) - (a->l1_entries < b->l1_entries);
-}
-
-static bool
-snapshot_l1_usable(struct qm_census *c, const struct qm_census_snapshot *s, uint64_t times)
-{
-    if (s->l1_off % c->q->geo.cluster_size) {
-        qm_census_say(c, "L1 table of a snapshot at 0x%" PRIx64 " is not aligned", s->l1_off);
-    } else if (s->l1_entries > QCOW2_MAX_L1_BYTES / sizeof(be64)) {
-        qm_census_say(c, "L1 table of a snapshot at 0x%" PRIx64 " has %" PRIu32 " entries",
-                      s->l1_off, s->l1_entries);
-    } else if (s->l1_off > QM_MAX_OFF - QCOW2_MAX_L1_BYTES) {
-        qm_census_say(c, "L1 table of a snapshot at 0x%" PRIx64 " is out of reach", s->l1_off);
-        unreadable(c);
-        return false;
-    } else {
-        return true;
-    }
-    c->damaged += times;
-    return false;
-}
-
-static int
-count_snapshots(struct qm_census *c, struct qmeld_error *err)
-{
-    QM_FREE struct qm_census_snapshot *s = NULL;
-    const size_t n = c->snapshots.n;
-    uint64_t sum = 0;
-
-    if (!n)
-        return 0;
-    if (c->q->geo.data_file) {
-        qm_census_say(c, "%zu snapshots in an image with an external data file", n);
-        c->damaged++;
-    }
-    s = malloc(n * sizeof *s);
-    if (!s)
-        return qm_fail_nomem(err, "the snapshot table");
-    memcpy(s, c->snapshots.at, n * sizeof *s);
-    qsort(s, n, sizeof *s, by_l1);
-    for (size_t i = 0, next; i < n; i = next) {
-        for (next = i + 1; next < n && by_l1(&s[i], &s[next]) == 0; next++)
-            ;
-        if (!snapshot_l1_usable(c, &s[i], next - i))
-            continue;
-        sum += s[i].l1_entries;
-        if (sum > MAX_TABLE_SUM)
-            return cap_hit(c, "L1 entries", MAX_TABLE_SUM, err);
-        if (count_l1(c, s[i].l1_off, s[i].l1_entries, 0, next - i, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* ---- bitmaps, encryption ---- */
-
-/* specification, "Bitmap table" */
-static bool
-bitmap_entry_valid(const struct qcow2_geo *g, uint64_t entry)
-{
-    const uint64_t off = entry & QCOW2_OFFSET_MASK;
-
-    if (entry & ~(QCOW2_OFFSET_MASK | 1))
-        return false;
-    return off == 0 || (!(entry & 1) && off % g->cluster_size == 0);
-}
-
-static int
-count_bitmap(struct qm_census *c, const struct qm_bitmap *b, struct qmeld_error *err)
-{
-    const uint64_t cluster = c->q->geo.cluster_size;
-    QM_FREE be64 *slice = malloc(SLICE_ENTRIES * sizeof *slice);
-
-    if (!slice)
-        return qm_fail_nomem(err, "a bitmap table");
-    if (qm_census_count_metadata(c, b->table.h, b->table_entries * sizeof *slice, 1, err) < 0)
-        return -1;
-    for (uint64_t i = 0; i < b->table_entries; i += SLICE_ENTRIES) {
-        const uint64_t n = qm_min(SLICE_ENTRIES, b->table_entries - i);
-
-        if (b->table.h + i * sizeof *slice >= c->file_len)
-            break;
-        if (qm_pread_padded(c->q->img.file, b->table.h + i * sizeof *slice, slice,
-                            n * sizeof *slice, err) < 0)
-            return -1;
-        for (uint64_t k = 0; k < n; k++) {
-            const uint64_t entry = be64_get(&slice[k]);
-            const uint64_t off = entry & QCOW2_OFFSET_MASK;
-
-            if (!bitmap_entry_valid(&c->q->geo, entry)) {
-                qm_census_say(c, "bitmap %s: table entry 0x%016" PRIx64 " is damaged", b->name,
-                              entry);
-                c->damaged++;
-                unreadable(c);
-            } else if (off && qm_census_count(c, off, cluster, 1, err) < 0) {
-                return -1;
-            }
-        }
-    }
-    return 0;
-}
-
-static int
-count_bitmaps(struct qm_census *c, struct qmeld_error *err)
-{
-    const struct qcow2_header *h = &c->q->hdr;
-    struct qm_bitmap_list list = {0};
-    uint64_t sum = 0;
-    int r = 0;
-
-    if (!h->has_bitmaps)
-        return 0;
-    if (qm_census_count_metadata(c, h->bitmap_dir_off, h->bitmap_dir_len, 1, err) < 0)
-        return -1;
-    if (qm_bitmap_list_read(c->q, &list, err) < 0) {
-        qm_bitmap_list_release(&list);
-        if (err->code != QMELD_CORRUPT)
-            return -1;
-        /* QEMU does not even open such an image */
-        qm_census_say(c, "bitmap directory: %s", err->what);
-        c->damaged++;
-        unreadable(c);
-        return 0;
-    }
-    QM_VEC_EACH (b, &list.list) {
-        sum += b->table_entries;
-        if (sum > MAX_TABLE_SUM)
-            r = cap_hit(c, "bitmap table entries", MAX_TABLE_SUM, err);
-        else
-            r = count_bitmap(c, b, err);
-        if (r < 0)
-            break;
-    }
-    qm_bitmap_list_release(&list);
-    return r;
-}
-
-/* The LUKS header's clusters: offset and length stand in its extension (specification, "Full disk
- * encryption header pointer"). */
-static int
-count_crypto(struct qm_census *c, struct qmeld_error *err)
-{
-    QM_VEC_EACH (e, &c->q->hdr.exts) {
-        be64 raw[2];
-
-        if (e->type != QCOW2_EXT_CRYPTO || e->len != sizeof raw)
-            continue;
-        if (qm_pread(c->q->img.file, e->off + sizeof(struct qcow2_disk_ext), raw, sizeof raw, err) <
-            0)
-            return -1;
-        if (qm_census_count_metadata(c, be64_get(&raw[0]), be64_get(&raw[1]), 1, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
 /* ---- all ---- */
 
 static int
@@ -677,55 +478,25 @@ count_all(struct qm_census *c, struct qmeld_error *err)
     const struct qcow2_header *h = &c->q->hdr;
     const uint64_t cluster = c->q->geo.cluster_size;
 
-    if (qm_census_load_refcounts(c, err) < 0 || read_snapshots(c, err) < 0)
+    if (qm_census_load_refcounts(c, err) < 0 || qm_census_read_snapshots(c, err) < 0)
         return -1;
     if (qm_census_count_metadata(c, 0, cluster, 1, err) < 0 ||
-        count_l1(c, h->l1_off, h->l1_entries, 1, 0, err) < 0 || count_snapshots(c, err) < 0)
+        qm_census_count_l1(c, h->l1_off, h->l1_entries, 1, 0, err) < 0 ||
+        qm_census_count_snapshots(c, err) < 0)
         return -1;
     merge_l2_refs(c);
     if (c->l2.n > MAX_L2_TABLES)
-        return cap_hit(c, "L2 tables", MAX_L2_TABLES, err);
+        return qm_census_cap(c, "L2 tables", MAX_L2_TABLES, err);
     if (walk_l2_tables(c, err) < 0)
         return -1;
     if (qm_census_count_metadata(c, h->snapshots_off, c->snapshots_len, 1, err) < 0 ||
         qm_census_count_metadata(c, h->reftable_off, h->reftable_clusters * cluster, 1, err) < 0)
         return -1;
-    if (count_crypto(c, err) < 0 || count_bitmaps(c, err) < 0)
+    if (qm_census_count_crypto(c, err) < 0 || qm_census_count_bitmaps(c, err) < 0)
         return -1;
     if (qm_census_count_blocks(c, err) < 0)
         return -1;
     return qm_census_compare(c, err);
-}
-
-static int
-by_span(const void *va, const void *vb)
-{
-    const struct qm_span *a = va, *b = vb;
-
-    return (a->off > b->off) - (a->off < b->off);
-}
-
-/* Sorts the spans and joins those that touch, so that they can be searched. */
-static void
-join_spans(struct qm_census *c)
-{
-    size_t n = 0;
-
-    if (c->metadata.n)
-        qsort(c->metadata.at, c->metadata.n, sizeof *c->metadata.at, by_span);
-    QM_VEC_EACH (s, &c->metadata) {
-        struct qm_span *last = n ? &c->metadata.at[n - 1] : NULL;
-
-        /* what lies behind the file's end was not counted, and needs no protection */
-        if (s->off >= c->file_len)
-            break;
-        s->len = qm_min(s->len, c->file_len - s->off);
-        if (last && s->off <= last->off + last->len)
-            last->len = qm_max(last->len, s->off + s->len - last->off);
-        else
-            c->metadata.at[n++] = *s;
-    }
-    c->metadata.n = n;
 }
 
 int
@@ -745,7 +516,7 @@ qm_census_take(struct qm_qcow2 *q, unsigned flags, qmeld_finding_fn *fn, void *o
     if (c->file_clusters > MAX_CLUSTERS) {
         qm_census_say(c, "the file has more than %" PRIu64 " clusters: it cannot be checked",
                       MAX_CLUSTERS);
-        unreadable(c);
+        qm_census_unreadable(c);
         return 0;
     }
     /* A reference in a real image stands in 8 bytes of table, and points at space. */
@@ -755,7 +526,8 @@ qm_census_take(struct qm_qcow2 *q, unsigned flags, qmeld_finding_fn *fn, void *o
         return -1;
     if (count_all(c, err) < 0)
         return -1;
-    join_spans(c);
+    join_spans(&c->metadata);
+    join_spans(&c->outside);
     return 0;
 }
 
@@ -765,7 +537,8 @@ qm_census_release(struct qm_census *c)
     free(c->reftable);
     qm_count_release(&c->count);
     qm_vec_release(&c->l2);
-    qm_vec_release(&c->metadata);
+    qm_vec_release(&c->metadata.list);
+    qm_vec_release(&c->outside.list);
     qm_vec_release(&c->snapshots);
     memset(c, 0, sizeof *c);
 }
@@ -773,15 +546,15 @@ qm_census_release(struct qm_census *c)
 bool
 qm_census_is_metadata(const struct qm_census *c, uint64_t off, uint64_t len)
 {
-    size_t lo = 0, hi = c->metadata.n;
+    size_t lo = 0, hi = c->metadata.list.n;
 
     while (lo < hi) { /* the first span that ends behind off */
         const size_t mid = lo + (hi - lo) / 2;
 
-        if (c->metadata.at[mid].off + c->metadata.at[mid].len <= off)
+        if (c->metadata.list.at[mid].off + c->metadata.list.at[mid].len <= off)
             lo = mid + 1;
         else
             hi = mid;
     }
-    return lo < c->metadata.n && c->metadata.at[lo].off < off + len;
+    return lo < c->metadata.list.n && c->metadata.list.at[lo].off < off + len;
 }

@@ -37,6 +37,10 @@ struct qm_span {
     uint64_t len;
 };
 
+struct qm_spans {
+    QM_VEC(struct qm_span) list;
+};
+
 /* What check needs of a snapshot table entry. */
 struct qm_census_snapshot {
     uint64_t l1_off;
@@ -60,8 +64,10 @@ struct qm_census {
     /* gathered */
     struct qm_count count;
     uint64_t n_clusters; /* clusters that are compared: those of the file, at times one more */
-    QM_VEC(struct qm_l2_ref) l2;     /* ascending, no offset twice */
-    QM_VEC(struct qm_span) metadata; /* header, L1 tables, refcounts...; not L2 tables; ascending */
+    QM_VEC(struct qm_l2_ref) l2; /* ascending, no offset twice */
+    struct qm_spans metadata;    /* header, L1 tables, refcounts...; not L2 tables; joined */
+    struct qm_spans outside;     /* what is referred to behind the file's end; joined */
+    bool outside_lost;           /* and more than can be listed */
     QM_VEC(struct qm_census_snapshot) snapshots;
     uint64_t snapshots_len; /* bytes of their table */
     size_t l2_merged;       /* part of l2 that is sorted while it is gathered */
@@ -71,6 +77,7 @@ struct qm_census {
     /* what was found; their sum is QEMU's "corruptions" */
     uint64_t damaged;         /* entries that cannot be right: what they stood for may be lost */
     uint64_t damaged_blocks;  /* refcount table entries that cannot be right */
+    uint64_t outside_blocks;  /* those among them that point behind the file's end */
     uint64_t too_low;         /* refcounts below the count */
     uint64_t copied_wrong;    /* COPIED flags that disagree with the refcount */
     uint64_t short_snapshots; /* snapshot entries without the extra data version 3 demands */
@@ -106,6 +113,16 @@ qm_census_corruptions(const struct qm_census *c)
 /* True if [off, off + len) touches header, L1 tables, refcounts, snapshots or bitmaps. */
 bool qm_census_is_metadata(const struct qm_census *c, uint64_t off, uint64_t len);
 
+/* True if a cluster has exactly `weight` references.  A counter at the limit of the refcount
+ * width may have lost some, which is damage. */
+static inline bool
+qm_census_counted(const struct qm_census *c, uint64_t cluster, uint64_t weight)
+{
+    const uint64_t n = qm_count_get(&c->count, cluster);
+
+    return n == weight && (n < c->count.max || c->damaged == 0);
+}
+
 /* The refcount on disk.  *out_known is false if nobody can tell where it is. */
 int qm_census_disk_refcount(const struct qm_census *c, uint64_t cluster, bool *out_known,
                             uint64_t *out, struct qmeld_error *err) QM_CHECK;
@@ -114,6 +131,31 @@ int qm_census_disk_refcount(const struct qm_census *c, uint64_t cluster, bool *o
 
 void qm_census_say(const struct qm_census *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* Snapshot table, bitmaps and encryption header: read, and count what they refer to. */
+int qm_census_read_snapshots(struct qm_census *c, struct qmeld_error *err) QM_CHECK;
+int qm_census_count_snapshots(struct qm_census *c, struct qmeld_error *err) QM_CHECK;
+int qm_census_count_bitmaps(struct qm_census *c, struct qmeld_error *err) QM_CHECK;
+int qm_census_count_crypto(struct qm_census *c, struct qmeld_error *err) QM_CHECK;
+
+/* Counts an L1 table as `active` and `inactive` references, and gathers what it names. */
+int qm_census_count_l1(struct qm_census *c, uint64_t l1_off, uint64_t entries, uint64_t active,
+                       uint64_t inactive, struct qmeld_error *err) QM_CHECK;
+
+/* Something could not be counted. */
+static inline void
+qm_census_unreadable(struct qm_census *c)
+{
+    c->unreadable++;
+    c->incomplete = true;
+}
+
+/* The image names more of something than any real one; returns -1. */
+int qm_census_cap(const struct qm_census *c, const char *what, uint64_t most,
+                  struct qmeld_error *err);
+
+#define QM_CENSUS_SLICE      8192u        /* entries of an L1 or bitmap table read at once */
+#define QM_CENSUS_MAX_TABLES (1ull << 28) /* entries of all L1 tables; of all bitmap tables */
 
 /* Counts `weight` references to every cluster of [off, off + len). */
 int qm_census_count(struct qm_census *c, uint64_t off, uint64_t len, uint64_t weight,

@@ -34,11 +34,17 @@ struct repair {
 };
 
 static int
-look(struct repair *r, bool aloud, struct qmeld_error *err)
+look(struct repair *r, qmeld_finding_fn *fn, unsigned flags, struct qmeld_error *err)
 {
     qm_census_release(&r->c);
-    return qm_census_take(r->q, r->what == QMELD_REPAIR_ALL ? QM_CENSUS_DROP_EXTRA : 0,
-                          aloud ? r->fn : NULL, r->opaque, &r->c, err);
+    return qm_census_take(r->q, flags, fn, r->opaque, &r->c, err);
+}
+
+/* Between two mends. */
+static int
+look_again(struct repair *r, struct qmeld_error *err)
+{
+    return look(r, NULL, r->what == QMELD_REPAIR_ALL ? QM_CENSUS_DROP_EXTRA : 0, err);
 }
 
 /* Before the first write. */
@@ -75,7 +81,7 @@ mend_zeroable(struct repair *r, struct qmeld_error *err)
 
     if (r->what != QMELD_REPAIR_ALL || r->c.zeroable == 0 || r->q->geo.version < 3)
         return 0;
-    if (begin(r, err) < 0 || qm_repair_zeroable(r->q, &r->c, err) < 0 || look(r, false, err) < 0)
+    if (begin(r, err) < 0 || qm_repair_zeroable(r->q, &r->c, err) < 0 || look_again(r, err) < 0)
         return -1;
     /* leaks may have appeared: what the odd entries seemed to use */
     fixed(r, before, r->c.damaged, 0);
@@ -87,10 +93,16 @@ mend_rebuild(struct repair *r, struct qmeld_error *err)
 {
     const uint64_t before = without_flags(&r->c), leaks = r->c.leaks;
 
-    if (!r->c.needs_rebuild)
+    /* QEMU makes the file as long as a refcount block far out demands; a new structure leaves
+     * such entries out instead. */
+    if (!r->c.needs_rebuild && !(r->c.outside_blocks && r->what == QMELD_REPAIR_ALL))
         return 0;
-    if (begin(r, err) < 0 || qm_repair_rebuild(r->q, &r->c, err) < 0 || look(r, false, err) < 0)
+    if (begin(r, err) < 0)
         return -1;
+    /* once more if the file grew past references that led behind its end: they count now */
+    for (int i = 0; i < 2 && (i == 0 || r->c.needs_rebuild); i++)
+        if (qm_repair_rebuild(r->q, &r->c, err) < 0 || look_again(r, err) < 0)
+            return -1;
     fixed(r, before, without_flags(&r->c), leaks);
     return 0;
 }
@@ -108,7 +120,7 @@ mend_refcounts(struct repair *r, struct qmeld_error *err)
     if (!what || r->c.needs_rebuild)
         return 0;
     if (begin(r, err) < 0 || qm_repair_refcounts(r->q, &r->c, what, err) < 0 ||
-        look(r, false, err) < 0)
+        look_again(r, err) < 0)
         return -1;
     fixed(r, before, without_flags(&r->c), leaks);
     return 0;
@@ -132,7 +144,7 @@ mend_flags(struct repair *r, struct qmeld_error *err)
 
     if (!flags_wanted(r))
         return 0;
-    if (begin(r, err) < 0 || qm_repair_copied(r->q, &r->c, err) < 0 || look(r, false, err) < 0)
+    if (begin(r, err) < 0 || qm_repair_copied(r->q, &r->c, err) < 0 || look_again(r, err) < 0)
         return -1;
     fixed(r, before, r->c.copied_wrong, 0);
     return 0;
@@ -146,7 +158,7 @@ mend_snapshots(struct repair *r, struct qmeld_error *err)
     /* A new table needs clusters, and refcounts that say which are free. */
     if (r->what != QMELD_REPAIR_ALL || before == 0 || without_flags(&r->c) || r->c.unreadable)
         return 0;
-    if (begin(r, err) < 0 || qm_repair_snapshots(r->q, &r->c, err) < 0 || look(r, false, err) < 0)
+    if (begin(r, err) < 0 || qm_repair_snapshots(r->q, &r->c, err) < 0 || look_again(r, err) < 0)
         return -1;
     fixed(r, before, r->c.short_snapshots + r->c.long_snapshots, 0);
     return 0;
@@ -205,26 +217,34 @@ report(const struct repair *r, struct qmeld_check_result *out)
 }
 
 static int
+repair(struct repair *r, struct qmeld_error *err)
+{
+    uint64_t failed;
+
+    if (mend(r, err) < 0) {
+        if (r->wrote)
+            qm_err_disk(err, QMELD_DISK_OPEN);
+        return -1;
+    }
+    if (r->wrote)
+        qm_image_forget(&r->q->img);
+    else if (!r->c.long_snapshots)
+        return 0;
+    failed = r->c.unreadable;
+    if (look(r, r->fn, 0, err) < 0)
+        return -1;
+    r->c.unreadable = qm_max(r->c.unreadable, failed);
+    return 0;
+}
+
+static int
 check(struct repair *r, struct qmeld_check_result *out, struct qmeld_error *err)
 {
-    if (look(r, true, err) < 0)
+    if (look(r, r->fn, r->what == QMELD_REPAIR_ALL ? QM_CENSUS_DROP_EXTRA : 0, err) < 0)
         return -1;
     /* what could not be counted would be taken for free: then nothing is written */
-    if (r->what != QMELD_REPAIR_NONE && !r->c.incomplete) {
-        if (mend(r, err) < 0) {
-            if (r->wrote)
-                qm_err_disk(err, QMELD_DISK_OPEN);
-            return -1;
-        }
-        if (r->wrote) {
-            const uint64_t extra = r->c.unreadable;
-
-            qm_image_forget(&r->q->img);
-            if (look(r, true, err) < 0)
-                return -1;
-            r->c.unreadable = qm_max(r->c.unreadable, extra);
-        }
-    }
+    if (r->what != QMELD_REPAIR_NONE && !r->c.incomplete && repair(r, err) < 0)
+        return -1;
     report(r, out);
     return 0;
 }
@@ -256,7 +276,7 @@ make_safe(struct repair *r, struct qmeld_error *err)
 
     if (r->q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return refuse(r->q, "the image is marked as corrupt", err);
-    if (look(r, false, err) < 0)
+    if (look_again(r, err) < 0)
         return -1;
     if (r->c.incomplete || r->c.unreadable)
         return refuse(r->q, "parts of the metadata cannot be checked", err);

@@ -79,11 +79,17 @@ forget_old(struct rebuild *r)
 static int
 find_room(const struct rebuild *r, uint64_t n, uint64_t *out, struct qmeld_error *err)
 {
+    const uint32_t bits = r->q->geo.cluster_bits;
     uint64_t run = 0;
 
     *out = r->c->n_clusters;
-    if (!r->q->img.file->blockdev)
+    if (!r->q->img.file->blockdev) {
+        /* not where entries of a file that was cut off lead: they read as zeros, and shall */
+        QM_VEC_EACH (s, &r->c->outside.list)
+            if (s->off >> bits < *out + n && (s->off + s->len) >> bits >= *out)
+                *out = ((s->off + s->len) >> bits) + 1;
         return 0;
+    }
     for (uint64_t k = 0; k < r->q->img.file->size >> r->q->geo.cluster_bits; k++) {
         run = qm_count_get(&r->c->count, k) ? 0 : run + 1;
         if (run == n) {
@@ -191,6 +197,9 @@ qm_repair_rebuild(struct qm_qcow2 *q, struct qm_census *c, struct qmeld_error *e
     int result;
 
     assert(!c->incomplete);
+    if (c->outside_lost)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(q->img.file->path),
+                       "too many references lead behind the end of the file: it cannot be mended");
     r.buf = malloc(q->geo.cluster_size);
     r.old = malloc(q->geo.cluster_size);
     if (!r.buf || !r.old) {

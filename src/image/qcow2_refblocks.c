@@ -153,7 +153,6 @@ bad_entry(struct qm_census *c, uint64_t idx, const char *what)
     qm_census_say(c, "refcount table entry %" PRIu64 " (0x%016" PRIx64 ") %s", idx,
                   c->reftable[idx], what);
     c->damaged_blocks++;
-    c->needs_rebuild = true;
 }
 
 static int
@@ -164,18 +163,20 @@ count_block(struct qm_census *c, uint64_t idx, struct qmeld_error *err)
 
     if (c->reftable[idx] & QCOW2_REFTABLE_RESERVED) {
         bad_entry(c, idx, "has reserved bits set");
+        c->needs_rebuild = true;
         return 0;
     }
     if (!qm_census_block(c, idx, &off) && off % g->cluster_size) {
         bad_entry(c, idx, "does not point at a cluster");
+        c->needs_rebuild = true;
         return 0;
     }
     if (off == 0)
         return 0;
     if (off >> g->cluster_bits >= c->n_clusters) {
-        /* QEMU's repair makes the file long enough; ours builds new refcounts, so that an entry
-         * far out does not make the file as long as it says */
+        /* reads as zeros; whether that is too little, the comparison tells */
         bad_entry(c, idx, "points behind the end of the file");
+        c->outside_blocks++;
         return 0;
     }
     if (qm_census_count_metadata(c, off, g->cluster_size, 1, err) < 0)

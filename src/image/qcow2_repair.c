@@ -63,6 +63,8 @@ qm_repair_refcounts(struct qm_qcow2 *q, const struct qm_census *c, unsigned what
             return -1;
         if (!b.data || !qm_census_block(c, i, &off))
             continue; /* nothing is referred to there, or a rebuild would be needed */
+        if (!qm_census_counted(c, off >> g->cluster_bits, 1))
+            continue; /* it is something else, too, and a refcount of one bit cannot say so */
         if (mend_block(q, c, &b, off, what, err) < 0)
             return -1;
     }
@@ -79,13 +81,15 @@ struct l2_mend {
     int (*entry)(struct l2_mend *m, be64 *words, bool *out_changed);
 };
 
-/* True if the table is a place of its own: a mend may write there. */
+/* True if the table's cluster is nothing else besides: not other metadata, and not guest data,
+ * which an L1 entry that went astray would have us write flags into. */
 static bool
 may_write_l2(const struct l2_mend *m, const struct qm_l2_ref *t)
 {
     const uint64_t size = m->q->geo.cluster_size;
 
     return t->off && t->off % size == 0 && t->off < m->c->file_len &&
+           qm_census_counted(m->c, t->off >> m->q->geo.cluster_bits, t->active + t->inactive) &&
            !qm_census_is_metadata(m->c, t->off, size);
 }
 
@@ -205,7 +209,7 @@ may_write_l1(const struct qm_qcow2 *q, const struct qm_census *c)
         return false;
     for (uint64_t k = q->hdr.l1_off >> q->geo.cluster_bits;
          k <= (q->hdr.l1_off + len - 1) >> q->geo.cluster_bits; k++)
-        if (qm_count_get(&c->count, k) != 1)
+        if (!qm_census_counted(c, k, 1))
             return false;
     return true;
 }
