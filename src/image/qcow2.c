@@ -252,24 +252,24 @@ run_at(struct asking *a, struct qm_extent *out, struct qmeld_error *err)
 static bool
 continues(const struct qm_extent *a, const struct qm_extent *b)
 {
-    return a->kind == b->kind && a->kind != QM_COMPRESSED && a->has_host == b->has_host &&
+    return a->kind == b->kind && a->has_host == b->has_host &&
            (!a->has_host || a->host.h + a->len == b->host.h);
 }
 
-/* True if looking behind out costs no further table: its end lies inside the table that answered
+/* True if looking behind out costs no further table: a->at lies inside the table that answered
  * last, or out is absent and the L1, which is at hand, says that the next table is, too. */
 static bool
-may_look_on(struct asking *a, const struct qm_extent *out, uint64_t last_table)
+may_look_on(struct asking *a, const struct qm_extent *out)
 {
     struct qmeld_error ignored = {.disk = QMELD_DISK_OLD};
-    uint64_t next;
+    uint64_t table;
 
     if (a->at >= a->end || out->kind == QM_COMPRESSED)
         return false;
-    if (a->at & (qcow2_l2_span(&a->q->geo) - 1))
-        return last_table != 0;
+    if (a->at & (qcow2_l2_span(&a->q->geo) - 1)) /* only runs of a table end here */
+        return true;
     return out->kind == QM_ABSENT && !out->has_host &&
-           find_table(a->q, a->w, a->at, &next, &ignored) == 0 && next == 0;
+           find_table(a->q, a->w, a->at, &table, &ignored) == 0 && table == 0;
 }
 
 static int
@@ -278,8 +278,7 @@ next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
 {
     struct qm_qcow2 *q = (struct qm_qcow2 *)img;
     struct asking a = {.q = q, .at = from.g, .end = from.g + len};
-    struct qmeld_error
-        ignored; /* behind the first run: told when somebody asks for that very place */
+    struct qmeld_error later; /* behind the first run: told when that very place is asked for */
 
     if (!q->walk)
         q->walk = calloc(1, sizeof *q->walk);
@@ -292,13 +291,12 @@ next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
     } else if (run_at(&a, out, err) < 0) {
         return -1;
     }
-    ignored.disk = QMELD_DISK_OLD;
+    later.disk = QMELD_DISK_OLD;
     for (;;) {
         struct qm_extent more;
 
         a.at = from.g + out->len;
-        if (!may_look_on(&a, out, a.table) || run_at(&a, &more, &ignored) < 0 ||
-            !continues(out, &more))
+        if (!may_look_on(&a, out) || run_at(&a, &more, &later) < 0 || !continues(out, &more))
             return 0;
         out->len += more.len;
     }

@@ -245,8 +245,7 @@ check_size(const struct decoding *d)
     const struct qcow2_geo geo = qcow2_geo_of(h);
     const uint64_t needed = qcow2_l1_needed(&geo, h->size);
 
-    if (h->size > QM_MAX_OFF || needed > INT32_MAX)
-        return CORRUPT(d, FIELD(size), "virtual size %" PRIu64 " is impossible: " ADVICE, h->size);
+    /* as the L1 table is at most 4 Mi entries, this bounds the size, too: to 2 EiB */
     if (h->l1_entries < needed)
         return CORRUPT(d, FIELD(l1_entries),
                        "L1 table of %" PRIu32 " entries is too small for the virtual size, "

@@ -164,6 +164,48 @@ walk__missing_tables_are_one_extent(void **state)
 }
 
 static void
+walk__a_single_table_is_never_overlooked(void **state)
+{
+    const uint64_t span = 512ull << 20;
+    struct fixture f;
+    struct qm_extent e;
+
+    (void)state;
+    make(&f, 3, 16, false, 1200 * span);
+    open_good(&f);
+    for (uint64_t i = 1; i < 1200; i += i < 40 || (i > 500 && i < 530) ? 1 : 13) {
+        set_l1(&f, i, 0x20000);
+        set_l2(&f, 0x20000, 0, 0x50000);
+        qm_image_forget(&f.q->img);
+        e = next(&f, i / 3 * span);
+        ASSERT_EXTENT(e, QM_ABSENT, (i - i / 3) * span, false, 0);
+        e = next(&f, i * span);
+        ASSERT_EXTENT(e, QM_DATA, 0x10000, true, 0x50000);
+        set_l1(&f, i, 0);
+    }
+    end(&f);
+}
+
+static void
+walk__two_entries_for_one_cluster_stay_apart(void **state)
+{
+    struct fixture f;
+    struct qm_extent e;
+
+    (void)state;
+    make(&f, 3, 16, false, 1 << 20);
+    set_l1(&f, 0, 0x20000);
+    set_l2(&f, 0x20000, 0, 0x50000);
+    set_l2(&f, 0x20000, 1, 0x50000);
+    open_good(&f);
+    e = next(&f, 0);
+    ASSERT_EXTENT(e, QM_DATA, 0x10000, true, 0x50000);
+    e = next(&f, 0x10000);
+    ASSERT_EXTENT(e, QM_DATA, 0x10000, true, 0x50000);
+    end(&f);
+}
+
+static void
 walk__answers_stop_where_the_question_does(void **state)
 {
     struct fixture f;
@@ -496,6 +538,7 @@ reload__sees_the_new_header_and_new_tables(void **state)
     qm_image_forget(&f.q->img);
     assert_int_equal(next(&f, 0).kind, QM_DATA);
 
+    set_l2(&f, 0x20000, 0, 0x60000);
     put64(&f, 24, 2 << 20);
     put64(&f, 8, 0x200);
     put(&f, 16, "\0\0\0\4", 4);
@@ -503,6 +546,7 @@ reload__sees_the_new_header_and_new_tables(void **state)
     assert_int_equal(qm_qcow2_reload(f.q, &f.err), 0);
     assert_int_equal(f.q->img.size, 2 << 20);
     assert_string_equal(f.q->img.backing_name, "base");
+    assert_int_equal(next(&f, 0).host.h, 0x60000);
 
     put(&f, 0, "x", 1);
     assert_int_equal(qm_qcow2_reload(f.q, &f.err), -1);
@@ -748,6 +792,8 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(walk__missing_tables_are_one_extent),
+        cmocka_unit_test(walk__a_single_table_is_never_overlooked),
+        cmocka_unit_test(walk__two_entries_for_one_cluster_stay_apart),
         cmocka_unit_test(walk__answers_stop_where_the_question_does),
         cmocka_unit_test(walk__adjacent_clusters_join_across_slices),
         cmocka_unit_test(walk__zeros_with_and_without_a_place_stay_apart),

@@ -98,11 +98,11 @@ raw__answers_are_clipped_and_kept(void **state)
     (void)state;
     make_file(&f, 8 * BLOCK);
     assert_int_equal(open_as(&f, "raw"), 0);
-    assert_int_equal(qm_image_next(f.img, qm_guest(100), 1, &e, &f.err), 0);
-    assert_true(e.kind == QM_ZERO && e.len == 1 && e.host.h == 100);
+    assert_int_equal(qm_image_next(f.img, qm_guest(0), 1, &e, &f.err), 0);
+    assert_true(e.kind == QM_ZERO && e.len == 1 && e.host.h == 0);
 
     put(&f, 0, "x", 1);
-    e = next(&f, 1000); /* from the run that is known */
+    e = next(&f, 0); /* from the run that is known */
     assert_int_equal(e.kind, QM_ZERO);
     qm_image_forget(f.img);
     e = next(&f, 0);
