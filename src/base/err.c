@@ -6,6 +6,15 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Names in images are a stranger's text: no newline, nothing that a terminal obeys. */
+static void
+clean(char *text)
+{
+    for (; *text; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            *text = '?';
+}
+
 static void
 fill(struct qmeld_error *err, enum qmeld_code code, struct qm_place place, const char *fmt,
      va_list ap)
@@ -24,6 +33,8 @@ fill(struct qmeld_error *err, enum qmeld_code code, struct qm_place place, const
     else /* the end of a path says more than its beginning */
         snprintf(err->file, sizeof err->file, "...%s", file + len - (sizeof err->file - 4));
     vsnprintf(err->what, sizeof err->what, fmt, ap);
+    clean(err->file);
+    clean(err->what);
 }
 
 int
