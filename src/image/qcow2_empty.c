@@ -26,6 +26,7 @@
  */
 #include "qcow2_empty.h"
 
+#include "qcow2_check.h"
 #include "qcow2_header.h"
 #include "qcow2_refs.h"
 
@@ -227,10 +228,14 @@ check_l1_alone(const struct qm_qcow2 *q, struct qm_refs *refs, struct qmeld_erro
 static int
 give_up(struct qm_qcow2 *q, struct qmeld_error *err)
 {
-    QM_FREE uint64_t *l1 = calloc((size_t)q->hdr.l1_entries + 1, sizeof *l1);
+    QM_FREE uint64_t *l1 = NULL;
     struct qm_refs *refs;
     int rc = -1;
 
+    /* a refcount that is too low would take a cluster from a snapshot */
+    if (qm_qcow2_make_safe_to_write(q, err) < 0)
+        return -1;
+    l1 = calloc((size_t)q->hdr.l1_entries + 1, sizeof *l1);
     if (!l1)
         return qm_fail_nomem(err, "the L1 table");
     if (qm_qcow2_read_l1(q, q->hdr.l1_off, 0, q->hdr.l1_entries, l1, err) < 0 ||
