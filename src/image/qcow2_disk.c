@@ -357,6 +357,9 @@ take_ext(struct decoding *d, const struct qcow2_ext *e)
 {
     const uint64_t data = (uint64_t)e->off + sizeof(struct qcow2_disk_ext);
 
+    if (d->h->exts.n == QCOW2_MAX_EXTENSIONS)
+        return UNSUPPORTED(d, e->off, "more than %u header extensions: " ADVICE,
+                           QCOW2_MAX_EXTENSIONS);
     if (!qm_vec_push(&d->h->exts, e))
         return qm_fail_nomem(d->err, "header extensions");
     switch (e->type) {
@@ -367,6 +370,10 @@ take_ext(struct decoding *d, const struct qcow2_ext *e)
                            QCOW2_MAX_BACKING_FORMAT);
         return take_string(d, data, e->len, &d->h->backing_format);
     case QCOW2_EXT_DATA_FILE:
+        if (e->len > QCOW2_MAX_DATA_FILE_NAME)
+            return UNSUPPORTED(
+                d, e->off, "external data file name of %" PRIu32 " bytes, %u is the most: " ADVICE,
+                e->len, QCOW2_MAX_DATA_FILE_NAME);
         return take_string(d, data, e->len, &d->h->data_file);
     case QCOW2_EXT_CRYPTO:
         return take_crypto(d, e);

@@ -314,6 +314,26 @@ header__backing_format_of_16_bytes_is_too_long(void **state)
 }
 
 static void
+header__floods_of_extensions_are_refused(void **state)
+{
+    static unsigned char buf[AREA];
+    struct qmeld_error err;
+    struct qcow2_header h;
+    uint32_t at = 112;
+
+    (void)state;
+    make_header(buf);
+    for (unsigned i = 0; i < QCOW2_MAX_EXTENSIONS; i++)
+        at = put_ext(buf, at, 0x11111111, "", 0);
+    h = decode_good(buf);
+    assert_int_equal(h.exts.n, QCOW2_MAX_EXTENSIONS);
+    qcow2_header_release(&h);
+    put_ext(buf, at, 0x11111111, "", 0);
+    assert_int_equal(decode(buf, 0, &h, &err), -1);
+    assert_int_equal(err.code, QMELD_UNSUPPORTED);
+}
+
+static void
 header__bitmaps_count_only_with_their_autoclear_bit(void **state)
 {
     static unsigned char buf[AREA];
@@ -687,6 +707,7 @@ main(void)
         cmocka_unit_test(header__extensions_are_listed_in_file_order),
         cmocka_unit_test(header__extensions_end_where_the_backing_name_begins),
         cmocka_unit_test(header__backing_format_of_16_bytes_is_too_long),
+        cmocka_unit_test(header__floods_of_extensions_are_refused),
         cmocka_unit_test(header__bitmaps_count_only_with_their_autoclear_bit),
         cmocka_unit_test(header__encrypted_and_split_images_decode),
         cmocka_unit_test(header__unknown_feature_has_the_name_the_image_gives),
