@@ -28,6 +28,15 @@ def layer_name(rng, chain, i):
 
 
 def pick_merge(rng, chain):
+    """A range, mostly one without a known reason to refuse it."""
+    for _ in range(8):
+        m = pick_any_merge(rng, chain)
+        if not known_reasons(m) or rng.random() < 0.1:
+            break
+    return m
+
+
+def pick_any_merge(rng, chain):
     m = Merge(chain)
     kind = rng.random()
     m.top = m.n - 1 if kind < 0.55 else rng.randrange(1, m.n)
@@ -147,7 +156,8 @@ def check_bitmaps(m, before, upper):
     now = q.bitmaps()
     if set(now) != set(before):
         raise Fail(f"bitmaps were {sorted(before)}, are {sorted(now)}")
-    old = m.view[m.base] + bytes(max(0, len(m.want) - len(m.view[m.base])))
+    want = hide_tail(m) if m.top < m.n - 1 else m.want
+    old = m.view[m.base] + bytes(max(0, len(want) - len(m.view[m.base])))
     for name, (flags, gran, bits) in now.items():
         was_flags, was_gran, was_bits = before[name]
         if (flags, gran) != (was_flags, was_gran):
@@ -158,8 +168,8 @@ def check_bitmaps(m, before, upper):
             if have != had:
                 raise Fail(f"disabled bitmap {name} changed")
             continue
-        changed = {g for g in range(len(m.want) // gran + 1)
-                   if old[g * gran:(g + 1) * gran] != m.want[g * gran:(g + 1) * gran]}
+        changed = {g for g in range(len(want) // gran + 1)
+                   if old[g * gran:(g + 1) * gran] != want[g * gran:(g + 1) * gran]}
         lost = (had | changed) - have
         if lost:
             raise Fail(f"bitmap {name}: granules {sorted(lost)[:8]} changed or were set, and are clear")
@@ -175,13 +185,11 @@ def check_bitmaps(m, before, upper):
             raise Fail(f"bitmap {name}: granules {sorted(extra)[:8]} set, QEMU does not set them")
 
 
-def hide_tail(m, got):
-    """m.want, with zeros from top's end to the child's end if base holds zeros there."""
+def hide_tail(m):
+    """m.want, with zeros where top's end hid from the child what base holds."""
     end, child = len(m.view[m.top]), len(m.view[m.top + 1])
     zeros = bytes(max(0, min(child, len(m.want)) - end))
-    if got[end:end + len(zeros)] == zeros:
-        return m.want[:end] + zeros + m.want[end + len(zeros):]
-    return m.want
+    return m.want[:end] + zeros + m.want[end + len(zeros):]
 
 
 def check_base(m, upper):
@@ -190,9 +198,8 @@ def check_base(m, upper):
     got = oracle.view(base.path, base.fmt, cwd)
     want, size = m.want, (len(m.want) + 511) // 512 * 512
     if m.top < m.n - 1:
-        # A child longer than top read zeros there; base's own tail must not show through it.
-        # What base itself reads as behind top's end is then zeros or its old tail.
-        want = hide_tail(m, got)
+        # a child longer than top read zeros there; base's own tail must not show through it
+        want = hide_tail(m)
     diff = oracle.first_difference(want.ljust(size, b"\0"), got.ljust(size, b"\0"))
     if diff:
         raise Fail(f"base reads wrong, wanted and got: {diff}")
@@ -294,10 +301,26 @@ def again(m, qmeld, extra, story):
     check_all(m, None)
 
 
+def one_layer(chain, qmeld):
+    """Nothing to merge is a success that touches nothing."""
+    before, only = oracle.digests(chain.paths()), chain.layers[0]
+    compare_map(qmeld, only.path, only.fmt, chain.folder)
+    r = oracle.run([qmeld, "commit", only.path], chain.folder)
+    if r.rc != 0 or oracle.digests(chain.paths()) != before:
+        raise Fail(f"a chain of one layer: rc {r.rc}, or it changed: {r.err}")
+    return "merged"
+
+
 def merge_and_check(rng, chain, qmeld, story):
+    if len(chain.layers) == 1:
+        return one_layer(chain, qmeld)
     m = pick_merge(rng, chain)
     look(rng, m, qmeld)
-    take_stock(m)
+    try:
+        take_stock(m)
+    except Fail as e:  # 512-byte clusters, compressed twice: QEMU 7.2 cannot read them back
+        story.append(str(e))
+        return "qemu-img cannot read what it wrote"
     extra = []
     if any(x.no_format for x in chain.layers):
         r = oracle.run(command(m, qmeld), chain.folder)

@@ -31,7 +31,7 @@ def one_case(seed, folder, opts):
     story, tags, keep = [], [], False
     try:
         if opts.forge:
-            chain = chain_gen.forge_chain(rng, seed, case, opts.forge, story)
+            chain = chain_gen.forge_chain(seed, case, opts.forge, story)
         else:
             chain = chain_gen.random_chain(rng, case, opts.patterns, story, opts.easy)
         tags = sorted(chain.tags)

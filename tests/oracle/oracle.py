@@ -88,7 +88,7 @@ def run(argv, cwd=None, timeout=180, env=None, stdin=None):
     except subprocess.TimeoutExpired:
         raise Fail(f"no end after {timeout} s: {' '.join(map(str, argv))}") from None
     out, err = (b.decode("utf-8", "backslashreplace") for b in (p.stdout, p.stderr))
-    if "AddressSanitizer" in err or "runtime error:" in err or "ThreadSanitizer" in err:
+    if "Sanitizer" in err or "runtime error:" in err:
         raise Fail(f"sanitizer report from {' '.join(map(str, argv))}\n{err[:4000]}")
     if p.returncode < 0 and p.returncode != -signal.SIGKILL:
         raise Fail(f"died of signal {-p.returncode}: {' '.join(map(str, argv))}\n{err[:2000]}")
