@@ -294,6 +294,19 @@ usual_entry(struct qm_census *c, struct l2_walk *w, uint64_t word0, uint64_t wor
     return true;
 }
 
+/* Tables are mostly empty or mostly full: entries are looked at in eights. */
+static inline bool
+all_empty(const be64 *e)
+{
+    uint64_t any = 0, word;
+
+    for (unsigned k = 0; k < 8; k++) {
+        memcpy(&word, &e[k], sizeof word);
+        any |= word;
+    }
+    return any == 0;
+}
+
 static int
 walk_l2(struct qm_census *c, const struct qm_l2_ref *t, const be64 *table, struct qmeld_error *err)
 {
@@ -301,14 +314,18 @@ walk_l2(struct qm_census *c, const struct qm_l2_ref *t, const be64 *table, struc
     const uint64_t n = c->q->geo.cluster_size / sizeof *table;
     struct l2_walk w = {.t = t, .weight = t->active + t->inactive};
 
-    for (uint64_t i = 0; i < n; i += step) {
-        const uint64_t word0 = be64_get(&table[i]);
-        const uint64_t word1 = step == 2 ? be64_get(&table[i + 1]) : 0;
-
-        if (!(word0 | word1) || usual_entry(c, &w, word0, word1))
+    for (uint64_t i = 0; i < n; i += 8) {
+        if (all_empty(&table[i]))
             continue;
-        if (any_entry(c, &w, word0, word1, err) < 0)
-            return -1;
+        for (uint64_t k = i; k < i + 8; k += step) {
+            const uint64_t word0 = be64_get(&table[k]);
+            const uint64_t word1 = step == 2 ? be64_get(&table[k + 1]) : 0;
+
+            if (!(word0 | word1) || usual_entry(c, &w, word0, word1))
+                continue;
+            if (any_entry(c, &w, word0, word1, err) < 0)
+                return -1;
+        }
     }
     return 0;
 }
