@@ -431,6 +431,12 @@ qm_sync(struct qm_file *file, struct qmeld_error *err)
 }
 
 void
+qm_prefetch(const struct qm_file *file, uint64_t off, uint64_t len)
+{
+    (void)posix_fadvise(file->fd, (off_t)off, (off_t)len, POSIX_FADV_WILLNEED);
+}
+
+void
 qm_writeback(struct qm_file *file, uint64_t off, uint64_t len)
 {
     (void)sync_file_range(file->wfd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE);

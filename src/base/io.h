@@ -100,6 +100,9 @@ int qm_reserve(struct qm_file *file, uint64_t off, uint64_t len, bool *out_done,
 /* fdatasync: all writes so far, and the length, are durable. */
 int qm_sync(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 
+/* Asks the kernel to read [off, off + len) ahead now.  Only a hint. */
+void qm_prefetch(const struct qm_file *file, uint64_t off, uint64_t len);
+
 /* Asks the kernel to start writing [off, off + len) back now.  Only a hint. */
 void qm_writeback(struct qm_file *file, uint64_t off, uint64_t len);
 

@@ -24,6 +24,7 @@
 #define MAX_UNALIGNED 1024u                 /* L2 tables */
 #define MIN_BUDGET    (256ull << 20)        /* bytes of counters, always granted */
 #define MAX_BUDGET    (2ull << 30)          /* 100 TiB in clusters of 64 KiB */
+#define PREFETCH      (8u << 20)            /* bytes of L2 tables asked for in advance */
 #define READ_AHEAD    (1u << 20)            /* adjacent L2 tables are read together up to this */
 
 void
@@ -365,6 +366,20 @@ count_l2_table(struct qm_census *c, const struct qm_l2_ref *t, bool *out_skip,
     return 0;
 }
 
+/* Tables are scattered over the file: the disk shall be busy with the next ones meanwhile. */
+static void
+prefetch_tables(const struct qm_census *c, size_t i, size_t *ahead)
+{
+    const uint64_t size = c->q->geo.cluster_size;
+    const size_t depth = (size_t)qm_max(2, PREFETCH / size);
+
+    if (*ahead < i)
+        *ahead = i;
+    for (; *ahead < c->l2.n && *ahead - i < depth; (*ahead)++)
+        if (c->l2.at[*ahead].off < c->file_len)
+            qm_prefetch(c->q->img.file, c->l2.at[*ahead].off, size);
+}
+
 static int
 walk_l2_tables(struct qm_census *c, struct qmeld_error *err)
 {
@@ -372,6 +387,7 @@ walk_l2_tables(struct qm_census *c, struct qmeld_error *err)
     const uint64_t batch = qm_max(1, READ_AHEAD / size);
     QM_FREE unsigned char *buf = malloc(batch * size);
     uint64_t have_off = 0, have_len = 0;
+    size_t ahead = 0;
 
     if (!buf)
         return qm_fail_nomem(err, "L2 tables");
@@ -386,6 +402,7 @@ walk_l2_tables(struct qm_census *c, struct qmeld_error *err)
         if (t->off < have_off || !qm_inside(t->off - have_off, size, have_len)) {
             uint64_t n = 1;
 
+            prefetch_tables(c, i, &ahead);
             while (n < batch && i + n < c->l2.n && c->l2.at[i + n].off == t->off + n * size)
                 n++;
             have_off = t->off;

@@ -191,6 +191,9 @@ mend(struct repair *r, struct qmeld_error *err)
     if (mend_rebuild(r, err) < 0 || mend_refcounts(r, err) < 0 || mend_flags(r, err) < 0 ||
         mend_snapshots(r, err) < 0)
         return -1;
+    /* the file may have grown over refcounts that stood behind its end, where nobody looks */
+    if (mend_refcounts(r, err) < 0)
+        return -1;
     if (r->c.leaks && r->c.damaged)
         qm_census_say(&r->c, "leaks are kept: damaged entries may have stood for those clusters");
     return clear_bits(r, err);
