@@ -4,7 +4,8 @@
  *
  * The JSON is what `qemu-img info --backing-chain --output=json` prints (its keys, its order of
  * layers: top first), so that its readers can be pointed here; what we know beyond that has
- * keys of its own.
+ * keys of its own.  Only full-backing-filename differs: it is a plain path, where qemu-img
+ * repeats a "file:" or "json:" name.
  */
 #include "cli.h"
 
