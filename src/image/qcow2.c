@@ -96,32 +96,31 @@ find_table(const struct qm_qcow2 *q, struct qm_qcow2_walk *w, uint64_t guest, ui
     return *out & (q->geo.cluster_size - 1) ? bad_l2_table(q, idx, *out, err) : 0;
 }
 
-/* First word in [i, n) that names a table; n if none does.  Eight words a step: most of a sparse
- * image's L1 is zero. */
+/* First word in [i, n) with a bit of mask; n if none has.  Eight words a step: most of a sparse
+ * image's tables is zero. */
 static uint32_t
-first_table(const struct slice *s, uint32_t i)
+first_set(const be64 *word, uint32_t i, uint32_t n, uint64_t mask)
 {
     be64 m;
-    uint64_t mask;
 
-    be64_put(&m, QCOW2_OFFSET_MASK);
-    memcpy(&mask, &m, sizeof mask);
-    while (i < s->n) {
+    be64_put(&m, mask);
+    memcpy(&mask, &m, sizeof mask); /* in the byte order of the disk, as the words are */
+    while (i < n) {
         uint64_t v[8];
 
-        if (s->n - i >= 8) {
-            memcpy(v, &s->word[i], sizeof v);
+        if (n - i >= 8) {
+            memcpy(v, &word[i], sizeof v);
             if (!((v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) & mask)) {
                 i += 8;
                 continue;
             }
         }
-        memcpy(v, &s->word[i], sizeof *v);
+        memcpy(v, &word[i], sizeof *v);
         if (*v & mask)
             return i;
         i++;
     }
-    return s->n;
+    return n;
 }
 
 /* Sets w->absent_*: from a->at, which has no L2 table, to the next guest offset that has one. */
@@ -140,7 +139,7 @@ scan_absent(const struct asking *a, struct qmeld_error *err)
         if (load_slice(q, &a->w->l1, q->hdr.l1_off, l1_bytes(q), off, err) < 0)
             return -1;
         begin = (uint32_t)((off - a->w->l1.off) / sizeof(be64));
-        found = first_table(&a->w->l1, begin);
+        found = first_set(a->w->l1.word, begin, a->w->l1.n, QCOW2_OFFSET_MASK);
         idx += found - begin;
         if (found < a->w->l1.n)
             break;
@@ -249,6 +248,37 @@ run_at(struct asking *a, struct qm_extent *out, struct qmeld_error *err)
     return 0;
 }
 
+/* Extends out, if it is absent and a->at begins a new slice of its table, over the entries that
+ * are zero in every bit.  They are read in passing, many slices at once: this is what a sweep
+ * over the tables of a sparse image mostly does.  What cannot be read is left to run_at. */
+static void
+skip_zero_entries(struct asking *a, struct qm_extent *out)
+{
+    const struct qcow2_geo *g = &a->q->geo;
+    const uint64_t in_table = (a->at & (qcow2_l2_span(g) - 1)) >> g->cluster_bits;
+    uint64_t off = in_table * g->l2_entry_len;
+    struct qmeld_error later = {.disk = QMELD_DISK_OLD};
+
+    if (!a->table || out->kind != QM_ABSENT || out->has_host || off == 0 || off % SLICE)
+        return;
+    while (a->at < a->end && off < g->cluster_size) {
+        be64 word[4 * SLICE / sizeof(be64)];
+        const uint64_t len = qm_min(g->cluster_size - off, sizeof word);
+        const uint32_t n = (uint32_t)(len / sizeof *word);
+        uint32_t zeros;
+
+        if (qm_pread_padded(a->q->img.file, a->table + off, word, len, &later) < 0)
+            return;
+        zeros = first_set(word, 0, n, UINT64_MAX);
+        a->at += (uint64_t)zeros * sizeof *word / g->l2_entry_len << g->cluster_bits;
+        a->at = qm_min(a->at, a->end);
+        out->len = a->at - out->guest.g;
+        if (zeros < n)
+            return;
+        off += len;
+    }
+}
+
 static bool
 continues(const struct qm_extent *a, const struct qm_extent *b)
 {
@@ -296,6 +326,7 @@ next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
         struct qm_extent more;
 
         a.at = from.g + out->len;
+        skip_zero_entries(&a, out);
         if (!may_look_on(&a, out) || run_at(&a, &more, &later) < 0 || !continues(out, &more))
             return 0;
         out->len += more.len;
