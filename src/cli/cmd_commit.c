@@ -63,6 +63,7 @@ struct request {
     enum qm_cli_progress_mode mode;
     enum qm_cli_output output;
     bool quiet;
+    bool began; /* the library has begun to work, not only to look at what is asked */
 };
 
 /* ---- stopping ---- */
@@ -98,6 +99,7 @@ show_progress(const struct qmeld_progress *now, void *opaque)
 {
     struct request *request = opaque;
 
+    request->began = true;
     qm_cli_progress_tick(&request->progress, now);
     return stop_asked;
 }
@@ -262,7 +264,7 @@ explain_failure(const struct request *request, const struct qmeld_error *err)
     qm_cli_complain(err);
     switch (err->disk) {
     case QMELD_DISK_OLD:
-        if (err->code == QMELD_CANCELED || err->code == QMELD_IO)
+        if (request->began)
             fprintf(stderr, "qmeld: %s: every layer is as it was\n", path);
         break;
     case QMELD_DISK_OPEN:

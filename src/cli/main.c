@@ -9,6 +9,7 @@
 #include "cli.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -132,6 +133,7 @@ main(int argc, char **argv)
     if (!take_standard_descriptors())
         return QM_EXIT_FAILED;
     raise_descriptor_limit();
+    (void)signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error to report, not a death */
     code = run(argc, argv, &changes);
     if (fflush(stdout) == 0 && !ferror(stdout))
         return code;
