@@ -259,7 +259,7 @@ echo rc=$rc
 sha256sum -c --quiet before && echo untouched
 qemu-io -r -c 'read -P 2 4M 12M' -c 'read -P 1 0 4M' t; qemu-img check b
 """)
-    t.ok("rc=2" in r.out, f"{r.out}{r.err}")
+    t.ok("rc=2" in r.out, f"not refused: {r.out[:400]}{r.err[:400]}")
     t.ok("untouched" in r.out, "refused, but files changed")
     t.ok("fail" not in r.out, f"top reads wrong:\n{r.out}")
 
