@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * plan_test.c - what a merge must do to its target, drawn as pictures.
+ */
+#include "picture.h"
+#include "plan.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define CELL 65536ull
+
+struct steps {
+    char text[512];
+    size_t n;
+};
+
+/* "copy 1+2 from [3]; zero 4+1; grow 5+1": cells, and layers as users count them */
+static void
+note(struct steps *s, const struct qm_chain *chain, const struct qm_want *w, bool asked)
+{
+    const char *sep = s->n ? "; " : "";
+    const unsigned long long at = w->guest.g / CELL, n = w->len / CELL;
+
+    for (size_t i = 0; w->from && i < chain->n; i++)
+        if (chain->layers[i].img == w->from)
+            s->n += (size_t)snprintf(s->text + s->n, sizeof s->text - s->n,
+                                     "%scopy %llu+%llu from [%zu]", sep, at, n, i + 1);
+    if (!w->from)
+        s->n += (size_t)snprintf(s->text + s->n, sizeof s->text - s->n, "%s%s %llu+%llu", sep,
+                                 asked ? "zero" : "grow", at, n);
+}
+
+/* The steps of merging layers base + 1 .. top (0 = base) of the picture's rows. */
+static void
+check_steps(const char *picture, size_t base, size_t top, size_t hidden_cells, const char *steps)
+{
+    const char *rows[16];
+    char copy[256];
+    size_t n = 0;
+    struct steps got = {.n = 0};
+    struct qmeld_error err = {0};
+    struct qm_plan_config config = {.base = base, .top = top, .hidden_end = hidden_cells * CELL};
+    struct qm_chain *chain;
+    struct qm_plan *plan;
+    bool done, asked;
+
+    assert_true(strlen(picture) < sizeof copy);
+    memcpy(copy, picture, strlen(picture) + 1);
+    for (char *row = strtok(copy, "\n"); row && n < 16; row = strtok(NULL, "\n"))
+        rows[n++] = row;
+    chain = qm_picture_open(rows, n, CELL);
+    config.chain = chain;
+    config.base_size = chain->layers[base].img->size;
+    config.new_size = qm_max(config.base_size, chain->layers[top].img->size);
+    assert_int_equal(qm_plan_open(&config, &plan, &err), 0);
+    for (;;) {
+        struct qm_want want;
+
+        assert_int_equal(qm_plan_next(plan, &want, &asked, &done, &err), 0);
+        if (done)
+            break;
+        note(&got, chain, &want, asked);
+    }
+    qm_plan_close(plan);
+    qm_picture_close(chain);
+    assert_string_equal(got.text, steps);
+}
+
+static void
+plan__what_only_the_base_has_is_kept(void **state)
+{
+    (void)state;
+    check_steps(".A.\n"
+                "BBB\n",
+                0, 1, 0, "copy 1+1 from [2]");
+}
+
+static void
+plan__an_empty_overlay_asks_for_nothing(void **state)
+{
+    (void)state;
+    check_steps("...\n"
+                "BBB\n",
+                0, 1, 0, "");
+}
+
+static void
+plan__the_uppermost_layer_is_copied_once(void **state)
+{
+    (void)state;
+    check_steps("A.0\n"
+                "BBB\n"
+                "CCC\n",
+                0, 2, 0, "copy 0+1 from [3]; copy 1+1 from [2]; zero 2+1");
+}
+
+static void
+plan__layers_above_the_top_are_not_merged(void **state)
+{
+    (void)state;
+    check_steps("AAA\n"
+                ".B.\n"
+                "CCC\n",
+                0, 1, 0, "copy 1+1 from [2]");
+}
+
+static void
+plan__layers_below_the_base_are_not_read(void **state)
+{
+    (void)state;
+    check_steps("A..\n"
+                "...\n"
+                "CCC\n",
+                1, 2, 0, "copy 0+1 from [3]");
+}
+
+static void
+plan__growth_nobody_asked_for_must_read_as_zeros(void **state)
+{
+    (void)state;
+    check_steps(".A..\n"
+                "BB\n",
+                0, 1, 0, "copy 1+1 from [2]; grow 2+2");
+}
+
+static void
+plan__a_short_middle_layer_zeroes_what_it_hides(void **state)
+{
+    (void)state;
+    check_steps("..A.\n"
+                ".B\n"
+                "CCCC\n",
+                0, 2, 0, "copy 1+1 from [2]; copy 2+1 from [3]; zero 3+1");
+}
+
+static void
+plan__what_a_short_top_hid_from_its_child_becomes_zeros(void **state)
+{
+    (void)state;
+    check_steps("....\n"
+                "A.\n"
+                "CCCC\n",
+                0, 1, 4, "copy 0+1 from [2]; zero 2+2");
+}
+
+static void
+plan__an_unreadable_layer_is_an_error(void **state)
+{
+    const char *const rows[] = {".A.", "BBB"};
+    struct qm_chain *chain = qm_picture_open(rows, 2, CELL);
+    const struct qm_plan_config config = {
+        .chain = chain, .base = 0, .top = 1, .base_size = 3 * CELL, .new_size = 3 * CELL};
+    struct qmeld_error err = {0};
+    struct qm_plan *plan;
+    struct qm_want want;
+    bool asked, done = false;
+    int rc = 0;
+
+    (void)state;
+    qm_picture_break(chain, 1, 1);
+    assert_int_equal(qm_plan_open(&config, &plan, &err), 0);
+    while (rc == 0 && !done)
+        rc = qm_plan_next(plan, &want, &asked, &done, &err);
+    assert_int_equal(rc, -1);
+    assert_int_equal(err.code, QMELD_CORRUPT);
+    qm_plan_close(plan);
+    qm_picture_close(chain);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(plan__what_only_the_base_has_is_kept),
+        cmocka_unit_test(plan__an_empty_overlay_asks_for_nothing),
+        cmocka_unit_test(plan__the_uppermost_layer_is_copied_once),
+        cmocka_unit_test(plan__layers_above_the_top_are_not_merged),
+        cmocka_unit_test(plan__layers_below_the_base_are_not_read),
+        cmocka_unit_test(plan__growth_nobody_asked_for_must_read_as_zeros),
+        cmocka_unit_test(plan__a_short_middle_layer_zeroes_what_it_hides),
+        cmocka_unit_test(plan__what_a_short_top_hid_from_its_child_becomes_zeros),
+        cmocka_unit_test(plan__an_unreadable_layer_is_an_error),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
