@@ -335,6 +335,7 @@ set_in_use(struct qm_bitmaps *b, struct qmeld_error *err)
 {
     if (b->tracked.n == 0)
         return 0;
+    b->in_use = true;
     QM_VEC_EACH (t, &b->tracked) {
         struct qm_bitmap *m = &b->list.list.at[t->idx];
 
@@ -360,18 +361,30 @@ qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
     b->q = q;
     b->refs = refs;
     b->old_size = q->hdr.size;
-    b->new_size = new_size;
+    b->new_size = qm_max(new_size, b->old_size);
     b->piece_bytes = qm_min(MAX_PIECE_BYTES, q->geo.cluster_size);
     if (load(b, err) < 0 || set_in_use(b, err) < 0) {
-        qm_bitmaps_abandon(b);
+        qm_bitmaps_free(b);
         return -1;
     }
     *out = b;
     return 0;
 }
 
+/* Nothing was written to the image: what begin did is undone, as far as the disk lets us. */
 void
 qm_bitmaps_abandon(struct qm_bitmaps *b)
+{
+    struct qmeld_error unheard = {0};
+
+    if (!b || !b->in_use || b->marked)
+        qm_bitmaps_free(b);
+    else if (qm_bitmaps_stop(b, &unheard) < 0)
+        return; /* in_use stays: a backup then takes everything */
+}
+
+void
+qm_bitmaps_free(struct qm_bitmaps *b)
 {
     if (!b)
         return;
@@ -431,6 +444,7 @@ qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld
     if (!b || from.g >= b->new_size || len == 0)
         return 0;
     len = qm_min(len, b->new_size - from.g);
+    b->marked = true;
     QM_VEC_EACH (t, &b->tracked) {
         const uint32_t g = b->list.list.at[t->idx].granularity_bits;
         const uint64_t per = b->piece_bytes * 8;

@@ -55,6 +55,14 @@ int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct q
  * differs; the L1 table must have room), takes in_use off, and frees what old tables took. Durable.
  * Frees b in every case. */
 int qm_bitmaps_end(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
-void qm_bitmaps_abandon(struct qm_bitmaps *b); /* frees; they stay in_use on disk */
+
+/* The work stops here, at the old size: bitmaps are stored with the marks they have, which name at
+ * least what was written, and are valid.  Frees b in every case.  For a merge that ends early
+ * with nothing written behind the old end that anybody could read. */
+int qm_bitmaps_stop(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
+
+/* Frees; bitmaps stay in_use on disk if anything was marked, otherwise they are valid again if
+ * that can be written. */
+void qm_bitmaps_abandon(struct qm_bitmaps *b);
 
 #endif

@@ -27,9 +27,13 @@ struct qm_bitmaps {
     uint64_t new_size;
     uint64_t piece_bytes; /* a cluster is a whole number of pieces */
     uint64_t marks_bytes; /* what the pieces take */
+    bool in_use;          /* the enabled ones are marked so on disk */
+    bool marked;
     struct qm_bitmap_list list;
     QM_VEC(struct tracked) tracked; /* in the order of the list */
 };
+
+void qm_bitmaps_free(struct qm_bitmaps *b);
 
 /* Bits, and table entries, a bitmap has for a virtual size. */
 uint64_t qm_bitmap_bits(const struct qm_bitmap *m, uint64_t size);

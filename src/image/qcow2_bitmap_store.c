@@ -339,6 +339,17 @@ qm_bitmaps_end(struct qm_bitmaps *b, struct qmeld_error *err)
     free(s.before);
     qm_vec_release(&s.changes);
     qm_vec_release(&s.moved);
-    qm_bitmaps_abandon(b);
+    qm_bitmaps_free(b);
     return rc;
+}
+
+int
+qm_bitmaps_stop(struct qm_bitmaps *b, struct qmeld_error *err)
+{
+    if (!b)
+        return 0;
+    b->new_size = b->old_size;
+    QM_VEC_EACH (t, &b->tracked)
+        t->n_bits = qm_bitmap_bits(&b->list.list.at[t->idx], b->old_size);
+    return qm_bitmaps_end(b, err);
 }
