@@ -314,7 +314,6 @@ round_trip(struct world *w)
     t = qm_torn_start(path);
     OK(qm_bitmaps_end(b, err));
     qm_torn_stop(t);
-    OK(qm_refs_commit(refs, err));
     qm_refs_close(refs);
     assert_int_equal(q->hdr.size, w->new_size);
     check_bits(q, w);
@@ -451,6 +450,31 @@ qcow2_bitmap__stopping_keeps_marks_and_size(void **state)
 }
 
 static void
+qcow2_bitmap__no_bit_is_set_behind_the_end(void **state)
+{
+    QM_FREE struct world *w = malloc(sizeof *w);
+    struct qm_bitmap_list l;
+    struct qm_bitmaps *b;
+    struct qm_refs *refs;
+    struct qm_qcow2 *q;
+
+    (void)state;
+    plain(w, 1 << 20);
+    q = make(w);
+    OK(qm_refs_open(q, &refs, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, &b, err));
+    mark(b, w, 0, UINT32_MAX);
+    OK(qm_bitmaps_end(b, err));
+    check_bits(q, w);
+    OK(qm_bitmap_list_read(q, &l, err));
+    for (uint64_t bit = 2048; bit < PER_ENTRY; bit++)
+        assert_false(stored_bit(q, &l.list.at[0], bit));
+    qm_bitmap_list_release(&l);
+    qm_refs_close(refs);
+    qm_image_close(&q->img);
+}
+
+static void
 qcow2_bitmap__an_inconsistent_one_forbids_growth_only(void **state)
 {
     QM_FREE struct world *w = malloc(sizeof *w);
@@ -582,6 +606,7 @@ main(void)
         cmocka_unit_test(qcow2_bitmap__enabled_ones_are_in_use_between_begin_and_end),
         cmocka_unit_test(qcow2_bitmap__giving_up_before_the_first_mark_changes_nothing),
         cmocka_unit_test(qcow2_bitmap__stopping_keeps_marks_and_size),
+        cmocka_unit_test(qcow2_bitmap__no_bit_is_set_behind_the_end),
         cmocka_unit_test(qcow2_bitmap__an_inconsistent_one_forbids_growth_only),
         cmocka_unit_test(qcow2_bitmap__an_image_without_them_costs_nothing),
         cmocka_unit_test(qcow2_bitmap__a_damaged_directory_is_an_error),
