@@ -51,8 +51,8 @@
 #define QCOW2_MAX_SNAPSHOT_EXTRA 1024u          /* QEMU */
 #define QCOW2_MAX_BACKING_NAME   1023u          /* specification, "Header" */
 #define QCOW2_MAX_BACKING_FORMAT 15u            /* QEMU */
-#define QCOW2_MAX_DATA_FILE_NAME  4096u             /* ours: a longer path cannot be opened */
-#define QCOW2_MAX_EXTENSIONS      4096u             /* ours: a chain has 1,000 headers in memory */
+#define QCOW2_MAX_DATA_FILE_NAME 4096u          /* ours: a longer path cannot be opened */
+#define QCOW2_MAX_EXTENSIONS     4096u          /* ours: a chain has 1,000 headers in memory */
 #define QCOW2_MAX_BITMAPS        65535u         /* specification, "Bitmaps extension" */
 #define QCOW2_MAX_BITMAP_DIR     67107840u      /* specification / QEMU */
 #define QCOW2_MAX_BITMAP_BYTES   (512ull << 20) /* QEMU: clusters of one bitmap */
