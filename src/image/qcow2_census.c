@@ -180,8 +180,9 @@ check_copied(struct qm_census *c, uint64_t entry, uint64_t off, uint64_t times, 
 
 struct l2_walk {
     const struct qm_l2_ref *t;
-    uint64_t weight; /* active and inactive together */
-    uint64_t next;   /* where the next cluster would not be fragmented; 0: nothing to follow yet */
+    uint64_t weight;  /* active and inactive together */
+    uint64_t flagged; /* times COPIED is looked at: not in a "table" at 0, which is the header */
+    uint64_t next;    /* where the next cluster would not be fragmented; 0: nothing to follow yet */
 };
 
 static int
@@ -266,12 +267,12 @@ any_entry(struct qm_census *c, struct l2_walk *w, uint64_t word0, uint64_t word1
     if (!g->data_file) {
         if (qm_census_count(c, off, g->cluster_size, w->weight, err) < 0)
             return -1;
-        return check_copied(c, word0, off, w->t->active, "L2", err);
+        return check_copied(c, word0, off, w->flagged, "L2", err);
     }
-    if (w->t->active && !(word0 & QCOW2_COPIED)) {
+    if (w->flagged && !(word0 & QCOW2_COPIED)) {
         /* nothing else can own a cluster of a data file */
         qm_census_say(c, "L2 entry 0x%016" PRIx64 " lacks the COPIED flag", word0);
-        c->copied_wrong += w->t->active;
+        c->copied_wrong += w->flagged;
     }
     return 0;
 }
@@ -285,7 +286,7 @@ usual_entry(struct qm_census *c, struct l2_walk *w, uint64_t word0, uint64_t wor
     if (off & (~QCOW2_OFFSET_MASK | (c->q->geo.cluster_size - 1)) || off == 0 ||
         off >= c->file_len || (word1 >> 32 & word1) || c->q->geo.data_file)
         return false;
-    if (w->t->active &&
+    if (w->flagged &&
         qm_count_is_one(&c->count, off >> c->q->geo.cluster_bits) != (bool)(word0 >> 63))
         return false;
     if (!qm_count_bump(&c->count, off >> c->q->geo.cluster_bits, w->weight))
@@ -313,7 +314,8 @@ walk_l2(struct qm_census *c, const struct qm_l2_ref *t, const be64 *table, struc
 {
     const uint64_t step = c->q->geo.extended_l2 ? 2 : 1;
     const uint64_t n = c->q->geo.cluster_size / sizeof *table;
-    struct l2_walk w = {.t = t, .weight = t->active + t->inactive};
+    struct l2_walk w = {
+        .t = t, .weight = t->active + t->inactive, .flagged = t->off ? t->active : 0};
 
     for (uint64_t i = 0; i < n; i += 8) {
         if (all_empty(&table[i]))

@@ -283,15 +283,17 @@ make_safe(struct repair *r, struct qmeld_error *err)
         return -1;
     if (r->c.incomplete || r->c.unreadable)
         return refuse(r->q, "parts of the metadata cannot be checked", err);
-    if (r->c.damaged || r->c.damaged_blocks || r->c.short_snapshots + r->c.long_snapshots)
+    /* (a snapshot entry that lacks extra data is in nobody's way) */
+    if (r->c.damaged || r->c.damaged_blocks)
         return refuse(r->q, "the metadata is damaged", err);
     /* Refcounts and flags of a dirty image are behind its tables; that is what the bit says
      * (specification, "Incompatible features", bit 0). */
     if (!dirty)
-        return qm_census_corruptions(&r->c) ? refuse(r->q, "refcounts are wrong", err) : 0;
+        return r->c.too_low || r->c.copied_wrong ? refuse(r->q, "refcounts are wrong", err) : 0;
     if (qm_file_make_writable(r->q->img.file, err) < 0 || mend(r, err) < 0)
         return -1;
-    if (qm_census_corruptions(&r->c) || (r->q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY))
+    if (without_flags(&r->c) || r->c.copied_wrong ||
+        (r->q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY))
         return refuse(r->q, "the refcounts could not be rebuilt", err);
     return qm_qcow2_reload(r->q, err);
 }
