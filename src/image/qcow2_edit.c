@@ -378,7 +378,8 @@ qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *mov
         const uint64_t at = want->guest.g + done, idx = at >> e->geo->cluster_bits;
         const uint64_t n = qm_min(want->len - done, ((idx + 1) << e->geo->cluster_bits) - at);
         struct qm_want part = {.guest = qm_guest(at), .len = n, .from = want->from};
-        const uint64_t bare = want->from ? 0 : qm_edit_zero_run(e, idx);
+        const uint64_t end = qm_div_up(want->guest.g + want->len, e->geo->cluster_size);
+        const uint64_t bare = want->from ? 0 : qm_edit_zero_run(e, idx, end);
 
         if (bare > 0) { /* zeros over a run that reads as zeros and has no tables */
             done = qm_min(want->len, (bare << e->geo->cluster_bits) - want->guest.g);

@@ -57,8 +57,8 @@ int qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *
                 bool *out_table, struct qmeld_error *err) QM_CHECK;
 
 /* If there is no L2 table for guest cluster idx and nothing below: the first cluster behind the
- * run of which that is true.  Otherwise 0. */
-uint64_t qm_edit_zero_run(const struct qm_edit *e, uint64_t idx);
+ * run of which that is true.  Otherwise 0.  The run is not followed past cluster end. */
+uint64_t qm_edit_zero_run(const struct qm_edit *e, uint64_t idx, uint64_t end);
 
 /* Stages an entry. */
 int qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)

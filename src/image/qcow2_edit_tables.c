@@ -160,13 +160,13 @@ qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *out_
 }
 
 uint64_t
-qm_edit_zero_run(const struct qm_edit *e, uint64_t idx)
+qm_edit_zero_run(const struct qm_edit *e, uint64_t idx, uint64_t end)
 {
     uint64_t i = l1_of(e, idx);
 
     if (idx << e->geo->cluster_bits < e->below_size || e->l1[i] != 0)
         return 0;
-    while (i < e->l1_entries && e->l1[i] == 0)
+    while (i < e->l1_entries && i << e->geo->l2_bits < end && e->l1[i] == 0)
         i++;
     return i << e->geo->l2_bits;
 }
