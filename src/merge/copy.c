@@ -53,15 +53,17 @@ write_data(struct qm_copy *c, struct worker_state *w, const struct piece *p,
 {
     const struct qm_file *file = p->from->file;
     const uint64_t off = p->ext.host.h, size = file->size;
-    const uint64_t inside = off < size ? qm_min(p->len, size - off) : 0;
+    uint64_t inside = p->len;
 
+    /* QEMU reads what a qcow2 file does not have as zeros; a raw file that lost its end failed. */
+    if (p->from->ops->pad_data)
+        inside = off < size ? qm_min(p->len, size - off) : 0;
     if (w->window.file != file) {
         qm_window_release(&w->window);
         qm_window_init(&w->window, file, WINDOW_BYTES);
     }
     if (inside > 0 && qm_window_write(&w->window, off, c->cfg.target, p->to, inside, err) < 0)
         return -1;
-    /* QEMU reads what an image file does not have as zeros */
     return inside < p->len ? qm_zero(c->cfg.target, p->to + inside, p->len - inside, false, err)
                            : 0;
 }
