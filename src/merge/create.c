@@ -175,11 +175,21 @@ hold_target(const char *path, struct qm_file **out, struct qmeld_error *err)
     return 0;
 }
 
+/* file is held, by itself or through old. */
+static int
+fill(struct qm_file *file, const struct qm_qcow2_create *qcow2, uint64_t raw_size,
+     enum qm_prealloc raw_prealloc, struct qmeld_error *err)
+{
+    return qcow2 ? qm_qcow2_create(file, qcow2, err)
+                 : create_raw(file, raw_size, raw_prealloc, err);
+}
+
 /* old: what was found at path before, held; NULL: nothing was. */
 static int
 write_image(const char *path, const struct qm_file *old, const struct qm_qcow2_create *qcow2,
             uint64_t raw_size, enum qm_prealloc raw_prealloc, struct qmeld_error *err)
 {
+    struct qmeld_error unheard = {0};
     struct qm_file *file;
     int rc;
 
@@ -188,12 +198,13 @@ write_image(const char *path, const struct qm_file *old, const struct qm_qcow2_c
     if (old && !qm_file_same(old, file))
         rc = qm_fail(err, QMELD_STALE, qm_in(path),
                      "another file took this name a moment ago: run the command again");
-    else if (!old && qm_lock_take(file, QM_LOCK_WRITER, err) < 0)
-        rc = -1;
-    else if (qcow2)
-        rc = qm_qcow2_create(file, qcow2, err);
     else
-        rc = create_raw(file, raw_size, raw_prealloc, err);
+        rc = old ? 0 : qm_lock_take(file, QM_LOCK_WRITER, err);
+    if (rc == 0) {
+        rc = fill(file, qcow2, raw_size, raw_prealloc, err);
+        if (rc < 0 && !old && qm_unlink(path, &unheard) < 0)
+            rc = -1; /* half an image stays; the first error is what matters */
+    }
     if (rc < 0) {
         qm_file_close(file);
         return -1;

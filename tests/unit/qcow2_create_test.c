@@ -365,6 +365,39 @@ qcow2_create__an_image_in_use_stays_as_it_is(void **state)
     assert_int_equal(st.st_size, 1 << 20);
 }
 
+static int
+fail_at(const struct qm_io_event *ev, void *opaque)
+{
+    unsigned *left = opaque;
+
+    return ev->op == QM_IO_UNLINK || (*left)-- > 0 ? 0 : 28 /* ENOSPC */;
+}
+
+static void
+qcow2_create__a_new_file_that_failed_is_removed(void **state)
+{
+    struct qmeld_create_options o = {.format = "qcow2", .size = 4096, .has_size = true};
+    struct qmeld_error bad = {0};
+    unsigned failures = 0;
+
+    (void)state;
+    for (unsigned n = 0; n < 100; n++) {
+        unsigned left = n;
+        int rc;
+
+        unlink(path);
+        qm_io_set_hook(fail_at, &left);
+        rc = qmeld_create(path, &o, &bad);
+        qm_io_set_hook(NULL, NULL);
+        if (rc == 0)
+            break;
+        assert_int_equal(bad.code, QMELD_NOSPACE);
+        assert_int_equal(access(path, F_OK), -1);
+        failures++;
+    }
+    assert_in_range(failures, 5, 20);
+}
+
 static void
 qcow2_create__raw_takes_no_qcow2_options(void **state)
 {
@@ -395,6 +428,7 @@ main(void)
         cmocka_unit_test(qcow2_create__the_backing_file_gives_the_size),
         cmocka_unit_test(qcow2_create__an_image_never_overwrites_its_own_backing_file),
         cmocka_unit_test(qcow2_create__an_image_in_use_stays_as_it_is),
+        cmocka_unit_test(qcow2_create__a_new_file_that_failed_is_removed),
         cmocka_unit_test(qcow2_create__raw_takes_no_qcow2_options),
     };
 
