@@ -451,6 +451,11 @@ merge_l2_refs(struct qm_census *c)
 static int
 add_l2_ref(struct qm_census *c, const struct qm_l2_ref *ref, struct qmeld_error *err)
 {
+    if (c->l2.n > c->l2_merged && qm_vec_last(&c->l2)->off == ref->off) {
+        qm_vec_last(&c->l2)->active += ref->active;
+        qm_vec_last(&c->l2)->inactive += ref->inactive;
+        return 0;
+    }
     /* merge when the list has doubled: many snapshots name the same tables */
     if (c->l2.n >= 2 * qm_max(c->l2_merged, 1u << 19))
         merge_l2_refs(c);

@@ -155,7 +155,7 @@ int qm_census_cap(const struct qm_census *c, const char *what, uint64_t most,
                   struct qmeld_error *err);
 
 #define QM_CENSUS_SLICE      8192u        /* entries of an L1 or bitmap table read at once */
-#define QM_CENSUS_MAX_TABLES (1ull << 28) /* entries of all L1 tables; of all bitmap tables */
+#define QM_CENSUS_MAX_TABLES (1ull << 26) /* entries of all L1 tables; of all bitmap tables */
 
 /* Counts `weight` references to every cluster of [off, off + len). */
 int qm_census_count(struct qm_census *c, uint64_t off, uint64_t len, uint64_t weight,
