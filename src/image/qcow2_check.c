@@ -95,12 +95,13 @@ mend_rebuild(struct repair *r, struct qmeld_error *err)
 
     /* QEMU makes the file as long as a refcount block far out demands; a new structure leaves
      * such entries out instead. */
-    if (!r->c.needs_rebuild && !(r->c.outside_blocks && r->what == QMELD_REPAIR_ALL))
+    if (r->c.incomplete ||
+        (!r->c.needs_rebuild && !(r->c.outside_blocks && r->what == QMELD_REPAIR_ALL)))
         return 0;
     if (begin(r, err) < 0)
         return -1;
     /* once more if the file grew past references that led behind its end: they count now */
-    for (int i = 0; i < 2 && (i == 0 || r->c.needs_rebuild); i++)
+    for (int i = 0; i < 2 && (i == 0 || (r->c.needs_rebuild && !r->c.incomplete)); i++)
         if (qm_repair_rebuild(r->q, &r->c, err) < 0 || look_again(r, err) < 0)
             return -1;
     fixed(r, before, without_flags(&r->c), leaks);
@@ -117,7 +118,7 @@ mend_refcounts(struct repair *r, struct qmeld_error *err)
         what |= QM_REPAIR_RAISE;
     if (r->c.leaks && r->c.damaged == 0)
         what |= QM_REPAIR_LOWER;
-    if (!what || r->c.needs_rebuild)
+    if (!what || r->c.needs_rebuild || r->c.incomplete)
         return 0;
     if (begin(r, err) < 0 || qm_repair_refcounts(r->q, &r->c, what, err) < 0 ||
         look_again(r, err) < 0)
@@ -132,7 +133,7 @@ flags_wanted(const struct repair *r)
 {
     const struct qm_census *c = &r->c;
 
-    if (c->copied_wrong == 0)
+    if (c->copied_wrong == 0 || c->incomplete)
         return false;
     return r->what == QMELD_REPAIR_ALL || (without_flags(c) + c->leaks + c->unreadable == 0);
 }

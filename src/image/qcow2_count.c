@@ -91,7 +91,7 @@ qm_count_add(struct qm_count *c, uint64_t cluster, uint64_t weight, uint64_t *ou
              struct qmeld_error *err)
 {
     const uint64_t i = cluster & QM_CHUNK_MASK;
-    struct qm_chunk *chunk;
+    struct qm_chunk *chunk = NULL;
     uint64_t now, sum;
 
     *out_lost = 0;

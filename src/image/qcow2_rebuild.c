@@ -161,7 +161,9 @@ write_blocks(struct rebuild *r, struct qmeld_error *err)
             return -1;
         if (!used)
             continue;
-        assert(next < r->start + r->n_table + r->n_blocks);
+        if (next == r->start + r->n_table + r->n_blocks)
+            return qm_fail(err, QMELD_STALE, qm_in(r->q->img.file->path),
+                           "the refcounts changed while they were rebuilt: see who else writes");
         if (qm_pwrite(r->q->img.file, next << g->cluster_bits, r->buf, g->cluster_size, err) < 0)
             return -1;
         be64_put(&r->table[i], next++ << g->cluster_bits);

@@ -12,6 +12,7 @@
 #include "scratch.h"
 #include "torn.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <setjmp.h>
@@ -567,6 +568,54 @@ repair__survives_power_cuts_while_it_mends_the_snapshot_table(void **state)
     cut_power_in_repair();
 }
 
+/* ---- failing disks ---- */
+
+static int
+fail_at(const struct qm_io_event *event, void *opaque)
+{
+    unsigned *left = opaque;
+
+    (void)event;
+    return *left && --*left == 0 ? EIO : 0;
+}
+
+/* The nth change fails, for every n: the error says what is on disk, the guest bytes stay, and the
+ * same repair finishes. */
+static void
+repair__goes_on_after_any_failure(void **state)
+{
+    (void)state;
+    for (unsigned n = 1;; n++) {
+        struct qmeld_error err = {0};
+        struct qmeld_check_result r;
+        char before[GUEST + 1], after[GUEST + 1];
+        unsigned left = n;
+        struct qm_qcow2 *q;
+        int result;
+
+        draw();
+        set_refcount(7, 0);
+        set_l2(2, 6 * CS | COPIED);
+        poke64(72, QCOW2_INCOMPAT_CORRUPT);
+        view(before);
+        q = open_image(true);
+        qm_io_set_hook(fail_at, &left);
+        result = qm_qcow2_check(q, QMELD_REPAIR_ALL, NULL, NULL, &r, &err);
+        qm_io_set_hook(NULL, NULL);
+        qm_image_close(&q->img);
+        if (result == 0) {
+            assert_int_not_equal(left, 0);
+            assert_true(n > 5);
+            return;
+        }
+        assert_int_equal(err.code, QMELD_IO);
+        assert_int_equal(err.disk, QMELD_DISK_OPEN);
+        view(after);
+        assert_string_equal(after, before);
+        mends_to(0, 0);
+    }
+}
+
 #define TEST(name) cmocka_unit_test(name)
 
 int
@@ -592,6 +641,7 @@ main(void)
         TEST(make_safe__corruptions_are_refused),
         TEST(make_safe__a_dirty_image_gets_refcounts),
         TEST(make_safe__a_dirty_image_with_damage_is_refused_untouched),
+        TEST(repair__goes_on_after_any_failure),
         TEST(repair__survives_power_cuts_while_it_makes_new_refcounts),
         TEST(repair__survives_power_cuts_while_it_mends_in_place),
         TEST(repair__survives_power_cuts_while_it_mends_the_snapshot_table),
