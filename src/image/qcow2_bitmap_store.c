@@ -12,13 +12,16 @@
  *
  * Steps; between any two of them the file is durable
  *   1 bits in place or into new clusters, whole new tables, refcounts
- *   2 table entries in place                         each 8 aligned bytes: the old or the new
- * cluster 3 disabled bitmaps whose table changes length: in_use on 4 new tables: offsets 5 new
- * tables: lengths (offset and length of an entry may lie in two sectors; the new table with the old
- * length is a table, the old one with the new length might not be) 6 virtual size in the header
- * bitmaps in_use may have tables of any length 7 in_use off 8 old tables are freed Without growth
- * only 1, 2 and 7 do anything.  A crash before 2 leaves clusters that nothing points at, between 3
- * and 7 bitmaps that a backup tool sees as inconsistent, never wrong bits.
+ *   2 table entries in place (8 aligned bytes each: the old or the new cluster)
+ *   3 disabled bitmaps whose table changes length: in_use on
+ *   4 new tables: offsets
+ *   5 new tables: lengths (offset and length of an entry may lie in two sectors; the new table
+ *     with the old length is a table, the old one with the new length might not be)
+ *   6 virtual size in the header (bitmaps in_use may have tables of any length)
+ *   7 in_use off
+ *   8 old tables are freed
+ * Without growth only 1, 2 and 7 do anything.  A crash before 2 leaves clusters that nothing
+ * points at, between 3 and 7 bitmaps that a backup tool sees as inconsistent, never wrong bits.
  */
 #include "qcow2_bitmap_int.h"
 

@@ -10,13 +10,15 @@
  * Shrinking (version 3, no snapshots, no bitmaps, the new tables fit one refcount block; as
  * qemu 7.2, block/qcow2.c, make_completely_empty): tables are laid out anew over whatever lies
  * at the front of the file, so refcounts are void for a while, which the dirty bit says.
- *   1 dirty bit on                                      sync   refcounts need not be believed
- *   2 L1 table zeroed                                   sync   reads as the base from here on
- *   3 clusters 1 to 2 + n zeroed (n: of the L1 table)   sync   the old L1 may lie there: stays
- * zeros 4 sector 0: L1 at cluster 3, refcount table at 1    sync   both are zeros; so no harm comes
- * of the old L1's place in the next step 5 refcount block at 2, its entry in the table       sync
- *   6 the file is cut behind the new L1                 sync
- *   7 dirty bit off                                     sync
+ *   1 dirty bit on; refcounts need not be believed any more
+ *   2 L1 table zeroed; reads as the base from here on
+ *   3 clusters 1 to 2 + n zeroed (n: of the L1 table); the old L1 may lie there and stays zeros
+ *   4 sector 0: L1 at cluster 3, refcount table at 1; both are zeros, and the old L1's place is
+ *     free for the next step
+ *   5 refcount block at 2, its entry in the table
+ *   6 the file is cut behind the new L1
+ *   7 dirty bit off
+ * Each is durable before the next.
  * A crash after 1 leaves a dirty image, whose refcounts the next writer rebuilds; its guest view is
  * right all the time.
  *
@@ -251,7 +253,12 @@ give_up(struct qm_qcow2 *q, struct qmeld_error *err)
 int
 qm_qcow2_empty(struct qm_qcow2 *q, struct qmeld_error *err)
 {
-    if (qm_qcow2_can_read(q, err) < 0 || qm_header_before_write(q, err) < 0)
+    if (qm_qcow2_can_read(q, err) < 0)
+        return -1;
+    if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
+        return qm_fail(err, QMELD_CORRUPT, qm_in(q->img.file->path),
+                       "the image is marked corrupt: run `qmeld check --repair=all` on it");
+    if (qm_header_before_write(q, err) < 0)
         return -1;
     if ((can_shrink(q) ? shrink(q, err) : give_up(q, err)) < 0)
         return -1;

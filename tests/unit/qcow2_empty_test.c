@@ -424,6 +424,43 @@ qcow2_empty__clusters_of_a_snapshot_stay(void **state)
 }
 
 static void
+refused(const struct shape *s, struct qm_qcow2 *q)
+{
+    struct seen seen = {.s = s};
+    struct qmeld_error bad = {0};
+    struct qm_torn *t = qm_torn_start(path);
+
+    assert_int_equal(qm_qcow2_empty(q, &bad), -1);
+    assert_int_equal(bad.code, QMELD_CORRUPT);
+    qm_torn_stop(t);
+    assert_int_equal(qm_torn_syncs(t), 0);
+    qm_torn_free(t);
+    qm_image_close(&q->img);
+    q = open_at(path);
+    check_view(q, &seen);
+    assert_true(seen.any_data);
+    qm_image_close(&q->img);
+}
+
+static void
+qcow2_empty__a_corrupt_image_is_left_alone(void **state)
+{
+    struct shape s = {.version = 3, .cs = 4096, .size = 100 * 1024};
+    struct qm_qcow2 *q = make(&s);
+    const be16 none = {{0, 0}};
+
+    (void)state;
+    q->hdr.incompatible |= QCOW2_INCOMPAT_CORRUPT;
+    OK(qm_header_store(q, err));
+    refused(&s, q);
+
+    s.bitmap = true; /* refcounts will be lowered, and one is too low already */
+    q = make(&s);
+    OK(qm_pwrite(q->img.file, 2 * s.cs + 8 * sizeof none, &none, sizeof none, err));
+    refused(&s, q);
+}
+
+static void
 qcow2_empty__an_empty_image_stays_one(void **state)
 {
     const struct shape s = {.version = 3, .cs = 4096, .size = 0};
@@ -446,6 +483,7 @@ main(void)
         cmocka_unit_test(qcow2_empty__version_2_gives_its_clusters_up),
         cmocka_unit_test(qcow2_empty__a_bitmap_survives),
         cmocka_unit_test(qcow2_empty__clusters_of_a_snapshot_stay),
+        cmocka_unit_test(qcow2_empty__a_corrupt_image_is_left_alone),
         cmocka_unit_test(qcow2_empty__an_empty_image_stays_one),
     };
 
