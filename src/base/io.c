@@ -458,7 +458,9 @@ qm_sync_dir_of(const char *path, struct qmeld_error *err)
     fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return qm_fail_sys(err, qm_in(dir), "cannot open the directory");
-    rc = fsync(fd);
+    rc = ANNOUNCE(QM_IO_SYNC, dir, 0, 0, NULL);
+    if (rc == 0)
+        rc = fsync(fd);
     if (rc < 0 && (errno == EINVAL || errno == EROFS)) /* no directory syncs on this file system */
         rc = 0;
     if (rc < 0)

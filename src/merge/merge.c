@@ -4,6 +4,7 @@
  */
 #include "copy.h"
 #include "lock.h"
+#include "merge.h"
 #include "plan.h"
 #include "qcow2.h"
 #include "seal.h"
@@ -16,9 +17,12 @@
 
 /* A batch ends when it has this much data, or lists this long.  An interrupted merge repeats at
  * most one batch; each costs two syncs. */
-#define BATCH_BYTES  (512ull << 20)
-#define BATCH_WEIGHT (16u << 20)
-#define STEP_BYTES   (64ull << 20)
+#ifdef QM_TESTING
+struct qm_merge_limits
+#else
+static const struct qm_merge_limits
+#endif
+    qm_merge_limits = {.batch = 512ull << 20, .batch_weight = 16u << 20, .step = 64ull << 20};
 
 struct merge {
     const struct qmeld_commit_options *opts;
@@ -238,7 +242,8 @@ batch_is_full(const struct merge *m, guest_off next)
 
     if (cs != 0 && m->batch_end > 0 && next.g / cs == (m->batch_end - 1) / cs)
         return false;
-    return m->batch_bytes >= BATCH_BYTES || qm_seal_weight(m->seal) >= BATCH_WEIGHT;
+    return m->batch_bytes >= qm_merge_limits.batch ||
+           qm_seal_weight(m->seal) >= qm_merge_limits.batch_weight;
 }
 
 static int
@@ -261,9 +266,11 @@ transfer_want(struct merge *m, const struct qm_want *want, bool asked, struct qm
 static int
 transfer_in_steps(struct merge *m, const struct qm_want *want, bool asked, struct qmeld_error *err)
 {
+    const uint64_t step = qm_merge_limits.step;
+
     for (uint64_t done = 0; done < want->len;) {
         const uint64_t at = want->guest.g + done;
-        const uint64_t n = qm_min(want->len - done, STEP_BYTES - at % STEP_BYTES);
+        const uint64_t n = qm_min(want->len - done, step - at % step);
         struct qm_want part = {.guest = qm_guest(at), .len = n, .from = want->from};
 
         if (want->from)

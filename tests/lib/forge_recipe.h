@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * forge_recipe.h - a parsed recipe, shared by the files of the forge; nobody else includes it.
+ * forge_recipe.h - a parsed recipe, shared by the files of the forge; of others, only
+ * the crash harness includes it, for its numbers.
  *
  * Units      Bytes.  A cell is one cluster of a picture, numbered from guest offset 0.
  */

@@ -1,4 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * torn.c - records changes of files, and replays what a power cut could make of them.
+ *
+ * A change has one piece for each sector it touches (a truncation, a removed name: one).  A state
+ * is a choice of pieces; chosen pieces are applied in the order in which they were made.  That is
+ * a little stricter than a disk with whole sectors: of two small writes into one sector the later
+ * one may be there without the earlier one.
+ */
 #include "torn.h"
 
 #include "vec.h"
@@ -7,6 +15,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -15,13 +24,18 @@
 #include <cmocka.h>
 
 #define SECTOR     ((uint64_t)512)
-#define FEW        7  /* changes in an epoch, up to which all subsets are tried */
-#define AT_RANDOM  40 /* subsets beyond */
-#define EACH_LIMIT 48 /* "each one" goes up to so many changes, evenly spread */
+#define FEW        6  /* pieces in an interval, up to which all subsets are tried */
+#define AT_RANDOM  24 /* subsets beyond, of changes and of pieces each */
+#define EACH_LIMIT 64 /* "each one" goes up to so many changes, evenly spread */
+#define SAVE_BLOCK 4096u
+#define ALL_FILES  SIZE_MAX /* a sync of the directory */
 
-/* One change that happens whole or not at all. */
-struct atom {
-    enum qm_io_op op;
+/* ---- recording --------------------------------------------------------------------------------
+ */
+
+struct change {
+    enum qm_io_op op; /* QM_IO_SYNC ends an interval */
+    size_t file;
     uint64_t off;
     uint64_t len;
     unsigned char *bytes; /* QM_IO_WRITE */
@@ -30,68 +44,112 @@ struct atom {
 struct content {
     unsigned char *at;
     size_t len;
+    size_t room;
+    bool gone;
+    uint64_t hash;
+};
+
+struct file {
+    char *path;
+    dev_t dev;
+    ino_t ino;
+    bool changed;
+    struct content start;
+    struct content durable;
+    struct content state; /* being built */
+    bool state_is_durable;
 };
 
 struct qm_torn {
-    char *path;
-    struct content start;
+    struct file *files;
+    size_t n_files;
     size_t n_syncs;
-    QM_VEC(struct atom) atoms; /* op QM_IO_SYNC ends an epoch */
+    QM_VEC(struct change) changes;
 };
 
-static void
-add(struct qm_torn *t, enum qm_io_op op, uint64_t off, uint64_t len, const void *bytes)
+static bool
+which_file(const struct qm_torn *t, const char *path, size_t *out)
 {
-    struct atom a = {.op = op, .off = off, .len = len};
+    struct stat st;
 
-    if (bytes) {
-        a.bytes = malloc(len);
-        assert_non_null(a.bytes);
-        memcpy(a.bytes, bytes, len);
+    if (stat(path, &st) < 0)
+        return false;
+    if (S_ISDIR(st.st_mode)) {
+        *out = ALL_FILES;
+        return true;
     }
-    assert_true(qm_vec_push(&t->atoms, &a));
+    for (*out = 0; *out < t->n_files; ++*out)
+        if (t->files[*out].dev == st.st_dev && t->files[*out].ino == st.st_ino)
+            return true;
+    return false;
 }
 
 static int
 record(const struct qm_io_event *ev, void *opaque)
 {
     struct qm_torn *t = opaque;
+    struct change c = {.op = ev->op, .off = ev->off, .len = ev->len};
 
-    if (strcmp(ev->path, t->path) != 0)
+    if (!which_file(t, ev->path, &c.file) || (c.file == ALL_FILES && ev->op != QM_IO_SYNC))
         return 0;
-    if (ev->op != QM_IO_WRITE) {
-        t->n_syncs += ev->op == QM_IO_SYNC;
-        add(t, ev->op, ev->off, ev->len, NULL);
-        return 0;
+    if (ev->op == QM_IO_WRITE && ev->len > 0) {
+        c.bytes = malloc(ev->len);
+        assert_non_null(c.bytes);
+        memcpy(c.bytes, ev->buf, ev->len);
     }
-    for (uint64_t done = 0; done < ev->len;) {
-        const uint64_t off = ev->off + done;
-        const uint64_t n = qm_min(ev->len - done, SECTOR - off % SECTOR);
-
-        add(t, QM_IO_WRITE, off, n, (const unsigned char *)ev->buf + done);
-        done += n;
-    }
+    if (ev->op == QM_IO_SYNC)
+        t->n_syncs++;
+    else
+        t->files[c.file].changed = true;
+    assert_true(qm_vec_push(&t->changes, &c));
     return 0;
+}
+
+unsigned char *
+qm_torn_load(const char *path, size_t *out_len)
+{
+    const int fd = open(path, O_RDONLY);
+    unsigned char *at;
+    struct stat st;
+
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    at = malloc((size_t)st.st_size + 1);
+    assert_non_null(at);
+    assert_int_equal(pread(fd, at, (size_t)st.st_size, 0), st.st_size);
+    close(fd);
+    *out_len = (size_t)st.st_size;
+    return at;
+}
+
+struct qm_torn *
+qm_torn_start_many(const char *const *paths, size_t n)
+{
+    struct qm_torn *t = calloc(1, sizeof *t);
+
+    assert_non_null(t);
+    t->files = calloc(n, sizeof *t->files);
+    assert_non_null(t->files);
+    t->n_files = n;
+    for (size_t i = 0; i < n; i++) {
+        struct file *f = &t->files[i];
+        struct stat st;
+
+        f->path = strdup(paths[i]);
+        assert_non_null(f->path);
+        assert_int_equal(stat(paths[i], &st), 0);
+        f->dev = st.st_dev;
+        f->ino = st.st_ino;
+        f->start.at = qm_torn_load(paths[i], &f->start.len);
+    }
+    qm_io_set_hook(record, t);
+    return t;
 }
 
 struct qm_torn *
 qm_torn_start(const char *path)
 {
-    struct qm_torn *t = calloc(1, sizeof *t);
-    struct stat st;
-    const int fd = open(path, O_RDONLY);
-
-    assert_non_null(t);
-    assert_true(fd >= 0);
-    assert_int_equal(fstat(fd, &st), 0);
-    t->path = strdup(path);
-    t->start.len = (size_t)st.st_size;
-    t->start.at = malloc(t->start.len + 1);
-    assert_non_null(t->start.at);
-    assert_int_equal(pread(fd, t->start.at, t->start.len, 0), t->start.len);
-    close(fd);
-    qm_io_set_hook(record, t);
-    return t;
+    return qm_torn_start_many(&path, 1);
 }
 
 void
@@ -104,11 +162,16 @@ qm_torn_stop(struct qm_torn *t)
 void
 qm_torn_free(struct qm_torn *t)
 {
-    QM_VEC_EACH (a, &t->atoms)
-        free(a->bytes);
-    qm_vec_release(&t->atoms);
-    free(t->start.at);
-    free(t->path);
+    QM_VEC_EACH (c, &t->changes)
+        free(c->bytes);
+    qm_vec_release(&t->changes);
+    for (size_t i = 0; i < t->n_files; i++) {
+        free(t->files[i].path);
+        free(t->files[i].start.at);
+        free(t->files[i].durable.at);
+        free(t->files[i].state.at);
+    }
+    free(t->files);
     free(t);
 }
 
@@ -118,151 +181,416 @@ qm_torn_syncs(const struct qm_torn *t)
     return t->n_syncs;
 }
 
-/* ---- replay ------------------------------------------------------------------------------------
+size_t
+qm_torn_changes(const struct qm_torn *t)
+{
+    return t->changes.n - t->n_syncs;
+}
+
+/* ---- contents ---------------------------------------------------------------------------------
  */
 
 static void
 resize(struct content *c, size_t len)
 {
-    if (len == c->len)
-        return;
-    c->at = realloc(c->at, len + 1);
-    assert_non_null(c->at);
+    if (len > c->room || !c->at) {
+        c->room = len + len / 8 + 1;
+        c->at = realloc(c->at, c->room);
+        assert_non_null(c->at);
+    }
     if (len > c->len)
         memset(c->at + c->len, 0, len - c->len);
     c->len = len;
 }
 
 static void
-apply(struct content *c, const struct atom *a)
+copy_content(struct content *to, const struct content *from)
 {
-    const uint64_t n = a->off < c->len ? qm_min(a->len, c->len - a->off) : 0;
+    resize(to, from->len);
+    memcpy(to->at, from->at, from->len);
+    to->gone = from->gone;
+    to->hash = from->hash;
+}
 
-    switch (a->op) {
+static uint64_t
+mix(uint64_t h, uint64_t v)
+{
+    h = (h ^ v) * 0x9e3779b97f4a7c15ull;
+    return h ^ h >> 29;
+}
+
+static void
+hash_content(struct content *c)
+{
+    uint64_t h = mix(c->gone, c->len), word;
+    size_t i;
+
+    for (i = 0; i + sizeof word <= c->len; i += sizeof word) {
+        memcpy(&word, c->at + i, sizeof word);
+        h = mix(h, word);
+    }
+    for (; i < c->len; i++)
+        h = mix(h, c->at[i]);
+    c->hash = h;
+}
+
+static size_t
+n_pieces(const struct change *c)
+{
+    if (c->op == QM_IO_TRUNCATE || c->op == QM_IO_UNLINK)
+        return 1;
+    return c->len ? (size_t)((c->off + c->len - 1) / SECTOR - c->off / SECTOR + 1) : 0;
+}
+
+static void
+apply(struct content *f, const struct change *c, size_t piece)
+{
+    const uint64_t sector = (c->off / SECTOR + piece) * SECTOR;
+    const uint64_t from = qm_max(c->off, sector), to = qm_min(c->off + c->len, sector + SECTOR);
+    const uint64_t inside = from < f->len ? qm_min(to, f->len) - from : 0;
+
+    switch (c->op) {
     case QM_IO_WRITE:
-        if (a->off + a->len > c->len)
-            resize(c, a->off + a->len);
-        memcpy(c->at + a->off, a->bytes, a->len);
+        if (to > f->len)
+            resize(f, to);
+        memcpy(f->at + from, c->bytes + (from - c->off), to - from);
         break;
     case QM_IO_ZERO:
-        memset(c->at + a->off, 0, n);
+        memset(f->at + from, 0, inside);
         break;
     case QM_IO_DISCARD: /* "not defined": what hurts most */
-        memset(c->at + a->off, 0xdd, n);
+        memset(f->at + from, 0xdd, inside);
         break;
     case QM_IO_TRUNCATE:
-        resize(c, a->off);
+        resize(f, c->off);
+        break;
+    case QM_IO_UNLINK:
+        f->gone = true;
         break;
     case QM_IO_SYNC:
-    case QM_IO_UNLINK:
         break;
     }
 }
 
-struct epoch {
-    const struct atom *atoms;
+/* ---- replay -----------------------------------------------------------------------------------
+ */
+
+struct pending {
+    const struct change *change;
+    size_t first; /* of its pieces in keep[] */
     size_t n;
-    const struct content *before;
-    qm_torn_fn *fn;
-    void *opaque;
-    size_t n_states;
 };
 
-/* One state: all changes for which keep[] is true, in their order. */
-static void
-state(struct epoch *e, const bool *keep)
-{
-    struct content c = {.len = e->before->len};
+struct replay {
+    struct qm_torn *t;
+    qm_torn_files_fn *fn; /* NULL: only count */
+    void *opaque;
+    uint64_t random;
+    size_t one_in;
+    size_t interval;
+    size_t n_candidates;
+    size_t n_states;
+    QM_VEC(struct pending) pending;
+    bool *keep;
+    size_t n_keep;
+    uint64_t *seen; /* hashes of states, open addressing, 0: free */
+    size_t n_seen, room_seen;
+};
 
-    c.at = malloc(c.len + 1);
-    assert_non_null(c.at);
-    memcpy(c.at, e->before->at, c.len);
-    for (size_t i = 0; i < e->n; i++)
-        if (keep[i])
-            apply(&c, &e->atoms[i]);
-    e->fn(c.at, c.len, e->opaque);
-    free(c.at);
-    e->n_states++;
+static uint64_t
+roll(struct replay *r)
+{
+    uint64_t z = (r->random += 0x9e3779b97f4a7c15ull);
+
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+/* False if it was there already. */
+static bool
+remember(struct replay *r, uint64_t hash)
+{
+    size_t i;
+
+    if (2 * r->n_seen >= r->room_seen) {
+        const uint64_t *old = r->seen;
+        const size_t n_old = r->room_seen;
+
+        r->room_seen = n_old ? 2 * n_old : 1024;
+        r->seen = calloc(r->room_seen, sizeof *r->seen);
+        assert_non_null(r->seen);
+        r->n_seen = 0;
+        for (size_t k = 0; k < n_old; k++)
+            if (old[k])
+                remember(r, old[k]);
+        free((void *)old);
+    }
+    hash += hash == 0;
+    for (i = hash % r->room_seen; r->seen[i]; i = (i + 1) % r->room_seen)
+        if (r->seen[i] == hash)
+            return false;
+    r->seen[i] = hash;
+    r->n_seen++;
+    return true;
+}
+
+/* Applies the pieces in keep[] to what is durable. */
+static uint64_t
+build(struct replay *r)
+{
+    struct qm_torn *t = r->t;
+    uint64_t hash = 1;
+
+    QM_VEC_EACH (p, &r->pending) {
+        struct file *f = &t->files[p->change->file];
+
+        for (size_t k = 0; k < p->n; k++) {
+            if (!r->keep[p->first + k])
+                continue;
+            if (f->state_is_durable)
+                copy_content(&f->state, &f->durable);
+            f->state_is_durable = false;
+            apply(&f->state, p->change, k);
+        }
+    }
+    for (size_t i = 0; i < t->n_files; i++) {
+        struct file *f = &t->files[i];
+
+        if (!f->state_is_durable)
+            hash_content(&f->state);
+        hash = mix(hash, f->state_is_durable ? f->durable.hash : f->state.hash);
+    }
+    return hash;
 }
 
 static void
-few(struct epoch *e, bool *keep)
+show(struct replay *r, const char *choice)
 {
-    for (unsigned bits = 0; bits < 1u << e->n; bits++) {
-        for (size_t i = 0; i < e->n; i++)
-            keep[i] = bits >> i & 1;
-        state(e, keep);
+    struct qm_torn *t = r->t;
+    struct qm_torn_file *files = calloc(t->n_files, sizeof *files);
+    const struct qm_torn_state state = {.files = files,
+                                        .n_files = t->n_files,
+                                        .interval = r->interval,
+                                        .number = r->n_states,
+                                        .choice = choice};
+
+    assert_non_null(files);
+    for (size_t i = 0; i < t->n_files; i++) {
+        const struct file *f = &t->files[i];
+        const struct content *c = f->state_is_durable ? &f->durable : &f->state;
+
+        files[i] = (struct qm_torn_file){
+            .path = f->path, .at = c->at, .len = c->len, .gone = c->gone, .changed = f->changed};
+    }
+    r->fn(&state, r->opaque);
+    r->n_states++;
+    free(files);
+}
+
+/* One candidate: the pieces in keep[]. */
+static void
+candidate(struct replay *r, bool always, const char *choice, size_t which)
+{
+    char words[64];
+
+    r->n_candidates++;
+    if (!r->fn || (!always && r->one_in > 1 && roll(r) % r->one_in != 0))
+        return;
+    for (size_t i = 0; i < r->t->n_files; i++)
+        r->t->files[i].state_is_durable = true;
+    if (!remember(r, build(r)))
+        return;
+    snprintf(words, sizeof words, "%s %zu of %zu", choice, which, r->pending.n);
+    show(r, words);
+}
+
+static void
+keep_all(struct replay *r, bool value)
+{
+    memset(r->keep, value, r->n_keep);
+}
+
+static void
+keep_change(struct replay *r, const struct pending *p, bool value)
+{
+    memset(r->keep + p->first, value, p->n);
+}
+
+static void
+every_subset(struct replay *r)
+{
+    for (size_t bits = 0; bits < (size_t)1 << r->n_keep; bits++) {
+        for (size_t i = 0; i < r->n_keep; i++)
+            r->keep[i] = bits >> i & 1;
+        candidate(r, bits == 0 || bits + 1 == (size_t)1 << r->n_keep, "subset", bits);
+    }
+}
+
+/* One change goes the other way than all others, whole or in part. */
+static void
+each_change(struct replay *r, bool others)
+{
+    const size_t step = r->pending.n / EACH_LIMIT + 1;
+
+    keep_all(r, others);
+    candidate(r, true, others ? "all" : "none", 0);
+    for (size_t i = 0; i < r->pending.n; i += step) {
+        const struct pending *p = &r->pending.at[i];
+
+        keep_change(r, p, !others);
+        candidate(r, false, others ? "missing" : "alone", i);
+        for (int how = 0; p->n > 1 && how < 3; how++) {
+            for (size_t k = 0; k < p->n; k++)
+                r->keep[p->first + k] = how == 2 ? k & 1 : (k < (p->n + 1) / 2) == (how == 0);
+            candidate(r, false, others ? "torn" : "torn alone", i);
+        }
+        keep_change(r, p, others);
     }
 }
 
 static void
-many(struct epoch *e, bool *keep)
+at_random(struct replay *r)
 {
-    uint64_t seed = e->n * 2654435761u + 1;
-    const size_t step = e->n / EACH_LIMIT + 1;
+    for (size_t i = 0; i < AT_RANDOM; i++) {
+        const uint64_t likely = 1 + roll(r) % 7; /* eighths */
 
-    for (int flip = 0; flip < 2; flip++) {
-        memset(keep, flip, e->n);
-        state(e, keep);
-        for (size_t i = 0; i < e->n; i += step) {
-            keep[i] = !flip;
-            state(e, keep);
-            keep[i] = flip;
+        QM_VEC_EACH (p, &r->pending)
+            keep_change(r, p, roll(r) % 8 < likely);
+        candidate(r, false, "random changes", i);
+        for (size_t k = 0; k < r->n_keep; k++)
+            r->keep[k] = roll(r) % 8 < likely;
+        candidate(r, false, "random sectors", i);
+    }
+}
+
+static void
+try_interval(struct replay *r)
+{
+    r->n_keep = 0;
+    QM_VEC_EACH (p, &r->pending) {
+        p->first = r->n_keep;
+        r->n_keep += p->n;
+    }
+    r->keep = calloc(r->n_keep + 1, sizeof *r->keep);
+    assert_non_null(r->keep);
+    if (r->n_keep <= FEW) {
+        every_subset(r);
+    } else {
+        each_change(r, false);
+        each_change(r, true);
+        at_random(r);
+    }
+    free(r->keep);
+}
+
+/* What waited for this sync is durable now. */
+static void
+settle(struct replay *r, const struct change *sync)
+{
+    size_t left = 0;
+
+    QM_VEC_EACH (p, &r->pending) {
+        struct file *f = &r->t->files[p->change->file];
+        const bool name = p->change->op == QM_IO_UNLINK;
+
+        if (sync->file == ALL_FILES ? !name : name || sync->file != p->change->file) {
+            r->pending.at[left++] = *p;
+            continue;
+        }
+        for (size_t k = 0; k < p->n; k++)
+            apply(&f->durable, p->change, k);
+    }
+    if (left != r->pending.n)
+        for (size_t i = 0; i < r->t->n_files; i++)
+            hash_content(&r->t->files[i].durable);
+    r->pending.n = left;
+    r->interval++;
+}
+
+static void
+walk(struct replay *r)
+{
+    for (size_t i = 0; i < r->t->n_files; i++) {
+        struct file *f = &r->t->files[i];
+
+        copy_content(&f->durable, &f->start);
+        hash_content(&f->durable);
+        f->durable.gone = false;
+    }
+    r->interval = 0;
+    qm_vec_clear(&r->pending);
+    QM_VEC_EACH (c, &r->t->changes) {
+        const struct pending p = {.change = c, .n = n_pieces(c)};
+
+        if (c->op == QM_IO_SYNC) {
+            try_interval(r);
+            settle(r, c);
+        } else if (p.n > 0) {
+            assert_true(qm_vec_push(&r->pending, &p));
         }
     }
-    for (int r = 0; r < AT_RANDOM; r++) {
-        for (size_t i = 0; i < e->n; i++) {
-            seed = seed * 6364136223846793005u + 1442695040888963407u;
-            keep[i] = seed >> 62 & 1;
-        }
-        state(e, keep);
-    }
+    try_interval(r);
 }
 
 size_t
-qm_torn_replay(const struct qm_torn *t, qm_torn_fn *fn, void *opaque)
+qm_torn_replay_files(struct qm_torn *t, const struct qm_torn_how *how, qm_torn_files_fn *fn,
+                     void *opaque)
 {
-    struct content before = {.len = t->start.len};
-    size_t at = 0, n_states = 0;
+    struct replay r = {.t = t, .opaque = opaque, .random = how ? how->seed : 0, .one_in = 1};
 
-    before.at = malloc(before.len + 1);
-    assert_non_null(before.at);
-    memcpy(before.at, t->start.at, before.len);
-    while (at < t->atoms.n) {
-        struct epoch e = {.atoms = t->atoms.at + at, .before = &before, .fn = fn, .opaque = opaque};
-        bool *keep;
+    walk(&r);
+    if (how && how->max && r.n_candidates > how->max)
+        r.one_in = r.n_candidates / how->max;
+    r.fn = fn;
+    walk(&r);
+    qm_vec_release(&r.pending);
+    free(r.seen);
+    return r.n_states;
+}
 
-        while (at + e.n < t->atoms.n && e.atoms[e.n].op != QM_IO_SYNC)
-            e.n++;
-        keep = calloc(e.n + 1, sizeof *keep);
-        assert_non_null(keep);
-        if (e.n <= FEW)
-            few(&e, keep);
-        else
-            many(&e, keep);
-        free(keep);
-        n_states += e.n_states;
-        for (size_t i = 0; i < e.n; i++)
-            apply(&before, &e.atoms[i]);
-        at += e.n + 1;
-    }
-    fn(before.at, before.len, opaque);
-    free(before.at);
-    return n_states + 1;
+struct first_file {
+    qm_torn_fn *fn;
+    void *opaque;
+};
+
+static void
+give_first(const struct qm_torn_state *state, void *opaque)
+{
+    const struct first_file *f = opaque;
+
+    f->fn(state->files[0].at, state->files[0].len, f->opaque);
+}
+
+size_t
+qm_torn_replay(struct qm_torn *t, qm_torn_fn *fn, void *opaque)
+{
+    struct first_file f = {fn, opaque};
+
+    return qm_torn_replay_files(t, NULL, give_first, &f);
+}
+
+static bool
+all_zeros(const unsigned char *at, size_t len)
+{
+    return len == 0 || (at[0] == 0 && memcmp(at, at + 1, len - 1) == 0);
 }
 
 void
 qm_torn_save(const char *path, const unsigned char *file, size_t len)
 {
     const int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
-    size_t done = 0;
 
     assert_true(fd >= 0);
-    while (done < len) {
-        const ssize_t n = write(fd, file + done, len - done);
+    assert_int_equal(ftruncate(fd, (off_t)len), 0);
+    for (size_t at = 0; at < len;) {
+        size_t end = at;
 
-        assert_true(n > 0);
-        done += (size_t)n;
+        while (end < len && !all_zeros(file + end, qm_min(SAVE_BLOCK, len - end)))
+            end += qm_min(SAVE_BLOCK, len - end);
+        if (end > at)
+            assert_int_equal(pwrite(fd, file + at, end - at, (off_t)at), end - at);
+        at = end + qm_min(SAVE_BLOCK, len - end);
     }
     assert_int_equal(close(fd), 0);
 }

@@ -1,15 +1,21 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * torn.h - every file that a power cut could leave.
+ * torn.h - every set of files that a power cut could leave.
  *
  * Why.  An order of writes is right if each state it can leave on a disk is right.  The model:
- * what was written since the last sync reaches the disk in sectors of 512 bytes, each
- * whole or not at all, in any order.  A recorder takes down the changes of one file; replay
- * then builds the states between any two syncs: all of them where there are few, otherwise
- * none, all, each one alone, each one missing, and some at random.
+ * a sync makes durable what was done to that file before it, and to no other file; a sync of a
+ * directory makes removed names durable.  What is not durable reaches the disk or not, each piece
+ * for itself: writes and holes in sectors of 512 bytes, each whole or not at all; truncations and
+ * removed names whole.  A discarded range may also read as anything.
  *
- * Calls      qm_torn_start, the code under test, qm_torn_stop, qm_torn_replay, qm_torn_free.
+ * A recorder takes down the changes of some files.  Replay then builds the states between any two
+ * syncs: every subset where there are few pieces; otherwise none, all, each change missing, each
+ * alone, each torn (its first sectors, its last, every other), and some sets at random.
+ *
+ * Calls      qm_torn_start or qm_torn_start_many, the code under test, qm_torn_stop,
+ *            qm_torn_replay or qm_torn_replay_files, qm_torn_free.
  * Threads    One recorder at a time (it takes the hook of io.h).
+ * Ownership  Files' content and names live as long as the callback runs.
  * Errors     Failed cmocka assertions.
  */
 #ifndef QM_TORN_H
@@ -19,21 +25,52 @@
 
 struct qm_torn;
 
+struct qm_torn_file {
+    const char *path; /* as it was given */
+    const unsigned char *at;
+    size_t len;
+    bool gone;    /* its name is removed */
+    bool changed; /* something was done to it while it was recorded */
+};
+
+struct qm_torn_state {
+    const struct qm_torn_file *files; /* in the order they were given */
+    size_t n_files;
+    size_t interval;    /* how many syncs had happened */
+    size_t number;      /* of this state, in this replay */
+    const char *choice; /* which of the changes since, in words */
+};
+
+struct qm_torn_how {
+    uint64_t seed;
+    size_t max; /* about so many states, chosen at random; 0: all */
+};
+
 /* Takes down what happens to path from now on; the file is read into memory. */
 struct qm_torn *qm_torn_start(const char *path);
+struct qm_torn *qm_torn_start_many(const char *const *paths, size_t n);
 void qm_torn_stop(struct qm_torn *t);
 void qm_torn_free(struct qm_torn *t);
 
-/* How many syncs were seen. */
+/* How many syncs, and how many other changes, were seen. */
 size_t qm_torn_syncs(const struct qm_torn *t);
+size_t qm_torn_changes(const struct qm_torn *t);
 
-/* Called with each possible content of the file. */
+/* Called with each state, no two of them equal. */
+typedef void qm_torn_files_fn(const struct qm_torn_state *state, void *opaque);
+
+/* Returns the number of states.  how may be NULL: all. */
+size_t qm_torn_replay_files(struct qm_torn *t, const struct qm_torn_how *how, qm_torn_files_fn *fn,
+                            void *opaque);
+
+/* The same for the first file alone; all states. */
 typedef void qm_torn_fn(const unsigned char *file, size_t len, void *opaque);
+size_t qm_torn_replay(struct qm_torn *t, qm_torn_fn *fn, void *opaque);
 
-/* Returns the number of states. */
-size_t qm_torn_replay(const struct qm_torn *t, qm_torn_fn *fn, void *opaque);
-
-/* Makes path hold these bytes. */
+/* Makes path hold these bytes; runs of zeros become holes. */
 void qm_torn_save(const char *path, const unsigned char *file, size_t len);
+
+/* The whole file, malloc'd. */
+unsigned char *qm_torn_load(const char *path, size_t *out_len);
 
 #endif

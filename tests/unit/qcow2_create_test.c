@@ -278,7 +278,7 @@ qcow2_create__a_crash_leaves_none_or_a_whole_image(void **state)
     OK(qm_file_finish(file, err));
     n = qm_torn_replay(t, none_or_whole, &whole);
     qm_torn_free(t);
-    assert_true(n > 100);
+    assert_true(n > 20); /* all different */
     assert_in_range(whole, 1, 4);
 }
 

@@ -247,7 +247,7 @@ check_state(const unsigned char *file, size_t len, void *opaque)
     if (!old && !new && !bare)
         fail_msg("seed %llu: name %.20s format %s", (unsigned long long)seed, h.backing_name,
                  h.backing_format);
-    e->seen_new = new;
+    e->seen_new = e->seen_new || new;
     qcow2_header_release(&h);
 }
 

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * merge_crash.c - a merge, cut short at every point, never costs a byte.
+ *
+ * Each merge of tests/crash/recipes, and some of random chains, is recorded; torn.h then says what
+ * a power cut could have left.  For each such state: the active layer reads as before; base, child
+ * and top hold no corruption (leaks may be); the base's internal snapshots are as they were; and
+ * the same commit again finishes the work.  Some states are shown to qemu-img as well, as reader
+ * and check of qmeld share code with its merge.
+ *
+ *     merge_crash [--full] [--seed N] [--states N] [--random N] [--only TEXT] [--keep DIR]
+ */
+#include "scratch.h"
+#include "stage.h"
+#include "torn.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define QEMU_ONE_IN 50
+#define MAX_FAILED  3 /* of one merge */
+
+struct harness {
+    uint64_t seed;
+    size_t states; /* of each merge, about */
+    size_t n_random;
+    const char *only;
+    const char *keep;
+    bool qemu;
+    struct stage *stage;
+    size_t n_states, n_qemu, n_merges, n_refused, n_failed, failed_before;
+};
+
+/* ---- one state --------------------------------------------------------------------------------
+ */
+
+static void
+put_files(const struct qm_torn_state *state, const char *dir)
+{
+    for (size_t i = 0; i < state->n_files; i++) {
+        const struct qm_torn_file *f = &state->files[i];
+        char path[4096];
+
+        snprintf(path, sizeof path, "%s/%s", dir, f->path);
+        if (f->gone)
+            unlink(path);
+        else if (f->changed || strcmp(dir, ".") != 0)
+            qm_torn_save(path, f->at, f->len);
+    }
+}
+
+static void
+keep_state(struct harness *h, const struct qm_torn_state *state)
+{
+    char dir[2048];
+
+    if (!h->keep)
+        return;
+    snprintf(dir, sizeof dir, "%s/%zu", h->keep, h->n_failed);
+    mkdir(h->keep, 0777);
+    mkdir(dir, 0777);
+    put_files(state, dir);
+    printf("  files: %s\n", dir);
+}
+
+static void
+try_state(const struct qm_torn_state *state, void *opaque)
+{
+    struct harness *h = opaque;
+    struct stage *s = h->stage;
+    uint64_t leaks = 0;
+
+    if (h->n_failed >= h->failed_before + MAX_FAILED)
+        return;
+    put_files(state, ".");
+    s->qemu = h->qemu && h->n_states % QEMU_ONE_IN == 0;
+    h->n_states++;
+    h->n_qemu += s->qemu;
+    if (stage_reads(s) && stage_sound(s, &leaks) && stage_again(s, leaks))
+        return;
+    printf("FAIL %s: state %zu, after %zu syncs, %s: %s\n", s->name, state->number, state->interval,
+           state->choice, s->why);
+    keep_state(h, state);
+    h->n_failed++;
+}
+
+/* ---- one merge --------------------------------------------------------------------------------
+ */
+
+static bool
+record(struct harness *h, struct qm_torn **out)
+{
+    struct stage *s = h->stage;
+    struct qmeld_error err;
+    int rc;
+
+    *out = qm_torn_start_many(s->files, s->n);
+    rc = stage_commit(s, &err);
+    qm_torn_stop(*out);
+    if (rc == 0)
+        return stage_after(s);
+    h->n_refused++;
+    if (err.disk == QMELD_DISK_OLD && (err.code == QMELD_USAGE || err.code == QMELD_UNSUPPORTED))
+        snprintf(s->why, sizeof s->why, "refused: %s: %s", err.file, err.what);
+    else
+        snprintf(s->why, sizeof s->why, "%s: %s: %s", qmeld_code_name(err.code), err.file,
+                 err.what);
+    return false;
+}
+
+/* may_refuse: the chain is a random one, and may be one that no merge takes. */
+static void
+run_stage(struct harness *h, struct stage *s, bool may_refuse)
+{
+    const struct qm_torn_how how = {.seed = h->seed, .max = h->states};
+    struct qm_torn *t = NULL;
+    size_t n = 0;
+
+    h->stage = s;
+    h->failed_before = h->n_failed;
+    for (size_t i = 0; i < s->n; i++)
+        unlink(s->files[i]);
+    stage_write(s);
+    h->n_merges++;
+    if (!stage_before(s) || !record(h, &t)) {
+        const bool refused = may_refuse && strncmp(s->why, "refused", 7) == 0;
+
+        printf("%s %s: %s\n", refused ? "  --" : "FAIL", s->name, s->why);
+        h->n_failed += !refused;
+        if (t)
+            qm_torn_free(t);
+        return;
+    }
+    n = qm_torn_replay_files(t, &how, try_state, h);
+    printf("%6zu states of %zu changes and %zu syncs: %s%s\n", n, qm_torn_changes(t),
+           qm_torn_syncs(t), s->name, h->n_failed > h->failed_before ? " FAILED" : "");
+    qm_torn_free(t);
+}
+
+static void
+run_recipe(struct harness *h, const char *name, const char *text, bool random)
+{
+    struct stage s;
+
+    for (size_t i = 0; stage_open(&s, name, text, i); i++) {
+        if (!h->only || strstr(s.name, h->only))
+            run_stage(h, &s, random);
+        for (size_t k = 0; k < s.n; k++)
+            unlink(s.files[k]);
+        stage_close(&s);
+    }
+}
+
+/* ---- all merges -------------------------------------------------------------------------------
+ */
+
+static void
+run_recipes(struct harness *h)
+{
+    struct dirent **names;
+    const int n = scandir(CRASH_RECIPES, &names, NULL, alphasort);
+
+    if (n < 0) {
+        perror(CRASH_RECIPES);
+        exit(2);
+    }
+    for (int i = 0; i < n; i++) {
+        char path[4096];
+        size_t len;
+        char *text;
+
+        if (strstr(names[i]->d_name, ".recipe")) {
+            snprintf(path, sizeof path, "%s/%s", CRASH_RECIPES, names[i]->d_name);
+            text = (char *)qm_torn_load(path, &len);
+            text[len] = '\0';
+            run_recipe(h, names[i]->d_name, text, false);
+            free(text);
+        }
+        free(names[i]);
+    }
+    free(names);
+}
+
+static void
+run_random(struct harness *h)
+{
+    static const char *const overlays[] = {"keep", "empty", "delete"};
+
+    for (uint64_t i = 0; i < h->n_random; i++) {
+        const uint64_t seed = h->seed + i;
+        char *text, name[32];
+        size_t len;
+        FILE *f = open_memstream(&text, &len);
+
+        if (!f)
+            abort();
+        qm_forge_random(seed, f);
+        fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe\n", overlays[seed % 3]);
+        if (fclose(f) != 0)
+            abort();
+        snprintf(name, sizeof name, "random-%" PRIu64, seed);
+        run_recipe(h, name, text, true);
+        free(text);
+    }
+}
+
+static uint64_t
+number(const char *word)
+{
+    char *end;
+    const uint64_t v = word ? strtoull(word, &end, 0) : 0;
+
+    if (!word || *end) {
+        fprintf(stderr, "merge_crash: not a number: %s\n", word ? word : "");
+        exit(2);
+    }
+    return v;
+}
+
+static void
+parse(struct harness *h, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        const char *value = argv[i + 1];
+
+        if (!strcmp(argv[i], "--full")) {
+            h->states = 1000;
+            h->n_random = 40;
+            continue;
+        }
+        i++;
+        if (!strcmp(argv[i - 1], "--seed")) {
+            h->seed = number(value);
+        } else if (!strcmp(argv[i - 1], "--states")) {
+            h->states = number(value);
+        } else if (!strcmp(argv[i - 1], "--random")) {
+            h->n_random = number(value);
+        } else if (!strcmp(argv[i - 1], "--only") && value) {
+            h->only = value;
+        } else if (!strcmp(argv[i - 1], "--keep") && value) {
+            h->keep = value;
+        } else {
+            fprintf(stderr, "usage: merge_crash [--full] [--seed N] [--states N] [--random N] "
+                            "[--only TEXT] [--keep DIR]\n");
+            exit(2);
+        }
+    }
+}
+
+int
+main(int argc, char **argv)
+{
+    struct harness h = {.seed = 1, .states = 60, .n_random = 8};
+
+    parse(&h, argc, argv);
+    if (!getenv("TMPDIR") && access("/dev/shm", W_OK) == 0)
+        setenv("TMPDIR", "/dev/shm", 1); /* a thousand small files, written and synced */
+    if (qm_scratch_enter(NULL) < 0) {
+        perror("scratch directory");
+        return 2;
+    }
+    h.qemu = system("qemu-img --version >/dev/null 2>&1") == 0;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    printf("seed %" PRIu64 "\n", h.seed);
+    run_recipes(&h);
+    run_random(&h);
+    qm_scratch_leave(NULL);
+    printf("%zu states of %zu merges, %zu seen by qemu-img, %zu refused, %zu failed\n", h.n_states,
+           h.n_merges, h.n_qemu, h.n_refused, h.n_failed);
+    return h.n_failed ? 1 : 0;
+}

@@ -1,0 +1,543 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * stage.c - questions to a chain during and after a merge.
+ */
+#include "stage.h"
+
+#include "forge_recipe.h"
+#include "merge.h"
+#include "qcow2.h"
+#include "torn.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define BEHIND_END  (4 << 20)
+#define ABSENT_MARK 0xa5 /* what the base has not: distinct from zeros */
+
+static bool __attribute__((format(printf, 2, 3))) no(struct stage *s, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(s->why, sizeof s->why, fmt, ap);
+    va_end(ap);
+    return false;
+}
+
+static bool
+no_because(struct stage *s, const char *what, const struct qmeld_error *err)
+{
+    return no(s, "%s: %s: %s: %s", what, qmeld_code_name(err->code), err->file, err->what);
+}
+
+static void
+die(const char *name, const struct qmeld_error *err)
+{
+    fprintf(stderr, "%s: %s: %s\n", name, err->file, err->what);
+    exit(2);
+}
+
+/* ---- the recipe -------------------------------------------------------------------------------
+ */
+
+static size_t
+layer_named(const struct stage *s, const char *file)
+{
+    for (size_t i = 0; i < s->n; i++)
+        if (!strcmp(s->files[i], file))
+            return i;
+    fprintf(stderr, "%s: there is no layer %s\n", s->name, file);
+    exit(2);
+}
+
+static void
+set_option(struct stage *s, const char *key, const char *value, struct qm_merge_limits *limits)
+{
+    uint64_t v = 0;
+
+    if (!strcmp(key, "base")) {
+        s->base = layer_named(s, value);
+        s->opts.base = s->files[s->base];
+    } else if (!strcmp(key, "top")) {
+        s->top = layer_named(s, value);
+        s->opts.top = s->files[s->top];
+    } else if (!strcmp(key, "overlays")) {
+        s->opts.overlays = !strcmp(value, "empty")    ? QMELD_OVERLAYS_EMPTY
+                           : !strcmp(value, "delete") ? QMELD_OVERLAYS_DELETE
+                                                      : QMELD_OVERLAYS_KEEP;
+    } else if (!strcmp(key, "backing_format")) {
+        s->opts.backing_format = !strcmp(value, "raw") ? "raw" : "qcow2";
+    } else if (!strcmp(key, "dirty")) {
+        s->dirty_base = true;
+    } else if (!strcmp(key, "batch") && qm_forge_number(value, 0, &v)) {
+        limits->batch = v;
+    } else if (!strcmp(key, "weight") && qm_forge_number(value, 0, &v)) {
+        limits->batch_weight = v;
+    } else {
+        fprintf(stderr, "%s: commit line: %s=%s\n", s->name, key, value);
+        exit(2);
+    }
+}
+
+static void
+set_options(struct stage *s, const char *line)
+{
+    struct qm_merge_limits limits = {.batch = 8192, .batch_weight = 2048, .step = 512};
+    char words[1024], *save = NULL;
+
+    snprintf(words, sizeof words, "%.*s", (int)strcspn(line, "\n"), line);
+    for (char *w = strtok_r(words, " ", &save); w; w = strtok_r(NULL, " ", &save)) {
+        char *equals = strchr(w, '=');
+
+        if (!equals) {
+            fprintf(stderr, "%s: commit line: %s\n", s->name, w);
+            exit(2);
+        }
+        *equals = '\0';
+        set_option(s, w, equals + 1, &limits);
+    }
+    while (limits.step < limits.batch)
+        limits.step *= 2;
+    qm_merge_limits = limits;
+}
+
+bool
+stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
+{
+    static const char mark[] = "# commit";
+    const char *line = recipe;
+    struct qmeld_error err = {0};
+
+    for (;;) {
+        line = strstr(line, mark);
+        if (!line)
+            return false;
+        line += strlen(mark);
+        if (nth-- == 0)
+            break;
+    }
+    memset(s, 0, sizeof *s);
+    snprintf(s->name, sizeof s->name, "%s:%.*s", name, (int)strcspn(line, "\n"), line);
+    if (qm_forge_parse(recipe, name, &s->forge, &err) < 0)
+        die(name, &err);
+    s->n = qm_forge_n_layers(s->forge);
+    s->base = s->n - 1;
+    s->files = calloc(s->n, sizeof *s->files);
+    if (!s->files)
+        abort();
+    for (size_t i = 0; i < s->n; i++)
+        s->files[i] = qm_forge_file(s->forge, i);
+    s->opts.threads = 1;
+    set_options(s, line);
+    return true;
+}
+
+void
+stage_close(struct stage *s)
+{
+    qm_forge_free(s->forge);
+    free(s->files);
+    free(s->active_view.at);
+    free(s->top_view.at);
+    free(s->done_view.at);
+    free(s->snapshots.at);
+}
+
+void
+stage_write(struct stage *s)
+{
+    struct qmeld_error err = {0};
+
+    if (qm_forge_write(s->forge, ".", &err) < 0)
+        die(s->name, &err);
+}
+
+static struct stage_bytes
+expected(struct stage *s, size_t layer)
+{
+    struct qmeld_error err = {0};
+    struct stage_bytes b;
+
+    if (qm_forge_expect(s->forge, layer, "expected.view", &err) < 0)
+        die(s->name, &err);
+    b.at = qm_torn_load("expected.view", &b.len);
+    unlink("expected.view");
+    return b;
+}
+
+/* ---- reading ----------------------------------------------------------------------------------
+ */
+
+static bool
+is_qcow2(const struct stage *s, size_t layer)
+{
+    return !strcmp(qm_forge_format(s->forge, layer), "qcow2");
+}
+
+/* The guest's view of a layer, through all below it. */
+static int
+read_view(const struct stage *s, size_t layer, struct stage_bytes *out, struct qmeld_error *err)
+{
+    const struct qmeld_open_options how = {.format = qm_forge_format(s->forge, layer)};
+    struct qmeld_layer_info info;
+    struct qmeld_chain *chain;
+    int rc;
+
+    *out = (struct stage_bytes){0};
+    if (qmeld_chain_open(s->files[layer], &how, &chain, err) < 0)
+        return -1;
+    rc = qmeld_chain_layer(chain, qmeld_chain_depth(chain) - 1, &info, err);
+    if (rc == 0) {
+        out->len = (size_t)info.virtual_size;
+        out->at = malloc(out->len + 1);
+        if (!out->at)
+            abort();
+        rc = qmeld_read(chain, 0, out->at, out->len, err);
+    }
+    qmeld_chain_close(chain);
+    return rc;
+}
+
+static bool
+same(struct stage *s, const char *what, const struct stage_bytes *got,
+     const struct stage_bytes *want)
+{
+    const size_t n = got->len < want->len ? got->len : want->len;
+    size_t i = 0;
+
+    if (got->len == want->len && (n == 0 || memcmp(got->at, want->at, n) == 0))
+        return true;
+    while (i < n && got->at[i] == want->at[i])
+        i++;
+    return no(s, "%s: %zu bytes, wanted %zu, first difference at %zu", what, got->len, want->len,
+              i);
+}
+
+static bool
+view_is(struct stage *s, size_t layer, const struct stage_bytes *want, const char *what)
+{
+    struct qmeld_error err;
+    struct stage_bytes got;
+    bool ok;
+
+    if (read_view(s, layer, &got, &err) < 0)
+        ok = no_because(s, what, &err);
+    else
+        ok = same(s, what, &got, want);
+    free(got.at);
+    return ok;
+}
+
+/* Appends what a snapshot of q has, byte for byte. */
+static int
+read_snapshot(struct qm_qcow2 *q, const struct qm_snapshot *snap, struct stage_bytes *out,
+              struct qmeld_error *err)
+{
+    struct qm_codec *codec = qm_codec_new();
+    const uint64_t reach = (uint64_t)snap->l1_entries << (q->geo.l2_bits + q->geo.cluster_bits);
+    int rc = 0;
+
+    q->hdr.l1_off = snap->l1_off;
+    q->hdr.l1_entries = snap->l1_entries;
+    q->img.size = qm_min(reach, snap->disk_size ? snap->disk_size : q->hdr.size);
+    qm_image_forget(&q->img);
+    out->at = realloc(out->at, out->len + q->img.size + 1);
+    if (!out->at || !codec)
+        abort();
+    for (uint64_t at = 0; rc == 0 && at < q->img.size;) {
+        struct qm_extent ext;
+
+        rc = qm_image_next(&q->img, qm_guest(at), q->img.size - at, &ext, err);
+        if (rc < 0)
+            break;
+        memset(out->at + out->len, ext.kind == QM_ABSENT ? ABSENT_MARK : 0, ext.len);
+        if (ext.kind == QM_DATA || ext.kind == QM_COMPRESSED)
+            rc = qm_extent_read(&q->img, &ext, codec, out->at + out->len, err);
+        out->len += ext.len;
+        at += ext.len;
+    }
+    qm_codec_free(codec);
+    return rc;
+}
+
+static int
+read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
+{
+    struct qm_snapshots snaps = {0};
+    struct qm_qcow2 *q;
+    struct qm_file *file;
+    int rc;
+
+    *out = (struct stage_bytes){0};
+    memset(err, 0, sizeof *err);
+    if (!is_qcow2(s, s->base))
+        return 0;
+    if (qm_file_open(s->files[s->base], &file, err) < 0)
+        return -1;
+    if (qm_qcow2_open(file, 0, &q, err) < 0) {
+        qm_file_close(file);
+        return -1;
+    }
+    rc = qm_qcow2_read_snapshots(q, &snaps, err);
+    QM_VEC_EACH (snap, &snaps.list) {
+        if (rc == 0)
+            rc = read_snapshot(q, snap, out, err);
+    }
+    qm_snapshots_release(&snaps);
+    qm_image_close(&q->img);
+    return rc;
+}
+
+/* ---- qemu-img, a reader that shares nothing with us --------------------------------------------
+ */
+
+static int
+shell(const char *fmt, const char *a, const char *b)
+{
+    char line[1024];
+    int rc;
+
+    snprintf(line, sizeof line, fmt, a, b);
+    rc = system(line);
+    return WIFEXITED(rc) ? WEXITSTATUS(rc) : -1;
+}
+
+static bool
+qemu_reads(struct stage *s)
+{
+    struct stage_bytes got;
+    bool ok;
+
+    if (shell("qemu-img convert -f %s -O raw %s qemu.view >qemu.out 2>&1",
+              qm_forge_format(s->forge, 0), s->files[0]) != 0)
+        return no(s, "qemu-img cannot read the active layer: see qemu.out");
+    got.at = qm_torn_load("qemu.view", &got.len);
+    ok = same(s, "the active layer, read by qemu-img", &got, &s->active_view);
+    free(got.at);
+    unlink("qemu.view");
+    return ok;
+}
+
+static bool
+qemu_checks(struct stage *s, size_t layer)
+{
+    const int rc = shell("qemu-img check -f %s %s >qemu.out 2>&1", "qcow2", s->files[layer]);
+
+    return rc == 0 || rc == 3 ||
+           no(s, "qemu-img check %s: exit %d: see qemu.out", s->files[layer], rc);
+}
+
+/* ---- questions --------------------------------------------------------------------------------
+ */
+
+bool
+stage_before(struct stage *s)
+{
+    struct qmeld_error err;
+
+    s->active_view = expected(s, 0);
+    s->top_view = expected(s, s->top);
+    if (read_snapshots(s, &s->snapshots, &err) < 0)
+        return no_because(s, "snapshots", &err);
+    return view_is(s, 0, &s->active_view, "the active layer before the merge");
+}
+
+bool
+stage_after(struct stage *s)
+{
+    struct stage_bytes covered;
+    struct qmeld_error err;
+
+    if (read_view(s, s->base, &s->done_view, &err) < 0)
+        return no_because(s, "the base after the merge", &err);
+    covered = s->done_view;
+    if (covered.len > s->top_view.len)
+        covered.len = s->top_view.len;
+    return same(s, "the base after the merge", &covered, &s->top_view);
+}
+
+int
+stage_commit(const struct stage *s, struct qmeld_error *err)
+{
+    return qmeld_commit(s->files[0], &s->opts, NULL, err);
+}
+
+static bool
+is_there(const struct stage *s, size_t layer)
+{
+    return access(s->files[layer], F_OK) == 0;
+}
+
+bool
+stage_reads(struct stage *s)
+{
+    if (!is_there(s, 0)) {
+        if (s->opts.overlays != QMELD_OVERLAYS_DELETE || s->top != 0)
+            return no(s, "the active layer is gone");
+        return view_is(s, s->base, &s->done_view, "the base that the active layer was merged into");
+    }
+    return view_is(s, 0, &s->active_view, "the active layer") && (!s->qemu || qemu_reads(s));
+}
+
+static void
+note_finding(const char *sentence, void *opaque)
+{
+    char *first = opaque;
+
+    if (!*first)
+        snprintf(first, 512, "%s", sentence);
+}
+
+static bool
+check(struct stage *s, size_t layer, bool *out_dirty, uint64_t *out_leaks)
+{
+    struct qmeld_open_options how = {.format = "qcow2", .single = true};
+    struct qmeld_check_result r;
+    struct qmeld_layer_info info;
+    struct qmeld_chain *chain;
+    struct qmeld_error err;
+    char first[512] = "";
+    int rc;
+
+    *out_dirty = false;
+    *out_leaks = 0;
+    if (!is_qcow2(s, layer) || !is_there(s, layer))
+        return true;
+    if (qmeld_chain_open(s->files[layer], &how, &chain, &err) < 0)
+        return no_because(s, "open", &err);
+    rc = qmeld_chain_layer(chain, 0, &info, &err);
+    *out_dirty = info.dirty;
+    qmeld_chain_close(chain);
+    if (rc < 0 ||
+        qmeld_check(s->files[layer], "qcow2", QMELD_REPAIR_NONE, note_finding, first, &r, &err) < 0)
+        return no_because(s, "check", &err);
+    *out_leaks = r.leaks;
+    if (*out_dirty || (r.corruptions == 0 && r.check_errors == 0))
+        return *out_dirty || !s->qemu || qemu_checks(s, layer);
+    return no(s, "%s: %" PRIu64 " corruptions, first finding: %s", s->files[layer], r.corruptions,
+              first);
+}
+
+/* A dirty image: refcounts are void, but mending them must give a sound image.  On a copy. */
+static bool
+can_be_mended(struct stage *s, size_t layer)
+{
+    struct qmeld_check_result r;
+    struct qmeld_error err;
+    unsigned char *at;
+    size_t len;
+
+    at = qm_torn_load(s->files[layer], &len);
+    qm_torn_save("mended", at, len);
+    free(at);
+    if (qmeld_check("mended", "qcow2", QMELD_REPAIR_ALL, NULL, NULL, &r, &err) < 0 ||
+        qmeld_check("mended", "qcow2", QMELD_REPAIR_NONE, NULL, NULL, &r, &err) < 0)
+        return no_because(s, "check --repair of a dirty image", &err);
+    unlink("mended");
+    if (r.corruptions || r.leaks || r.check_errors)
+        return no(s, "%s: dirty, and not sound after check --repair=all", s->files[layer]);
+    return true;
+}
+
+/* Leaks of the base, those behind its end included, which a check leaves out: clusters whose
+ * refcounts reached the disk, but not the length of the file that has them. */
+static bool
+count_leaks(struct stage *s, uint64_t *out)
+{
+    const char *path = s->files[s->base];
+    struct stat st;
+    bool dirty, ok;
+
+    *out = 0;
+    if (!is_qcow2(s, s->base))
+        return true;
+    if (stat(path, &st) < 0 || truncate(path, 2 * st.st_size + BEHIND_END) < 0)
+        return no(s, "cannot make the base longer");
+    ok = check(s, s->base, &dirty, out);
+    return truncate(path, st.st_size) == 0 && ok;
+}
+
+bool
+stage_sound(struct stage *s, uint64_t *out_leaks)
+{
+    const size_t layers[] = {s->base, s->top, s->top - 1};
+    struct stage_bytes snaps;
+    struct qmeld_error err;
+    uint64_t leaks;
+    bool dirty, ok = true;
+
+    for (size_t i = 0; i < (s->top > 0 ? 3 : 2); i++) {
+        if (!check(s, layers[i], &dirty, &leaks))
+            return false;
+        if (i == 0 && !count_leaks(s, out_leaks))
+            return false;
+        if (!dirty)
+            continue;
+        if (i == 0 && !s->dirty_base)
+            return no(s, "the base has become dirty");
+        if (!can_be_mended(s, layers[i]))
+            return false;
+    }
+    if (read_snapshots(s, &snaps, &err) < 0)
+        ok = no_because(s, "snapshots of the base", &err);
+    else
+        ok = same(s, "snapshots of the base", &snaps, &s->snapshots);
+    free(snaps.at);
+    return ok;
+}
+
+/* The child names the base already: the range is no part of the chain any more. */
+static bool
+was_repointed(const struct stage *s)
+{
+    struct qmeld_chain *chain;
+    struct qmeld_error err;
+    size_t depth;
+
+    if (s->top == 0 || qmeld_chain_open(s->files[0], NULL, &chain, &err) < 0)
+        return false;
+    depth = qmeld_chain_depth(chain);
+    qmeld_chain_close(chain);
+    return depth < s->n;
+}
+
+static bool
+is_finished(struct stage *s, uint64_t leaks)
+{
+    uint64_t now;
+
+    if (!view_is(s, s->base, &s->done_view, "the base, merged again") || !stage_reads(s) ||
+        !stage_sound(s, &now))
+        return false;
+    if (now > leaks)
+        return no(s, "merged again, the base has %" PRIu64 " leaks instead of %" PRIu64, now,
+                  leaks);
+    for (size_t i = s->top; s->opts.overlays == QMELD_OVERLAYS_DELETE && i < s->base; i++)
+        if (is_there(s, i) && !was_repointed(s))
+            return no(s, "%s is still there", s->files[i]);
+    return true;
+}
+
+bool
+stage_again(struct stage *s, uint64_t leaks)
+{
+    const bool repointed = was_repointed(s);
+    struct qmeld_error err;
+
+    if (!is_there(s, 0))
+        return true;
+    if (stage_commit(s, &err) == 0)
+        return is_finished(s, leaks);
+    /* what was named is no part of the chain any more: the merge was done */
+    if (!repointed || err.code != QMELD_USAGE)
+        return no_because(s, "the same commit again", &err);
+    return is_finished(s, leaks);
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * stage.h - one merge of one small chain, and all that must hold of it at any time.
+ *
+ * Why.  The crash harness and the fault harness disturb the same merges and ask the same
+ * questions afterwards.  What the chain must read as comes from the forge, which shares no code
+ * with the merge; what the finished base must read as, from an undisturbed merge that was compared
+ * with the forge.
+ *
+ * Calls      stage_open, stage_enter; then stage_write and the questions; stage_close.
+ * Units      Layers are counted as recipes have them: 0 is the active layer.
+ * Errors     A question is answered with false, and the answer's reason is in why.
+ */
+#ifndef STAGE_H
+#define STAGE_H
+
+#include "forge.h"
+
+struct stage_bytes {
+    unsigned char *at;
+    size_t len;
+};
+
+struct stage {
+    char name[512];
+    char why[2048];
+    struct qm_forge *forge;
+    const char **files; /* one a layer */
+    size_t n;
+    size_t base;
+    size_t top;
+    bool dirty_base; /* its refcounts need not be true before the merge */
+    struct qmeld_commit_options opts;
+    struct stage_bytes active_view;
+    struct stage_bytes top_view;
+    struct stage_bytes done_view; /* of the base, after the merge */
+    struct stage_bytes snapshots; /* of the base */
+    bool qemu;                    /* qemu-img is asked, too */
+};
+
+/* The n-th "# commit ..." line of a recipe; false: it has no such line.  A recipe that cannot
+ * be used ends the program. */
+bool stage_open(struct stage *s, const char *name, const char *recipe, size_t nth);
+void stage_close(struct stage *s);
+
+/* Writes the chain into the working directory. */
+void stage_write(struct stage *s);
+
+/* Looks at the chain before the merge: the expected views. */
+bool stage_before(struct stage *s);
+
+/* Looks at it after an undisturbed merge. */
+bool stage_after(struct stage *s);
+
+int stage_commit(const struct stage *s, struct qmeld_error *err) QM_CHECK;
+
+/* Does the active layer read as before?  Gone, it must be replaced by a complete base. */
+bool stage_reads(struct stage *s);
+
+/* Are base, child and top free of corruption, and the base's snapshots untouched? */
+bool stage_sound(struct stage *s, uint64_t *out_leaks);
+
+/* Does the same commit again finish, with no more leaks than there were? */
+bool stage_again(struct stage *s, uint64_t leaks);
+
+#endif
