@@ -258,13 +258,11 @@ check_growth(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld
 {
     const struct qm_qcow2 *q = b->q;
 
-    if (b->new_size == b->old_size)
+    /* One that is in_use may have a table of any length, and stays as it is (specification,
+     * "in_use"; qemu 7.2, block/qcow2-bitmap.c, check_dir_entry).  QEMU itself refuses to grow
+     * beside it; a merge that was cut short must be able to go on. */
+    if (b->new_size == b->old_size || (m->flags & QCOW2_BITMAP_IN_USE))
         return 0;
-    if (m->flags & QCOW2_BITMAP_IN_USE)
-        return qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
-                       "bitmap \"%.100s\" was not closed cleanly, so the image cannot grow: remove "
-                       "it with `qemu-img bitmap --remove` first",
-                       m->name);
     if (qm_bitmap_entries(q, m, b->new_size) > QCOW2_MAX_BITMAP_BYTES / q->geo.cluster_size)
         return qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
                        "bitmap \"%.100s\" is too fine for a virtual size of %" PRIu64

@@ -12,8 +12,8 @@
  *            that they cannot be trusted.  Disabled ones are touched only while the image
  *            grows past what their tables can hold: for a moment in end they are in_use, too.
  * Threads    One thread.
- * Errors     0 or -1 with *err: CORRUPT, NOSPACE, IO, USAGE (an inconsistent bitmap stands
- *            in the way of growing).
+ * Errors     0 or -1 with *err: CORRUPT, NOSPACE, IO, USAGE (a bitmap stands in the way of
+ *            growing).
  */
 #ifndef QM_QCOW2_BITMAP_H
 #define QM_QCOW2_BITMAP_H
@@ -42,8 +42,9 @@ int qm_bitmap_list_read(const struct qm_qcow2 *q, struct qm_bitmap_list *out,
 void qm_bitmap_list_release(struct qm_bitmap_list *l);
 
 /* Loads the enabled, valid bitmaps and marks them in_use on disk, durable.  new_size is the
- * virtual size the image will have at the end; if that differs and a bitmap is in_use already:
- * USAGE, nothing changed.  *out is NULL if the image has no bitmaps at all. */
+ * virtual size the image will have at the end.  Bitmaps that are in_use already stay as they are,
+ * also if that differs.  USAGE, nothing changed: a bitmap cannot be that long.  *out is NULL if the
+ * image has no bitmaps at all. */
 int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
                      struct qm_bitmaps **out, struct qmeld_error *err) QM_CHECK;
 

@@ -203,13 +203,18 @@ write_image(const char *path, const struct qm_file *old, const struct qm_qcow2_c
     if (rc == 0) {
         rc = fill(file, qcow2, raw_size, raw_prealloc, err);
         if (rc < 0 && !old && qm_unlink(path, &unheard) < 0)
-            rc = -1; /* half an image stays; the first error is what matters */
+            rc = -1;       /* half an image stays; the first error is what matters */
+        if (rc < 0 && old) /* what was there is lost; no image of the chain is as it was */
+            qm_err_disk(err, QMELD_DISK_OPEN);
     }
     if (rc < 0) {
         qm_file_close(file);
         return -1;
     }
-    return qm_file_finish(file, err) < 0 ? -1 : qm_sync_dir_of(path, err);
+    if (qm_file_finish(file, err) == 0 && qm_sync_dir_of(path, err) == 0)
+        return 0;
+    qm_err_disk(err, QMELD_DISK_NEW); /* the image itself is complete and durable */
+    return -1;
 }
 
 static int
