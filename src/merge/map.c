@@ -131,33 +131,34 @@ add_rest(struct qm_map *m, uint64_t off, uint64_t end)
 }
 
 /* Asks a layer for one gap. */
-static int
-fill_gap(struct qm_map *m, size_t layer, struct gap g, struct qmeld_error *err)
+static enum swept
+fill_gap(struct qm_map *m, size_t layer, struct gap g, size_t limit, struct qmeld_error *err)
 {
     const uint64_t size = m->layers[layer].img->size;
 
-    while (g.off < g.end) {
+    while (g.off < g.end && m->spans.n + m->rest.n <= limit) {
         const struct qm_extent *e;
-        uint64_t stop;
+        uint64_t stop = g.end;
         bool ok;
 
         if (g.off >= size) { /* the end of a layer hides what is below it, as zeros */
-            if (!add_empty(m, layer, true, g.off, g.end - g.off))
-                break;
-            return 0;
+            ok = add_empty(m, layer, true, g.off, g.end - g.off);
+        } else {
+            if (ask(m, layer, g.off, &e, err) < 0)
+                return FAILED;
+            stop = qm_min(end_of(e), g.end);
+            if (e->kind == QM_ABSENT)
+                ok = add_rest(m, g.off, stop);
+            else
+                ok = add_answer(m, layer, e, g.off, stop - g.off);
         }
-        if (ask(m, layer, g.off, &e, err) < 0)
-            return -1;
-        stop = qm_min(end_of(e), g.end);
-        if (e->kind == QM_ABSENT)
-            ok = add_rest(m, g.off, stop);
-        else
-            ok = add_answer(m, layer, e, g.off, stop - g.off);
-        if (!ok)
-            break;
+        if (!ok) {
+            qm_fail_nomem(err, "the map of a chain");
+            return FAILED;
+        }
         g.off = stop;
     }
-    return g.off < g.end ? qm_fail_nomem(err, "the map of a chain") : 0;
+    return g.off < g.end ? TOO_MANY : SWEPT;
 }
 
 /* True if the layer is known to have nothing in any gap. */
@@ -179,10 +180,10 @@ fill_gaps(struct qm_map *m, size_t layer, size_t limit, struct qmeld_error *err)
         return SWEPT;
     qm_vec_clear(&m->rest);
     QM_VEC_EACH (g, &m->gaps) {
-        if (fill_gap(m, layer, *g, err) < 0)
-            return FAILED;
-        if (m->spans.n + m->rest.n > limit)
-            return TOO_MANY;
+        const enum swept r = fill_gap(m, layer, *g, limit, err);
+
+        if (r != SWEPT)
+            return r;
     }
     swap = m->gaps;
     m->gaps = m->rest;

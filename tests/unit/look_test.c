@@ -142,6 +142,24 @@ look__compressed_data_has_no_offset_and_joins(void **state)
 }
 
 static void
+look__data_joins_only_where_its_place_goes_on(void **state)
+{
+    struct qmeld_error err = {0};
+    struct text t = {.used = 0};
+    struct qmeld_chain *c;
+    size_t lines = 0;
+
+    (void)state;
+    forge("t | AAAAAAAA size=512k scatter=7\n");
+    c = opens("t", "qcow2");
+    assert_int_equal(qmeld_map(c, 0, UINT64_MAX, print_extent, &t, &err), 0);
+    for (const char *p = t.at; *p; p++)
+        lines += *p == '\n';
+    assert_true(lines > 1);
+    qmeld_chain_close(c);
+}
+
+static void
 look__raw_holes_are_present_zeros_with_an_offset(void **state)
 {
     const char block[65536] = {'x'};
@@ -391,6 +409,7 @@ main(void)
         TEST(look__past_the_end_of_a_layer_its_overlay_answers),
         TEST(look__what_nobody_has_is_the_bases_zero),
         TEST(look__compressed_data_has_no_offset_and_joins),
+        TEST(look__data_joins_only_where_its_place_goes_on),
         TEST(look__raw_holes_are_present_zeros_with_an_offset),
         TEST(look__a_raw_tail_is_padded_to_a_sector),
         TEST(look__an_unallocated_subcluster_keeps_its_offset),

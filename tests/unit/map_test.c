@@ -359,6 +359,35 @@ map__crowded_windows_are_halved(void **state)
     qm_picture_close(chain);
 }
 
+/* Memory is bounded: spans come before the whole of a crowded disk has been looked at. */
+static void
+map__spans_come_before_the_end_is_known(void **state)
+{
+    const size_t cells = 120000;
+    char *row = malloc(cells + 1);
+    struct qmeld_error err = {0};
+    struct qm_chain *chain;
+    struct qm_map_span s;
+    struct qm_map *m;
+    bool done;
+
+    (void)state;
+    assert_non_null(row);
+    memset(row, 'a', cells);
+    row[cells] = '\0';
+    chain = qm_picture_open((const char *const[]){row}, 1, 512);
+    qm_picture_break(chain, 0, cells - 10);
+    assert_int_equal(qm_map_open(chain, 0, 0, qm_guest(0), UINT64_MAX, &m, &err), 0);
+    for (size_t i = 0; i < 10000; i++) {
+        assert_int_equal(qm_map_next(m, &s, &done, &err), 0);
+        assert_false(done);
+        assert_int_equal(s.guest.g, i * 512);
+    }
+    qm_map_close(m);
+    qm_picture_close(chain);
+    free(row);
+}
+
 int
 main(void)
 {
@@ -379,6 +408,7 @@ main(void)
         cmocka_unit_test(map__random_pictures_read_as_they_should),
         cmocka_unit_test(map__windows_join_without_gaps),
         cmocka_unit_test(map__crowded_windows_are_halved),
+        cmocka_unit_test(map__spans_come_before_the_end_is_known),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
