@@ -26,8 +26,7 @@
 
 #define ADVICE "remove the bitmap with `qemu-img bitmap --remove`, or restore the image from a copy"
 
-/* ---- sizes
- * --------------------------------------------------------------------------------------- */
+/* ---- sizes ---- */
 
 uint64_t
 qm_bitmap_bits(const struct qm_bitmap *m, uint64_t size)
@@ -42,8 +41,7 @@ qm_bitmap_entries(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t 
     return qm_div_up(qm_div_up(qm_bitmap_bits(m, size), 8), q->geo.cluster_size);
 }
 
-/* ---- directory ----------------------------------------------------------------------------------
- */
+/* ---- directory ---- */
 
 static int
 bad_entry(const struct qm_qcow2 *q, uint64_t pos, const char *what, struct qmeld_error *err)
@@ -171,8 +169,7 @@ qm_bitmap_list_release(struct qm_bitmap_list *l)
     qm_vec_release(&l->list);
 }
 
-/* ---- tables
- * ------------------------------------------------------------------------------------------ */
+/* ---- tables ---- */
 
 /* Reads entries [first, first + n) of a table, checked: 0, BITMAP_ALL_ONES or a cluster. */
 static int
@@ -250,8 +247,7 @@ check_table(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_
     return 0;
 }
 
-/* ---- begin
- * --------------------------------------------------------------------------------------------- */
+/* ---- begin ---- */
 
 static int
 check_growth(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_error *err)

@@ -55,7 +55,7 @@ struct store {
     QM_VEC(struct moved) moved;
 };
 
-/* ---- step 1: bits ---------------------------------------------------------------------------- */
+/* ---- step 1: bits ---- */
 
 /* Clears bits from `end` on in a cluster whose first bit is number `first` of the bitmap. */
 static void
@@ -223,8 +223,7 @@ store_all(struct store *s, struct qmeld_error *err)
     return qm_refs_commit(s->b->refs, err);
 }
 
-/* ---- steps 2 to 8 -----------------------------------------------------------------------------
- */
+/* ---- steps 2 to 8 ---- */
 
 static int
 link_entries(struct store *s, struct qmeld_error *err)

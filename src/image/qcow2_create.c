@@ -35,7 +35,7 @@ struct plan {
     uint64_t end; /* bytes of the file */
 };
 
-/* ---- what can be had ------------------------------------------------------------------------- */
+/* ---- what can be had ---- */
 
 static bool
 power_of_two(uint64_t v)
@@ -111,8 +111,7 @@ check_widths(const char *path, const struct qm_qcow2_create *w, struct qmeld_err
     return 0;
 }
 
-/* ---- where it goes
- * ------------------------------------------------------------------------------- */
+/* ---- where it goes ---- */
 
 static int
 too_big(const char *path, const struct qm_qcow2_create *w, struct qmeld_error *err)
@@ -192,8 +191,7 @@ make_plan(const char *path, const struct qm_qcow2_create *w, struct plan *p,
     return 0;
 }
 
-/* ---- the header cluster
- * ------------------------------------------------------------------------------ */
+/* ---- the header cluster ---- */
 
 struct header_bytes {
     unsigned char *buf; /* one cluster */
@@ -287,8 +285,7 @@ qm_qcow2_create_check(const char *path, const struct qm_qcow2_create *want, stru
     return build_header(path, &p, want, buf, err);
 }
 
-/* ---- writing
- * ------------------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 static int
 write_reftable(struct qm_file *file, const struct plan *p, struct qmeld_error *err)

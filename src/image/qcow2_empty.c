@@ -70,8 +70,7 @@ zero_l1(struct qm_qcow2 *q, struct qmeld_error *err)
     return qm_sync(file, err);
 }
 
-/* ---- shrinking ---------------------------------------------------------------------------------
- */
+/* ---- shrinking ---- */
 
 static uint64_t
 l1_clusters(const struct qm_qcow2 *q)
@@ -149,8 +148,7 @@ shrink(struct qm_qcow2 *q, struct qmeld_error *err)
     return qm_header_store(q, err);
 }
 
-/* ---- giving up ----------------------------------------------------------------------------------
- */
+/* ---- giving up ---- */
 
 /* Takes one reference from all that an L2 table leads to.  word: room for one table. */
 static int

@@ -38,7 +38,7 @@
 
 #define SECTOR ((uint64_t)512)
 
-/* ---- the fixed fields ------------------------------------------------------------------- */
+/* ---- the fixed fields ---- */
 
 int
 qm_header_store(struct qm_qcow2 *q, struct qmeld_error *err)
@@ -72,7 +72,7 @@ qm_header_before_write(struct qm_qcow2 *q, struct qmeld_error *err)
     return qm_header_store(q, err);
 }
 
-/* ---- a change of the header cluster, worked out in memory ----------------------------------- */
+/* ---- a change of the header cluster, worked out in memory ---- */
 
 /* One write; with `sync`, everything up to and with it must be durable before the next. */
 struct patch {
@@ -178,8 +178,7 @@ add_patch(struct edit *e, uint64_t off, const void *bytes, uint64_t len, bool sy
     return 0;
 }
 
-/* ---- layouts ----------------------------------------------------------------------------------
- */
+/* ---- layouts ---- */
 
 /* Appends one extension to e->want at *at; false: no room. */
 static bool

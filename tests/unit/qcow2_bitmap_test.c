@@ -51,8 +51,7 @@ remove_dir(void **state)
             fail_msg("%s", err_.what);                                                             \
     } while (0)
 
-/* ---- images with bitmaps
- * --------------------------------------------------------------------------- */
+/* ---- images with bitmaps ---- */
 
 #define MAX_BITS  65536
 #define N_BITMAPS 5
@@ -207,8 +206,7 @@ make(const struct world *w)
     return q;
 }
 
-/* ---- what they hold
- * ------------------------------------------------------------------------------------ */
+/* ---- what they hold ---- */
 
 static bool
 stored_bit(struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t bit)
@@ -354,8 +352,7 @@ qcow2_bitmap__all_bitmaps_follow_the_size_whatever_happens(void **state)
     }
 }
 
-/* ---- single facts
- * --------------------------------------------------------------------------------------- */
+/* ---- single facts ---- */
 
 /* One enabled bitmap of 512-byte granularity over 1 MiB, a disabled one beside it. */
 static void

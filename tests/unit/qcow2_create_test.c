@@ -282,8 +282,7 @@ qcow2_create__a_crash_leaves_none_or_a_whole_image(void **state)
     assert_in_range(whole, 1, 4);
 }
 
-/* ---- the public call
- * -------------------------------------------------------------------------------- */
+/* ---- the public call ---- */
 
 static void
 qcow2_create__the_backing_file_gives_the_size(void **state)

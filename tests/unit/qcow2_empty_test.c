@@ -215,8 +215,7 @@ make(const struct shape *s)
     return q;
 }
 
-/* ---- what may be seen
- * ---------------------------------------------------------------------------- */
+/* ---- what may be seen ---- */
 
 struct seen {
     const struct shape *s;

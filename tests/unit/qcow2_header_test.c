@@ -46,8 +46,7 @@ remove_dir(void **state)
             fail_msg("%s", err_.what);                                                             \
     } while (0)
 
-/* ---- headers
- * ------------------------------------------------------------------------------------- */
+/* ---- headers ---- */
 
 static void
 make_image(unsigned version, uint64_t cluster_size, const char *name, const char *format)
@@ -195,8 +194,7 @@ realise(const struct sketch *s)
     return true;
 }
 
-/* ---- the states ---------------------------------------------------------------------------------
- */
+/* ---- the states ---- */
 
 struct expect {
     const struct sketch *s;
@@ -310,8 +308,7 @@ qcow2_header__any_state_names_old_or_new(void **state)
     assert_true(refused > 10);
 }
 
-/* ---- headers one meets
- * ------------------------------------------------------------------------------- */
+/* ---- headers one meets ---- */
 
 /* The extensions that make_image writes are foreign to check_exts: note them. */
 static struct sketch
@@ -454,8 +451,7 @@ qcow2_header__a_usual_change_takes_two_syncs_at_most(void **state)
     qm_image_close(&q->img);
 }
 
-/* ---- fixed fields
- * -------------------------------------------------------------------------------------- */
+/* ---- fixed fields ---- */
 
 static void
 qcow2_header__store_keeps_foreign_bytes(void **state)
