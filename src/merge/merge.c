@@ -32,6 +32,7 @@ struct merge {
     size_t top;
     uint64_t base_size;
     uint64_t new_size;
+    uint64_t hidden_end; /* as in plan.h */
     struct qm_settle_config settle_config;
     struct qm_settle *settle;
     struct qm_seal *seal;
@@ -114,19 +115,43 @@ lock_layers(const struct merge *m, struct qmeld_error *err)
     return 0;
 }
 
+/* Guest bytes of the base that the child will see when it reads the base itself: up to its own
+ * end, or that of an internal snapshot taken before it was shrunk, to which it can be reverted. */
+static int
+find_hidden_end(struct merge *m, struct qmeld_error *err)
+{
+    const size_t child = m->top + 1;
+    const struct qm_qcow2 *q;
+    struct qm_snapshots snapshots;
+    int rc;
+
+    if (child >= m->chain->n)
+        return 0;
+    m->hidden_end = m->chain->layers[child].img->size;
+    q = qm_qcow2_of(m->chain->layers[child].img);
+    if (q) {
+        rc = qm_qcow2_read_snapshots(q, &snapshots, err);
+        QM_VEC_EACH (s, &snapshots.list)
+            m->hidden_end = qm_max(m->hidden_end, s->disk_size);
+        qm_snapshots_release(&snapshots);
+        if (rc < 0)
+            return -1;
+    }
+    m->hidden_end = qm_min(m->hidden_end, m->base_size);
+    return 0;
+}
+
 /* ---- the two walks over the plan ---- */
 
 static int
 open_plan(const struct merge *m, struct qm_plan **out, struct qmeld_error *err)
 {
-    const bool child = m->top + 1 < m->chain->n;
-    const struct qm_plan_config config = {
-        .chain = m->chain,
-        .base = m->base,
-        .top = m->top,
-        .base_size = m->base_size,
-        .new_size = m->new_size,
-        .hidden_end = child ? qm_min(m->base_size, m->chain->layers[m->top + 1].img->size) : 0};
+    const struct qm_plan_config config = {.chain = m->chain,
+                                          .base = m->base,
+                                          .top = m->top,
+                                          .base_size = m->base_size,
+                                          .new_size = m->new_size,
+                                          .hidden_end = m->hidden_end};
 
     return qm_plan_open(&config, out, err);
 }
@@ -324,7 +349,8 @@ prepare(struct merge *m, struct qmeld_error *err)
         m->report->nothing_to_do = true;
         return 0;
     }
-    if (lock_layers(m, err) < 0 || qm_settle_check(&m->settle_config, &m->settle, err) < 0)
+    if (lock_layers(m, err) < 0 || find_hidden_end(m, err) < 0 ||
+        qm_settle_check(&m->settle_config, &m->settle, err) < 0)
         return -1;
     return count(m, err);
 }

@@ -23,9 +23,9 @@ struct qm_plan_config {
     size_t top;
     uint64_t base_size;  /* virtual size of the target before; beyond it its content is stale */
     uint64_t new_size;   /* and after */
-    uint64_t hidden_end; /* the top ends before its child and hides the target's bytes up to here:
-                          * they must read as zeros when the child reads the target itself.  0: no
-                          * such bytes */
+    uint64_t hidden_end; /* the top ends before its child, or before one of the child's internal
+                          * snapshots, and hides the target's bytes up to here: they must read
+                          * as zeros when the child reads the target itself.  0: no such bytes */
 };
 
 struct qm_plan;
