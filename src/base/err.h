@@ -10,7 +10,7 @@
  *            return qm_fail_sys(err, qm_in(file), "cannot open");   (reads errno)
  * Ownership  err is the caller's stack value, never NULL.  Nothing here allocates.
  * Errors     Fallible calls return 0 or -1 and are marked QM_CHECK.  err->disk starts as
- *            QMELD_DISK_OLD; only the merge stage raises it (qm_err_disk).
+ *            QMELD_DISK_OLD; whoever writes raises it (qm_err_disk).
  * Style      A sentence is "what is wrong: what to do", lower case, no final stop, and
  *            does not repeat the file name: the command line puts that in front.
  */

@@ -329,6 +329,7 @@ set_in_use(struct qm_bitmaps *b, struct qmeld_error *err)
 {
     if (b->tracked.n == 0)
         return 0;
+    qm_err_disk(err, QMELD_DISK_OPEN); /* the first write that a failed merge leaves behind */
     b->in_use = true;
     QM_VEC_EACH (t, &b->tracked) {
         struct qm_bitmap *m = &b->list.list.at[t->idx];

@@ -305,6 +305,8 @@ qm_qcow2_make_safe_to_write(struct qm_qcow2 *q, struct qmeld_error *err)
     struct repair r = {.q = q, .what = QMELD_REPAIR_ALL};
     const int result = make_safe(&r, err);
 
+    if (r.wrote) /* whatever fails from here on leaves a repaired image */
+        qm_err_disk(err, QMELD_DISK_OPEN);
     qm_census_release(&r.c);
     return result;
 }

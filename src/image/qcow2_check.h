@@ -23,7 +23,8 @@ int qm_qcow2_check(struct qm_qcow2 *q, enum qmeld_repair repair, qmeld_finding_f
 
 /* Before a merge writes into q: a dirty image (version 3, lazy refcounts after a crash) gets its
  * refcounts rebuilt and the dirty bit cleared, durable; an image with corruptions is
- * refused (CORRUPT, with the command that mends it).  Leaks are fine.  q is reloaded. */
+ * refused (CORRUPT, with the command that mends it).  Leaks are fine.  q is reloaded.  If anything
+ * was written, err->disk is OPEN from then on, after a success, too. */
 int qm_qcow2_make_safe_to_write(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
 #endif

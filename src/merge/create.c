@@ -202,9 +202,9 @@ write_image(const char *path, const struct qm_file *old, const struct qm_qcow2_c
         rc = old ? 0 : qm_lock_take(file, QM_LOCK_WRITER, err);
     if (rc == 0) {
         rc = fill(file, qcow2, raw_size, raw_prealloc, err);
-        if (rc < 0 && !old && qm_unlink(path, &unheard) < 0)
-            rc = -1;       /* half an image stays; the first error is what matters */
-        if (rc < 0 && old) /* what was there is lost; no image of the chain is as it was */
+        /* What was there before is lost; what was not there is removed again.  If that fails,
+         * half an image stays; the first error is what matters. */
+        if (rc < 0 && (old || qm_unlink(path, &unheard) < 0))
             qm_err_disk(err, QMELD_DISK_OPEN);
     }
     if (rc < 0) {
