@@ -169,6 +169,41 @@ qm_bitmap_list_release(struct qm_bitmap_list *l)
     qm_vec_release(&l->list);
 }
 
+/* ---- names ---- */
+
+int
+qm_bitmaps_valid_names(const struct qm_qcow2 *q, struct qm_bitmap_names *out,
+                       struct qmeld_error *err)
+{
+    struct qm_bitmap_list all;
+    int rc = 0;
+
+    memset(out, 0, sizeof *out);
+    if (qm_bitmap_list_read(q, &all, err) < 0)
+        return -1;
+    QM_VEC_EACH (m, &all.list) {
+        if (m->flags & QCOW2_BITMAP_IN_USE)
+            continue;
+        if (!qm_vec_push(&out->list, &m->name)) {
+            rc = qm_fail_nomem(err, "the names of bitmaps");
+            break;
+        }
+        m->name = NULL; /* it went to the caller */
+    }
+    qm_bitmap_list_release(&all);
+    if (rc < 0)
+        qm_bitmap_names_release(out);
+    return rc;
+}
+
+void
+qm_bitmap_names_release(struct qm_bitmap_names *names)
+{
+    QM_VEC_EACH (name, &names->list)
+        free(*name);
+    qm_vec_release(&names->list);
+}
+
 /* ---- tables ---- */
 
 /* Reads entries [first, first + n) of a table, checked: 0, BITMAP_ALL_ONES or a cluster. */
@@ -287,12 +322,49 @@ track(struct qm_bitmaps *b, size_t idx, uint64_t *pointer_bytes, struct qmeld_er
     return 0;
 }
 
-static int
-load(struct qm_bitmaps *b, struct qmeld_error *err)
+/* The lengths a table can have after a run to new_size that was cut short.  Once the header has the
+ * new size, so has the table. */
+static bool
+fits_a_size(const struct qm_bitmaps *b, const struct qm_bitmap *m)
 {
+    return m->table_entries == qm_bitmap_entries(b->q, m, b->old_size) ||
+           m->table_entries == qm_bitmap_entries(b->q, m, b->new_size);
+}
+
+/* Takes bitmaps that an earlier run left in_use as the valid ones they were before it. */
+static int
+resume(struct qm_bitmaps *b, const struct qm_bitmap_names *trusted, struct qmeld_error *err)
+{
+    QM_FREE char **names = NULL;
+    const size_t n = trusted ? trusted->list.n : 0;
+
+    b->resumed = calloc(b->list.list.n + 1, sizeof *b->resumed);
+    names = calloc(n + 1, sizeof *names);
+    if (!b->resumed || !names)
+        return qm_fail_nomem(err, "bitmaps");
+    if (n == 0)
+        return 0;
+    memcpy(names, trusted->list.at, n * sizeof *names);
+    qsort(names, n, sizeof *names, by_name);
+    for (size_t i = 0; i < b->list.list.n; i++) {
+        struct qm_bitmap *m = &b->list.list.at[i];
+
+        if (!(m->flags & QCOW2_BITMAP_IN_USE) || !fits_a_size(b, m) ||
+            !bsearch(&m->name, names, n, sizeof *names, by_name))
+            continue;
+        m->flags &= ~QCOW2_BITMAP_IN_USE;
+        b->resumed[i] = b->resumes = true;
+    }
+    return 0;
+}
+
+static int
+load(struct qm_bitmaps *b, const struct qm_bitmap_names *trusted, struct qmeld_error *err)
+{
+    const bool grows = b->new_size != b->old_size;
     uint64_t pointer_bytes = 0;
 
-    if (qm_bitmap_list_read(b->q, &b->list, err) < 0 ||
+    if (qm_bitmap_list_read(b->q, &b->list, err) < 0 || resume(b, trusted, err) < 0 ||
         check_alone(b, b->q->hdr.bitmap_dir_off, b->q->hdr.bitmap_dir_len, err) < 0)
         return -1;
     for (size_t i = 0; i < b->list.list.n; i++) {
@@ -302,7 +374,7 @@ load(struct qm_bitmaps *b, struct qmeld_error *err)
 
         if (check_growth(b, m, err) < 0)
             return -1;
-        if (valid && (enabled || b->new_size != b->old_size) && check_table(b, m, err) < 0)
+        if (valid && (enabled || grows || b->resumed[i]) && check_table(b, m, err) < 0)
             return -1;
         if (valid && enabled && track(b, i, &pointer_bytes, err) < 0)
             return -1;
@@ -343,7 +415,8 @@ set_in_use(struct qm_bitmaps *b, struct qmeld_error *err)
 
 int
 qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
-                 struct qm_bitmaps **out, struct qmeld_error *err)
+                 const struct qm_bitmap_names *trusted, struct qm_bitmaps **out,
+                 struct qmeld_error *err)
 {
     struct qm_bitmaps *b;
 
@@ -358,7 +431,7 @@ qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
     b->old_size = q->hdr.size;
     b->new_size = qm_max(new_size, b->old_size);
     b->piece_bytes = qm_min(MAX_PIECE_BYTES, q->geo.cluster_size);
-    if (load(b, err) < 0 || set_in_use(b, err) < 0) {
+    if (load(b, trusted, err) < 0 || set_in_use(b, err) < 0) {
         qm_bitmaps_free(b);
         return -1;
     }
@@ -366,13 +439,13 @@ qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
     return 0;
 }
 
-/* Nothing was written to the image: what begin did is undone, as far as the disk lets us. */
+/* If nothing was written to the image, what begin did is undone, as far as the disk lets us. */
 void
 qm_bitmaps_abandon(struct qm_bitmaps *b)
 {
     struct qmeld_error unheard = {0};
 
-    if (!b || !b->in_use || b->marked)
+    if (!b || !b->in_use || b->marked || b->resumes)
         qm_bitmaps_free(b);
     else if (qm_bitmaps_stop(b, &unheard) < 0)
         return; /* in_use stays: a backup then takes everything */
@@ -391,6 +464,7 @@ qm_bitmaps_free(struct qm_bitmaps *b)
     }
     qm_vec_release(&b->tracked);
     qm_bitmap_list_release(&b->list);
+    free(b->resumed);
     free(b);
 }
 

@@ -11,6 +11,11 @@
  * Crash      Between begin and end the enabled bitmaps are marked in_use on disk: readers know
  *            that they cannot be trusted.  Disabled ones are touched only while the image
  *            grows past what their tables can hold: for a moment in end they are in_use, too.
+ * Resume     A run that was cut short anywhere is made good by begin, every mark of the work from
+ *            its start, and end; that run may be cut short in turn.  Whoever resumes must
+ *            know which bitmaps were valid when the work began (qm_bitmaps_valid_names, kept
+ *            durable before begin), and that nobody else has written to the image since: an
+ *            in_use bitmap does not tell whose it is.
  * Threads    One thread.
  * Errors     0 or -1 with *err: CORRUPT, NOSPACE, IO, USAGE (a bitmap stands in the way of
  *            growing).
@@ -21,6 +26,10 @@
 #include "qcow2_refs.h"
 
 struct qm_bitmaps;
+
+struct qm_bitmap_names {
+    QM_VEC(char *) list; /* each its own, malloc'd */
+};
 
 /* Host form of one directory entry. */
 struct qm_bitmap {
@@ -41,12 +50,21 @@ int qm_bitmap_list_read(const struct qm_qcow2 *q, struct qm_bitmap_list *out,
                         struct qmeld_error *err) QM_CHECK;
 void qm_bitmap_list_release(struct qm_bitmap_list *l);
 
+/* The bitmaps that are not in_use, enabled or disabled, in the order of the directory; none if
+ * the image has no bitmaps.  On failure *out is empty. */
+int qm_bitmaps_valid_names(const struct qm_qcow2 *q, struct qm_bitmap_names *out,
+                           struct qmeld_error *err) QM_CHECK;
+void qm_bitmap_names_release(struct qm_bitmap_names *names);
+
 /* Loads the enabled, valid bitmaps and marks them in_use on disk, durable.  new_size is the
  * virtual size the image will have at the end.  Bitmaps that are in_use already stay as they are,
- * also if that differs.  USAGE, nothing changed: a bitmap cannot be that long.  *out is NULL if the
- * image has no bitmaps at all. */
+ * also if that differs - but for those named in `trusted` (NULL: none), which count as valid:
+ * an earlier run with the same new_size was cut short, and its end left them so.  One whose table
+ * no such run can have left stays in_use.  USAGE, nothing changed: a bitmap cannot be that long.
+ * *out is NULL if the image has no bitmaps at all. */
 int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
-                     struct qm_bitmaps **out, struct qmeld_error *err) QM_CHECK;
+                     const struct qm_bitmap_names *trusted, struct qm_bitmaps **out,
+                     struct qmeld_error *err) QM_CHECK;
 
 /* bitmaps may be NULL, here and below. */
 int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld_error *err)
@@ -59,11 +77,13 @@ int qm_bitmaps_end(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
 
 /* The work stops here, at the old size: bitmaps are stored with the marks they have, which name at
  * least what was written, and are valid.  Frees b in every case.  For a merge that ends early
- * with nothing written behind the old end that anybody could read. */
+ * with nothing written behind the old end that anybody could read.  If a trusted bitmap was in_use,
+ * the earlier run may have written what this one has not marked: all stay in_use, nothing is
+ * stored. */
 int qm_bitmaps_stop(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
 
-/* Frees; bitmaps stay in_use on disk if anything was marked, otherwise they are valid again if
- * that can be written. */
+/* Frees; bitmaps stay in_use on disk if anything was marked or a trusted one was in_use, otherwise
+ * they are valid again if that can be written. */
 void qm_bitmaps_abandon(struct qm_bitmaps *b);
 
 #endif

@@ -29,7 +29,9 @@ struct qm_bitmaps {
     uint64_t marks_bytes; /* what the pieces take */
     bool in_use;          /* the enabled ones are marked so on disk */
     bool marked;
+    bool resumes; /* some bitmap is resumed */
     struct qm_bitmap_list list;
+    bool *resumed; /* beside the list: in_use on disk, but trusted; its flags here say valid */
     QM_VEC(struct tracked) tracked; /* in the order of the list */
 };
 

@@ -22,6 +22,14 @@
  *   8 old tables are freed
  * Without growth only 1, 2 and 7 do anything.  A crash before 2 leaves clusters that nothing
  * points at, between 3 and 7 bitmaps that a backup tool sees as inconsistent, never wrong bits.
+ *
+ * A resumed run (qcow2_bitmap.h) finds one of these, each bitmap for itself:
+ *   before 5   the old or the new table, with the old length: both hold at least the old bits,
+ *              and nothing more up to the old end than marks.  Bits behind that end are cleared
+ *              in memory and marked anew; a new table is made once more
+ *   5 to 6     the new table with the new length, its bits as before: changed in place
+ *   after 6    the size is new: nothing to grow, all bits are there, in_use is to be taken off
+ * What the interrupted run allocated and no table names is leaked.
  */
 #include "qcow2_bitmap_int.h"
 
@@ -295,19 +303,27 @@ store_size(struct store *s, struct qmeld_error *err)
 static int
 clear_in_use(struct store *s, struct qmeld_error *err)
 {
-    QM_VEC_EACH (t, &s->b->tracked) {
-        const struct qm_bitmap *m = &s->b->list.list.at[t->idx];
+    const struct qm_bitmaps *b = s->b;
 
-        if (qm_bitmap_write_flags(s->b, m, m->flags & ~QCOW2_BITMAP_IN_USE, err) < 0)
+    QM_VEC_EACH (t, &b->tracked) {
+        const struct qm_bitmap *m = &b->list.list.at[t->idx];
+
+        if (qm_bitmap_write_flags(b, m, m->flags & ~QCOW2_BITMAP_IN_USE, err) < 0)
             return -1;
     }
     QM_VEC_EACH (v, &s->moved) {
-        const struct qm_bitmap *m = &s->b->list.list.at[v->idx];
+        const struct qm_bitmap *m = &b->list.list.at[v->idx];
 
-        if (v->was_valid && qm_bitmap_write_flags(s->b, m, m->flags, err) < 0)
+        if (v->was_valid && qm_bitmap_write_flags(b, m, m->flags, err) < 0)
             return -1;
     }
-    return s->b->tracked.n || s->moved.n ? qm_sync(s->b->q->img.file, err) : 0;
+    for (size_t i = 0; i < b->list.list.n; i++) { /* disabled ones that need not move any more */
+        const struct qm_bitmap *m = &b->list.list.at[i];
+
+        if (b->resumed[i] && qm_bitmap_write_flags(b, m, m->flags & ~QCOW2_BITMAP_IN_USE, err) < 0)
+            return -1;
+    }
+    return b->tracked.n || s->moved.n || b->resumes ? qm_sync(b->q->img.file, err) : 0;
 }
 
 static int
@@ -350,6 +366,10 @@ qm_bitmaps_stop(struct qm_bitmaps *b, struct qmeld_error *err)
 {
     if (!b)
         return 0;
+    if (b->resumes) {
+        qm_bitmaps_free(b);
+        return 0;
+    }
     b->new_size = b->old_size;
     QM_VEC_EACH (t, &b->tracked)
         t->n_bits = qm_bitmap_bits(&b->list.list.at[t->idx], b->old_size);

@@ -39,7 +39,7 @@ begin_qcow2(struct qm_seal *s, uint64_t below_size, struct qmeld_error *err)
     if (refuse_growth(s, err) < 0 || qm_qcow2_make_safe_to_write(s->q, err) < 0 ||
         qm_refs_open(s->q, &s->refs, err) < 0)
         return -1;
-    if (qm_bitmaps_begin(s->q, s->refs, s->new_size, &s->bitmaps, err) < 0)
+    if (qm_bitmaps_begin(s->q, s->refs, s->new_size, NULL, &s->bitmaps, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN); /* what fails from here on leaves a changed header */
     if (qm_header_before_write(s->q, err) < 0)

@@ -303,7 +303,7 @@ round_trip(struct world *w)
     struct qm_torn *t;
 
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
     for (uint64_t k = any(6); k > 0; k--) {
         const uint64_t from = any(w->new_size);
 
@@ -392,7 +392,7 @@ qcow2_bitmap__enabled_ones_are_in_use_between_begin_and_end(void **state)
     plain(w, 1 << 20);
     q = make(w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
     assert_int_equal(flags_of(q, 0), QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
     assert_int_equal(flags_of(q, 1), 0);
     mark(b, w, 0, 1);
@@ -414,7 +414,7 @@ qcow2_bitmap__giving_up_before_the_first_mark_changes_nothing(void **state)
     plain(w, 5 << 20);
     q = make(w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
     qm_bitmaps_abandon(b);
     assert_int_equal(q->hdr.size, w->old_size);
     assert_int_equal(flags_of(q, 0), QCOW2_BITMAP_AUTO);
@@ -435,7 +435,7 @@ qcow2_bitmap__stopping_keeps_marks_and_size(void **state)
     plain(w, 5 << 20);
     q = make(w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
     mark(b, w, 100000, 900000);
     mark(b, w, 1000000, 3 << 20);
     OK(qm_bitmaps_stop(b, err));
@@ -459,7 +459,7 @@ qcow2_bitmap__no_bit_is_set_behind_the_end(void **state)
     plain(w, 1 << 20);
     q = make(w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
     mark(b, w, 0, UINT32_MAX);
     OK(qm_bitmaps_end(b, err));
     check_bits(q, w);
@@ -485,7 +485,7 @@ qcow2_bitmap__an_inconsistent_one_stays_while_the_image_grows(void **state)
     w->m[1].flags = QCOW2_BITMAP_IN_USE;
     q = make(w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, 2 << 20, &b, err));
+    OK(qm_bitmaps_begin(q, refs, 2 << 20, NULL, &b, err));
     OK(qm_bitmaps_end(b, err));
     assert_int_equal(flags_of(q, 1), QCOW2_BITMAP_IN_USE);
     assert_int_equal(q->hdr.size, 2 << 20);
@@ -507,7 +507,7 @@ qcow2_bitmap__an_image_without_them_costs_nothing(void **state)
     OK(qm_qcow2_create(file, &want, err));
     OK(qm_file_finish(file, err));
     q = open_at(path);
-    OK(qm_bitmaps_begin(q, NULL, 2 << 20, &b, err));
+    OK(qm_bitmaps_begin(q, NULL, 2 << 20, NULL, &b, err));
     assert_null(b);
     OK(qm_bitmaps_mark(b, qm_guest(0), 512, err));
     OK(qm_bitmaps_end(b, err));
@@ -580,7 +580,7 @@ qcow2_bitmap__a_shared_cluster_is_never_written_in_place(void **state)
     qm_image_close(&q->img);
     q = open_at(path);
     OK(qm_refs_open(q, &refs, err));
-    assert_int_equal(qm_bitmaps_begin(q, refs, 1 << 20, &b, &bad), -1);
+    assert_int_equal(qm_bitmaps_begin(q, refs, 1 << 20, NULL, &b, &bad), -1);
     assert_int_equal(bad.code, QMELD_CORRUPT);
     assert_int_equal(flags_of(q, 0), QCOW2_BITMAP_AUTO);
     qm_refs_close(refs);
