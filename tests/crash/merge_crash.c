@@ -6,7 +6,7 @@
  * a power cut could have left.  For each such state: the active layer reads as before; base, child
  * and top hold no corruption (leaks may be); the base's internal snapshots are as they were; and
  * the same commit again finishes the work.  Some states are shown to qemu-img as well, as reader
- * and check of qmeld share code with its merge.
+ * and check of qmeld share code with its merge; from some, the second commit is cut short, too.
  *
  *     merge_crash [--full] [--seed N] [--states N] [--random N] [--only TEXT] [--keep DIR]
  */
@@ -22,18 +22,21 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define QEMU_ONE_IN 50
-#define MAX_FAILED  3 /* of one merge */
+#define QEMU_ONE_IN  50
+#define MAX_FAILED   3 /* of one merge */
+#define TWICE_ONE_IN 20
+#define TWICE_STATES 12
 
 struct harness {
     uint64_t seed;
-    size_t states; /* of each merge, about */
+    size_t states; /* of each merge, about; 0: all */
+    size_t random_sets;
     size_t n_random;
     const char *only;
     const char *keep;
     bool qemu;
     struct stage *stage;
-    size_t n_states, n_qemu, n_merges, n_refused, n_failed, failed_before;
+    size_t n_states, n_twice, n_qemu, n_merges, n_refused, n_failed, failed_before;
 };
 
 /* ---- one state --------------------------------------------------------------------------------
@@ -69,6 +72,56 @@ keep_state(struct harness *h, const struct qm_torn_state *state)
 }
 
 static void
+complain(struct harness *h, const struct qm_torn_state *state, const char *when)
+{
+    printf("FAIL %s: %sstate %zu, after %zu syncs, %s: %s\n", h->stage->name, when, state->number,
+           state->interval, state->choice, h->stage->why);
+    keep_state(h, state);
+    h->n_failed++;
+}
+
+/* A state that the second, interrupted commit leaves. */
+static void
+try_second_state(const struct qm_torn_state *state, void *opaque)
+{
+    struct harness *h = opaque;
+    struct stage *s = h->stage;
+    uint64_t leaks = 0;
+
+    if (h->n_failed >= h->failed_before + MAX_FAILED)
+        return;
+    put_files(state, ".");
+    s->qemu = false;
+    h->n_twice++;
+    if (!stage_reads(s) || !stage_sound(s, &leaks) || !stage_again(s, leaks))
+        complain(h, state, "second time, ");
+}
+
+static void
+cut_short_again(struct harness *h, const struct qm_torn_state *state)
+{
+    const struct qm_torn_how how = {.seed = h->seed + state->number, .max = TWICE_STATES};
+    QM_FREE const char **there = calloc(state->n_files, sizeof *there);
+    struct qmeld_error err;
+    struct qm_torn *t;
+    size_t n = 0;
+    int rc;
+
+    if (!there)
+        abort();
+    put_files(state, ".");
+    for (size_t i = 0; i < state->n_files; i++)
+        if (!state->files[i].gone)
+            there[n++] = state->files[i].path;
+    t = qm_torn_start_many(there, n);
+    rc = stage_commit(h->stage, &err); /* whether it may fail is asked by stage_again */
+    qm_torn_stop(t);
+    if (rc == 0)
+        qm_torn_replay_files(t, &how, try_second_state, h);
+    qm_torn_free(t);
+}
+
+static void
 try_state(const struct qm_torn_state *state, void *opaque)
 {
     struct harness *h = opaque;
@@ -81,12 +134,10 @@ try_state(const struct qm_torn_state *state, void *opaque)
     s->qemu = h->qemu && h->n_states % QEMU_ONE_IN == 0;
     h->n_states++;
     h->n_qemu += s->qemu;
-    if (stage_reads(s) && stage_sound(s, &leaks) && stage_again(s, leaks))
-        return;
-    printf("FAIL %s: state %zu, after %zu syncs, %s: %s\n", s->name, state->number, state->interval,
-           state->choice, s->why);
-    keep_state(h, state);
-    h->n_failed++;
+    if (!stage_reads(s) || !stage_sound(s, &leaks) || !stage_again(s, leaks))
+        complain(h, state, "");
+    else if (h->n_states % TWICE_ONE_IN == 0)
+        cut_short_again(h, state);
 }
 
 /* ---- one merge --------------------------------------------------------------------------------
@@ -117,7 +168,7 @@ record(struct harness *h, struct qm_torn **out)
 static void
 run_stage(struct harness *h, struct stage *s, bool may_refuse)
 {
-    const struct qm_torn_how how = {.seed = h->seed, .max = h->states};
+    const struct qm_torn_how how = {.seed = h->seed, .max = h->states, .random = h->random_sets};
     struct qm_torn *t = NULL;
     size_t n = 0;
 
@@ -186,11 +237,31 @@ run_recipes(struct harness *h)
     free(names);
 }
 
+/* Some merges go into a middle layer, or leave layers above: the last lines of a recipe are the
+ * lowest layers, and layers are named a, b, c, ... from the base. */
+static void
+print_commit(FILE *f, const char *recipe, uint64_t seed)
+{
+    static const char *const overlays[] = {"keep", "empty", "delete"};
+    unsigned layers = 0;
+
+    for (const char *line = recipe; line; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        layers += line[0] >= 'a' && line[0] <= 'z' && line[1] == ' ' && line[2] == '|';
+    }
+    fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe", overlays[seed % 3]);
+    if (layers >= 3 && seed % 2) {
+        const unsigned base = (unsigned)(seed / 2 % (layers - 2));
+
+        fprintf(f, " base=%c top=%c", 'a' + (int)base,
+                'a' + (int)(base + 1 + seed / 4 % (layers - 2 - base)));
+    }
+    fputc('\n', f);
+}
+
 static void
 run_random(struct harness *h)
 {
-    static const char *const overlays[] = {"keep", "empty", "delete"};
-
     for (uint64_t i = 0; i < h->n_random; i++) {
         const uint64_t seed = h->seed + i;
         char *text, name[32];
@@ -200,7 +271,9 @@ run_random(struct harness *h)
         if (!f)
             abort();
         qm_forge_random(seed, f);
-        fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe\n", overlays[seed % 3]);
+        if (fflush(f) != 0)
+            abort();
+        print_commit(f, text, seed);
         if (fclose(f) != 0)
             abort();
         snprintf(name, sizeof name, "random-%" PRIu64, seed);
@@ -229,7 +302,8 @@ parse(struct harness *h, int argc, char **argv)
         const char *value = argv[i + 1];
 
         if (!strcmp(argv[i], "--full")) {
-            h->states = 1000;
+            h->states = 2000;
+            h->random_sets = 80;
             h->n_random = 40;
             continue;
         }
@@ -270,7 +344,9 @@ main(int argc, char **argv)
     run_recipes(&h);
     run_random(&h);
     qm_scratch_leave(NULL);
-    printf("%zu states of %zu merges, %zu seen by qemu-img, %zu refused, %zu failed\n", h.n_states,
-           h.n_merges, h.n_qemu, h.n_refused, h.n_failed);
+    printf(
+        "%zu states of %zu merges, %zu of merges cut short twice, %zu seen by qemu-img, %zu merges "
+        "refused, %zu states failed\n",
+        h.n_states, h.n_merges, h.n_twice, h.n_qemu, h.n_refused, h.n_failed);
     return h.n_failed ? 1 : 0;
 }

@@ -6,7 +6,7 @@
 
 #include "forge_recipe.h"
 #include "merge.h"
-#include "qcow2.h"
+#include "qcow2_bitmap_int.h"
 #include "torn.h"
 
 #include <errno.h>
@@ -149,6 +149,7 @@ stage_close(struct stage *s)
     free(s->top_view.at);
     free(s->done_view.at);
     free(s->snapshots.at);
+    free(s->base_view.at);
 }
 
 void
@@ -335,6 +336,92 @@ qemu_checks(struct stage *s, size_t layer)
            no(s, "qemu-img check %s: exit %d: see qemu.out", s->files[layer], rc);
 }
 
+/* ---- bitmaps --------------------------------------------------------------------------------- */
+
+static bool
+byte_differs(const struct stage_bytes *a, const struct stage_bytes *b, size_t i)
+{
+    return (i < a->len ? a->at[i] : 0) != (i < b->len ? b->at[i] : 0);
+}
+
+/* The stored bits of m, a byte each. */
+static int
+read_bits(struct qm_qcow2 *q, const struct qm_bitmap *m, struct stage_bytes *out,
+          struct qmeld_error *err)
+{
+    const uint64_t cs = q->geo.cluster_size;
+    QM_FREE unsigned char *bits = malloc(cs);
+    QM_FREE uint64_t *table = calloc(m->table_entries, sizeof *table);
+
+    out->len = (size_t)qm_bitmap_bits(m, q->hdr.size);
+    out->at = calloc(out->len + 1, 1);
+    if (!table || !bits || !out->at)
+        abort();
+    if (qm_bitmap_read_table(q, m, table, err) < 0)
+        return -1;
+    for (size_t i = 0; i < out->len; i++) {
+        const uint64_t entry = table[i / (cs * 8)];
+
+        if (i % (cs * 8) == 0 && entry > BITMAP_ALL_ONES &&
+            qm_qcow2_read_cluster(q, qm_host(entry), bits, err) < 0)
+            return -1;
+        out->at[i] =
+            entry <= BITMAP_ALL_ONES ? entry == BITMAP_ALL_ONES : bits[i / 8 % cs] >> i % 8 & 1;
+    }
+    return 0;
+}
+
+/* Who trusts this bitmap finds everything that changed. */
+static bool
+bitmap_tells(struct stage *s, struct qm_qcow2 *q, const struct qm_bitmap *m,
+             const struct stage_bytes *now)
+{
+    struct stage_bytes bits = {0};
+    struct qmeld_error err = {0};
+    bool ok = true;
+
+    if (m->flags & QCOW2_BITMAP_IN_USE)
+        return true;
+    if (read_bits(q, m, &bits, &err) < 0)
+        ok = no_because(s, "bitmap", &err);
+    for (size_t i = 0; ok && (m->flags & QCOW2_BITMAP_AUTO) && i < now->len; i++)
+        if (byte_differs(now, &s->base_view, i) && !bits.at[i >> m->granularity_bits])
+            ok = no(s, "bitmap %s: byte %zu has changed, its bit is 0", m->name, i);
+    free(bits.at);
+    return ok;
+}
+
+static bool
+bitmaps_tell(struct stage *s)
+{
+    struct qm_bitmap_list list = {0};
+    struct qmeld_error err = {0};
+    struct stage_bytes now = {0};
+    struct qm_qcow2 *q;
+    struct qm_file *file;
+    bool ok;
+
+    if (!is_qcow2(s, s->base))
+        return true;
+    if (qm_file_open(s->files[s->base], &file, &err) < 0)
+        return no_because(s, "bitmaps", &err);
+    if (qm_qcow2_open(file, 0, &q, &err) < 0) {
+        qm_file_close(file);
+        return no_because(s, "bitmaps", &err);
+    }
+    ok = qm_bitmap_list_read(q, &list, &err) == 0 &&
+         (list.list.n == 0 || read_view(s, s->base, &now, &err) == 0);
+    if (!ok)
+        no_because(s, "bitmaps", &err);
+    QM_VEC_EACH (m, &list.list) {
+        ok = ok && bitmap_tells(s, q, m, &now);
+    }
+    free(now.at);
+    qm_bitmap_list_release(&list);
+    qm_image_close(&q->img);
+    return ok;
+}
+
 /* ---- questions --------------------------------------------------------------------------------
  */
 
@@ -347,6 +434,8 @@ stage_before(struct stage *s)
     s->top_view = expected(s, s->top);
     if (read_snapshots(s, &s->snapshots, &err) < 0)
         return no_because(s, "snapshots", &err);
+    if (read_view(s, s->base, &s->base_view, &err) < 0)
+        return no_because(s, "the base before the merge", &err);
     return view_is(s, 0, &s->active_view, "the active layer before the merge");
 }
 
@@ -491,8 +580,10 @@ stage_sound(struct stage *s, uint64_t *out_leaks)
     else
         ok = same(s, "snapshots of the base", &snaps, &s->snapshots);
     free(snaps.at);
-    return ok;
+    return ok && bitmaps_tell(s);
 }
+
+/* ---- the merge again -------------------------------------------------------------------------- */
 
 /* The child names the base already: the range is no part of the chain any more. */
 static bool

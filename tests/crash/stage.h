@@ -35,6 +35,7 @@ struct stage {
     struct stage_bytes top_view;
     struct stage_bytes done_view; /* of the base, after the merge */
     struct stage_bytes snapshots; /* of the base */
+    struct stage_bytes base_view; /* of the base, before the merge */
     bool qemu;                    /* qemu-img is asked, too */
 };
 
@@ -57,7 +58,8 @@ int stage_commit(const struct stage *s, struct qmeld_error *err) QM_CHECK;
 /* Does the active layer read as before?  Gone, it must be replaced by a complete base. */
 bool stage_reads(struct stage *s);
 
-/* Are base, child and top free of corruption, and the base's snapshots untouched? */
+/* Are base, child and top free of corruption, the base's snapshots untouched, and its bitmaps
+ * truthful or marked in_use? */
 bool stage_sound(struct stage *s, uint64_t *out_leaks);
 
 /* Does the same commit again finish, with no more leaks than there were? */

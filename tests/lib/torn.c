@@ -286,6 +286,7 @@ struct replay {
     qm_torn_files_fn *fn; /* NULL: only count */
     void *opaque;
     uint64_t random;
+    size_t n_random;
     size_t one_in;
     size_t interval;
     size_t n_candidates;
@@ -452,7 +453,7 @@ each_change(struct replay *r, bool others)
 static void
 at_random(struct replay *r)
 {
-    for (size_t i = 0; i < AT_RANDOM; i++) {
+    for (size_t i = 0; i < r->n_random; i++) {
         const uint64_t likely = 1 + roll(r) % 7; /* eighths */
 
         QM_VEC_EACH (p, &r->pending)
@@ -537,7 +538,11 @@ size_t
 qm_torn_replay_files(struct qm_torn *t, const struct qm_torn_how *how, qm_torn_files_fn *fn,
                      void *opaque)
 {
-    struct replay r = {.t = t, .opaque = opaque, .random = how ? how->seed : 0, .one_in = 1};
+    struct replay r = {.t = t,
+                       .opaque = opaque,
+                       .random = how ? how->seed : 0,
+                       .n_random = how && how->random ? how->random : AT_RANDOM,
+                       .one_in = 1};
 
     walk(&r);
     if (how && how->max && r.n_candidates > how->max)
