@@ -183,7 +183,7 @@ QMELD_API int qmeld_read(struct qmeld_chain *chain, uint64_t off, void *buf, siz
 struct qmeld_progress {
     uint64_t done_bytes;  /* of real work: guest bytes copied, compressed ones as inflated */
     uint64_t total_bytes; /* of real work, exact; 0 while it is being counted */
-    const char *phase;    /* "count", "copy", "settle" */
+    const char *phase;    /* "count" (looking, nothing is written), "copy" */
 };
 
 /* Called a few times a second on the calling thread.  A result other than 0 asks to stop:

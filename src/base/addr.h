@@ -52,17 +52,6 @@ qm_add(uint64_t a, uint64_t b, uint64_t *out)
     return true;
 }
 
-static inline bool
-qm_mul(uint64_t a, uint64_t b, uint64_t *out)
-{
-    uint64_t r;
-
-    if (__builtin_mul_overflow(a, b, &r))
-        return false;
-    *out = r;
-    return true;
-}
-
 /* True if [off, off + len) lies inside [0, size). */
 static inline bool
 qm_inside(uint64_t off, uint64_t len, uint64_t size)

@@ -8,10 +8,11 @@
  * a merge does to a disk, so that tests can replay any prefix of it.
  *
  * Calls      qm_file_open, then reads; qm_file_make_writable before the first write;
- *            qm_file_finish after the last (checked), or qm_file_close (read-only, or after
- *            an error).
- * Threads    qm_pread, qm_pwrite and the windows may be used from many threads on one file.
- *            Everything else belongs to one thread at a time.
+ *            qm_file_finish after the last (checked), or qm_file_close (read-only, after an
+ *            error, or if the last thing was a qm_sync, which has told all there is to tell).
+ * Threads    qm_pread, qm_pread_padded, qm_pwrite, qm_zero (without grow), qm_writeback and the
+ *            windows, each its own, may be used from many threads on one file.  Everything else
+ *            belongs to one thread at a time.
  * Ownership  A file owns its descriptors and its copy of the path.
  * Units      Bytes; offsets are offsets in the file.
  * Errors     0, or -1 with *err filled: IO, NOSPACE, NOMEM, STALE.

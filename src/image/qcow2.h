@@ -3,8 +3,9 @@
  * qcow2.h - a qcow2 image held open: header, tables, snapshots.
  *
  * Why.  The modules of this folder that change or check qcow2 images (refs, edit, check, header,
- * bitmap, settle) need more than guest bytes; what they share is here and nowhere
- * else.  Nothing outside src/image includes this file, except the target side of a merge.
+ * bitmap, empty) need more than guest bytes; what they share is here and nowhere else.  Outside
+ * src/image it serves who must know features, not tables: what can be read, what to refuse, what
+ * to tell about an image, which bits forbid a merge.
  *
  * Threads    One thread at a time, except for the const functions.
  * Ownership  qm_qcow2 embeds the image; qm_image_close frees all.

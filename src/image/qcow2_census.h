@@ -21,7 +21,6 @@
 #include "qcow2_count.h"
 
 #define QCOW2_L1_RESERVED       0x7f000000000001ffull /* specification, "L1 table entry" */
-#define QCOW2_L2_STD_RESERVED   0x3f000000000001feull /* "Standard Cluster Descriptor" */
 #define QCOW2_REFTABLE_RESERVED 0x1ffull              /* "Refcount table entry" */
 #define QCOW2_L2_ALL_ALLOC      0xffffffffull         /* "Extended L2 Entries", second word */
 

@@ -4,12 +4,14 @@
  * left.
  *
  * Order of a repair, each step on a fresh census and durable before the next begins:
- *   1 entries without data at impossible places become zeros         (all)
- *   2 refcounts: in place, or a new structure if a used cluster has none   (all; leaks: lowered
- * only) 3 COPIED flags                                                    (all; leaks: if all else
- * is right) 4 snapshot table                                                  (all) 5 the dirty and
- * corrupt bits are cleared, if nothing is wrong any more The bits go last, so a crash before leaves
- * an image that says itself that it needs repair, and the same command goes on.
+ *   1 entries without data at impossible places become zeros (only with "all")
+ *   2 refcounts: in place, or a new structure if a used cluster has none (with "leaks": only
+ *     lowered)
+ *   3 COPIED flags (with "leaks": only if all else is right)
+ *   4 snapshot table (only with "all")
+ *   5 the dirty and corrupt bits are cleared, if nothing is wrong any more
+ * The bits go last, so a crash before leaves an image that says itself that it needs repair, and
+ * the same command goes on.
  *
  * Where this is more careful than QEMU: while an entry is damaged, the clusters it stood for look
  * leaked.  QEMU sets them free, and the next write is their end.  Here leaks stay as long as any

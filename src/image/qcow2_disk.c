@@ -545,9 +545,6 @@ qcow2_l1_needed(const struct qcow2_geo *g, uint64_t size)
 
 /* ---- L2 entries ---- */
 
-/* QEMU's check looks at these (L2E_STD_RESERVED_MASK): bits 1-8 and 56-61 */
-#define L2_STD_RESERVED 0x3f000000000001feull
-
 /* specification, "Compressed Clusters Descriptor": bits of the offset */
 static uint32_t
 offset_bits(const struct qcow2_geo *g)
@@ -595,7 +592,7 @@ qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, bool 
     }
     if (out->host.h & (g->cluster_size - 1))
         return QCOW2_L2_UNALIGNED;
-    return strict && (word0 & L2_STD_RESERVED) ? QCOW2_L2_RESERVED : QCOW2_L2_OK;
+    return strict && (word0 & QCOW2_L2_STD_RESERVED) ? QCOW2_L2_RESERVED : QCOW2_L2_OK;
 }
 
 void

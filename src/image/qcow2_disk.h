@@ -57,6 +57,7 @@
 #define QCOW2_MAX_BITMAP_DIR     67107840u      /* specification / QEMU */
 #define QCOW2_MAX_BITMAP_BYTES   (512ull << 20) /* QEMU: clusters of one bitmap */
 #define QCOW2_OFFSET_MASK        0x00fffffffffffe00ull /* bits 9-55 */
+#define QCOW2_L2_STD_RESERVED    0x3f000000000001feull /* bits 1-8 and 56-61 */
 #define QCOW2_COPIED             (1ull << 63)
 #define QCOW2_COMPRESSED         (1ull << 62)
 #define QCOW2_ZERO               (1ull << 0)

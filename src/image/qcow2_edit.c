@@ -9,7 +9,8 @@
  *   only zeros wanted    entries change, no byte moves where a zero flag can say it; version 2
  *                        has none: the entry is removed, or, over a backing file, zeros are written
  *   bytes wanted         into the old cluster if it is ours alone (refcount 1, not compressed),
- * else into a new one; units that become data are filled up with what they read as before
+ *                        else into a new one; units that become data are filled up with what
+ *                        they read as before
  *
  * Tables and their way to the disk are in qcow2_edit_tables.c.
  */

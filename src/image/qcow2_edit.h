@@ -7,16 +7,18 @@
  * memory, batch by batch; the caller moves the bytes and says when they are durable.
  *
  * Calls      qm_edit_open; then batches of
- *                qm_edit_want (ascending), qm_edit_want_end     decides, yields moves
- *                qm_edit_prepare                                new tables and refcounts written
+ *                qm_edit_want (ascending), qm_edit_want_end: decides, yields moves
+ *                qm_edit_prepare            new tables and refcounts written
  *                ... the caller does the moves, then syncs the file: all of it durable
- *                qm_edit_publish                                COMMIT POINT: entries point there,
- * durable qm_edit_close. Crash      Before publish nothing refers to the new clusters; during it
- * each guest cluster reads in the old or in the new way; after it what is not needed any more is
- * free in memory and becomes free on disk with the next prepare (or qm_refs_commit). Moves may go
- * in place only into clusters that nobody else refers to, and only to bytes that were wanted: the
- * caller wants only what no reader sees. Threads    One thread. Errors     0 or -1 with *err; after
- * an error only close is left.
+ *                qm_edit_publish            COMMIT POINT: entries point there, durable
+ *            and qm_edit_close.
+ * Crash      Before publish nothing refers to the new clusters; during it each guest cluster
+ *            reads in the old or in the new way; after it what is not needed any more is free
+ *            in memory and becomes free on disk with the next prepare (or qm_refs_commit).
+ *            Moves may go in place only into clusters that nobody else refers to, and only to
+ *            bytes that were wanted: the caller wants only what no reader sees.
+ * Threads    One thread.
+ * Errors     0 or -1 with *err; after an error only close is left.
  */
 #ifndef QM_QCOW2_EDIT_H
 #define QM_QCOW2_EDIT_H

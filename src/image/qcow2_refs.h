@@ -10,8 +10,7 @@
  *     qm_refs_write                      blocks written, not yet durable
  *     ... write the clusters' content
  *     qm_sync(file)                      content and refcounts durable
- *     qm_refs_link                       only if blocks were added: the table points at them,
- * durable
+ *     qm_refs_link                       only if blocks were added: the table points at them, synced
  *     ... write the metadata that points at the clusters, qm_sync
  *     qm_refs_free what it pointed at before; the next qm_refs_write brings that to disk
  * A crash anywhere leaves refcounts too high at worst: leaks.
@@ -46,8 +45,8 @@ int qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, stru
     QM_CHECK;
 
 /* Lowers the refcount of every cluster that [off, off + len) touches by one (staged).  Call it only
- * when nothing durable points there any more.  A cluster that reaches 0 may be allocated
- * again from the next qm_refs_write on.  CORRUPT if a refcount is 0 already. */
+ * when nothing durable points there any more: a cluster that reaches 0 may be allocated again at
+ * once.  CORRUPT if a refcount is 0 already. */
 int qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_error *err)
     QM_CHECK;
 

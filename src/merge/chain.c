@@ -3,7 +3,7 @@
  * chain.c - from a path to open layers.
  *
  * Why this way.  A loop, not a recursion: QEMU opens backing files recursively and a chain that
- * loops, or is merely deep, takes it down (qemu-semantics: no loop detection on open).  Each
+ * loops, or is merely deep, takes it down (qemu 7.2 detects no loop on open).  Each
  * layer is settled in one order: open, is it here already, lock, only then look at its content.
  */
 #include "chain.h"

@@ -9,10 +9,10 @@
  *     begin      the target may be written: access, refcounts true (rebuilt if dirty), unknown
  *                autoclear bits cleared, bitmaps marked in use, L1 large enough
  *     batches    want ... want_end       decided in memory; moves for the copy
- *                prepare                 new tables, refcounts written        (crash: leaks)
+ *                prepare                 new tables, refcounts written (crash: leaks)
  *                ... the copy is drained
- *                publish                 sync; entries; sync                  COMMIT POINT of the
- * batch finish     virtual size, bitmaps, space given back, length; sync
+ *                publish                 sync; entries; sync: COMMIT POINT of the batch
+ *     finish     bitmaps, virtual size, space given back, length; sync
  *
  * At every instant the chain, read from its top, gives the same guest bytes: until publish nobody
  * refers to what was written, and what publish changes an upper layer answers for.
