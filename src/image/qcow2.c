@@ -211,7 +211,7 @@ run_in_slice(const struct asking *a, struct qm_extent *out, struct qmeld_error *
         return -1;
     i = (uint32_t)((off - s->off) / sizeof(be64));
     verdict = qcow2_l2_decode(g, be64_get(&s->word[i]),
-                              g->extended_l2 ? be64_get(&s->word[i + 1]) : 0, false, &e);
+                              g->extended_l2 ? be64_get(&s->word[i + 1]) : 0, &e);
     if (verdict != QCOW2_L2_OK)
         return bad_entry(a, off, verdict, err);
 
@@ -558,8 +558,6 @@ qcow2_l2_verdict_text(enum qcow2_l2_verdict v)
         return "L2 entry: zero flag in a version 2 image";
     case QCOW2_L2_BAD_BITMAP:
         return "L2 entry: subcluster bitmap contradicts itself";
-    case QCOW2_L2_RESERVED:
-        return "L2 entry: reserved bits are set";
     }
     return "L2 entry: unknown defect";
 }

@@ -206,7 +206,7 @@ compressed_entry(struct qm_census *c, struct l2_walk *w, uint64_t word0, uint64_
         c->damaged += w->weight;
         return 0;
     }
-    if (qcow2_l2_decode(&c->q->geo, word0, word1, false, &e) != QCOW2_L2_OK)
+    if (qcow2_l2_decode(&c->q->geo, word0, word1, &e) != QCOW2_L2_OK)
         return 0; /* cannot be: all that decode refuses was looked at above */
     c->allocated += w->t->active;
     c->compressed += w->t->active;

@@ -552,9 +552,8 @@ offset_bits(const struct qcow2_geo *g)
     return 70 - g->cluster_bits;
 }
 
-static enum qcow2_l2_verdict
-decode_compressed(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, bool strict,
-                  struct qcow2_l2 *out)
+static void
+decode_compressed(const struct qcow2_geo *g, uint64_t word0, struct qcow2_l2 *out)
 {
     const uint32_t x = offset_bits(g);
     const uint64_t sectors = (word0 >> x & ((1ull << (62 - x)) - 1)) + 1;
@@ -563,16 +562,16 @@ decode_compressed(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, boo
     out->has_host = true;
     out->host = qm_host(word0 & ((1ull << x) - 1));
     out->payload_len = (uint32_t)(sectors * 512 - out->host.h % 512);
-    return strict && g->extended_l2 && word1 ? QCOW2_L2_RESERVED : QCOW2_L2_OK;
 }
 
 enum qcow2_l2_verdict
-qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, bool strict,
-                struct qcow2_l2 *out)
+qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, struct qcow2_l2 *out)
 {
     *out = (struct qcow2_l2){.kind = QCOW2_L2_STANDARD, .copied = word0 & QCOW2_COPIED};
-    if (word0 & QCOW2_COMPRESSED)
-        return decode_compressed(g, word0, word1, strict, out);
+    if (word0 & QCOW2_COMPRESSED) {
+        decode_compressed(g, word0, out);
+        return QCOW2_L2_OK;
+    }
     out->host = qm_host(word0 & QCOW2_OFFSET_MASK);
     out->has_host = out->host.h != 0;
     if (g->extended_l2) {
@@ -590,9 +589,7 @@ qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, bool 
         out->has_host |= g->data_file && out->copied;
         out->alloc = out->has_host;
     }
-    if (out->host.h & (g->cluster_size - 1))
-        return QCOW2_L2_UNALIGNED;
-    return strict && (word0 & QCOW2_L2_STD_RESERVED) ? QCOW2_L2_RESERVED : QCOW2_L2_OK;
+    return out->host.h & (g->cluster_size - 1) ? QCOW2_L2_UNALIGNED : QCOW2_L2_OK;
 }
 
 void

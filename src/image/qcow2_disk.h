@@ -208,13 +208,13 @@ enum qcow2_l2_verdict {
     QCOW2_L2_UNALIGNED,  /* host offset not cluster aligned */
     QCOW2_L2_ZERO_IN_V2, /* zero flag in a version 2 image */
     QCOW2_L2_BAD_BITMAP, /* alloc and zero of one subcluster, or alloc without a cluster */
-    QCOW2_L2_RESERVED,   /* only reported if strict: reserved bits, which QEMU ignores on read */
 };
 
 /* Decodes; *out is filled as far as it goes even where the verdict is not OK.  word1 is
- * ignored without extended L2 entries.  strict adds the RESERVED verdict (for check). */
+ * ignored without extended L2 entries, and of compressed ones.  Reserved bits are ignored, as
+ * QEMU does on reading; who checks looks at them by himself. */
 enum qcow2_l2_verdict qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1,
-                                      bool strict, struct qcow2_l2 *out);
+                                      struct qcow2_l2 *out);
 
 /* Encodes a STANDARD or COMPRESSED entry. */
 void qcow2_l2_encode(const struct qcow2_geo *g, const struct qcow2_l2 *e, uint64_t *out_word0,

@@ -325,7 +325,7 @@ look_up(struct qm_edit *e, struct slot *s, struct qmeld_error *err)
     s->end = qm_min(e->new_size, s->guest + e->geo->cluster_size);
     if (qm_edit_get(e, s->idx, &word0, &word1, &s->table, err) < 0)
         return -1;
-    verdict = qcow2_l2_decode(e->geo, word0, word1, false, &s->old);
+    verdict = qcow2_l2_decode(e->geo, word0, word1, &s->old);
     if (verdict != QCOW2_L2_OK)
         return qm_fail(err, QMELD_CORRUPT, qm_in(e->q->img.file->path),
                        "guest offset %#" PRIx64 ": %s: run `qmeld check --repair=all` on it",

@@ -167,7 +167,7 @@ drop_clusters(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t l2_off, be64 *t
 
         if (word0 == 0)
             continue;
-        if (qcow2_l2_decode(&q->geo, word0, word1, false, &e) == QCOW2_L2_UNALIGNED)
+        if (qcow2_l2_decode(&q->geo, word0, word1, &e) == QCOW2_L2_UNALIGNED)
             return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, l2_off),
                            "L2 entry: %s: run `qmeld check --repair=all`",
                            qcow2_l2_verdict_text(QCOW2_L2_UNALIGNED));

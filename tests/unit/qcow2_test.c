@@ -668,7 +668,7 @@ look_slowly(struct fixture *f, uint64_t at, struct qm_extent *out)
 
     memset(out, 0, sizeof *out);
     if (qm_qcow2_l2_entry(f->q, at / f->cs, &w0, &w1, &table, &f->err) < 0 ||
-        qcow2_l2_decode(&f->geo, w0, w1, false, &e) != QCOW2_L2_OK)
+        qcow2_l2_decode(&f->geo, w0, w1, &e) != QCOW2_L2_OK)
         return false;
     out->has_host = e.has_host;
     out->host = e.host;
