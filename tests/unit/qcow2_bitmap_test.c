@@ -19,6 +19,8 @@
 
 #include <cmocka.h>
 
+#include "ok.h"
+
 static char dir[] = "/tmp/qmeld-bitmap-XXXXXX";
 static char path[64];
 static char crashed[64];
@@ -42,14 +44,6 @@ remove_dir(void **state)
     unlink(crashed);
     return rmdir(dir);
 }
-
-#define OK(call)                                                                                   \
-    do {                                                                                           \
-        struct qmeld_error err_ = {0};                                                             \
-        struct qmeld_error *err = &err_;                                                           \
-        if ((call) != 0)                                                                           \
-            fail_msg("%s", err_.what);                                                             \
-    } while (0)
 
 /* ---- images with bitmaps ---- */
 

@@ -14,6 +14,8 @@
 
 #include <cmocka.h>
 
+#include "ok.h"
+
 static char dir[] = "/tmp/qmeld-create-XXXXXX";
 static char path[64];
 static char base[64];
@@ -37,14 +39,6 @@ remove_dir(void **state)
     unlink(base);
     return rmdir(dir);
 }
-
-#define OK(call)                                                                                   \
-    do {                                                                                           \
-        struct qmeld_error err_ = {0};                                                             \
-        struct qmeld_error *err = &err_;                                                           \
-        if ((call) != 0)                                                                           \
-            fail_msg("%s", err_.what);                                                             \
-    } while (0)
 
 static struct qm_qcow2_create
 ordinary(void)

@@ -21,6 +21,8 @@
 
 #include <cmocka.h>
 
+#include "ok.h"
+
 static char dir[] = "/tmp/qmeld-empty-XXXXXX";
 static char path[64];
 static char crashed[64];
@@ -44,14 +46,6 @@ remove_dir(void **state)
     unlink(crashed);
     return rmdir(dir);
 }
-
-#define OK(call)                                                                                   \
-    do {                                                                                           \
-        struct qmeld_error err_ = {0};                                                             \
-        struct qmeld_error *err = &err_;                                                           \
-        if ((call) != 0)                                                                           \
-            fail_msg("%s", err_.what);                                                             \
-    } while (0)
 
 /* An overlay whose cluster n holds the byte n + 1 throughout. */
 struct shape {

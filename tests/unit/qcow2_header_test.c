@@ -17,6 +17,8 @@
 
 #include <cmocka.h>
 
+#include "ok.h"
+
 static char dir[] = "/tmp/qmeld-header-XXXXXX";
 static char path[64];
 
@@ -37,14 +39,6 @@ remove_dir(void **state)
     unlink(path);
     return rmdir(dir);
 }
-
-#define OK(call)                                                                                   \
-    do {                                                                                           \
-        struct qmeld_error err_ = {0};                                                             \
-        struct qmeld_error *err = &err_;                                                           \
-        if ((call) != 0)                                                                           \
-            fail_msg("%s", err_.what);                                                             \
-    } while (0)
 
 /* ---- headers ---- */
 

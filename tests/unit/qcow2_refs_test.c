@@ -16,13 +16,7 @@
 
 #include <cmocka.h>
 
-#define OK(call)                                                                                   \
-    do {                                                                                           \
-        struct qmeld_error err_ = {0};                                                             \
-        struct qmeld_error *err = &err_;                                                           \
-        if ((call) != 0)                                                                           \
-            fail_msg("%s", err_.what);                                                             \
-    } while (0)
+#include "ok.h"
 
 static struct qm_qcow2 *
 make(uint64_t cluster_size, unsigned refcount_bits)
