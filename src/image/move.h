@@ -32,8 +32,8 @@ struct qm_move {
     guest_off guest; /* which guest bytes these are; OLD needs it, others tell it in errors */
     uint64_t len;
     host_off to;
-    const struct qm_image *from; /* COPY */
-    struct qm_extent ext;        /* COPY */
+    const struct qm_image *from; /* COPY; OLD once it is known */
+    struct qm_extent ext;        /* likewise */
 };
 
 struct qm_moves {

@@ -20,6 +20,7 @@ struct piece {
     struct qm_extent ext; /* DATA: .host and .len only */
     uint64_t to;
     uint64_t len;
+    bool counted; /* in the progress */
 };
 
 struct worker_state {
@@ -111,7 +112,8 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
         return -1;
     if (p->kind != VERIFY)
         qm_writeback(c->cfg.target, p->to, p->len);
-    atomic_fetch_add(&c->done, p->len);
+    if (p->counted)
+        atomic_fetch_add(&c->done, p->len);
     return 0;
 }
 
@@ -216,7 +218,11 @@ give_held(struct qm_copy *c, struct qmeld_error *err)
 int
 qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error *err)
 {
-    struct piece p = {.from = move->from, .ext = move->ext, .to = move->to.h, .len = move->len};
+    struct piece p = {.from = move->from,
+                      .ext = move->ext,
+                      .to = move->to.h,
+                      .len = move->len,
+                      .counted = move->kind == QM_MOVE_COPY};
     struct piece *held = &copy->held;
 
     if (move->kind == QM_MOVE_ZERO || move->ext.kind == QM_COMPRESSED) {
@@ -224,8 +230,8 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
         return give(copy, &p, err);
     }
     p.kind = DATA;
-    if (held->len > 0 && held->from == p.from && held->to + held->len == p.to &&
-        held->ext.host.h + held->len == p.ext.host.h) {
+    if (held->len > 0 && held->from == p.from && held->counted == p.counted &&
+        held->to + held->len == p.to && held->ext.host.h + held->len == p.ext.host.h) {
         held->len += p.len;
         return held->len >= PIECE_BYTES ? give_held(copy, err) : 0;
     }
@@ -239,7 +245,8 @@ int
 qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct qm_extent *ext,
                struct qmeld_error *err)
 {
-    const struct piece p = {.kind = VERIFY, .from = from, .ext = *ext, .len = ext->len};
+    const struct piece p = {
+        .kind = VERIFY, .from = from, .ext = *ext, .len = ext->len, .counted = true};
 
     return qm_pool_put(copy->pool, &p, err);
 }

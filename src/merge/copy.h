@@ -32,7 +32,8 @@ struct qm_copy_config {
 int qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qmeld_error *err)
     QM_CHECK;
 
-/* COPY and ZERO moves; OLD ones are resolved by the caller.  May wait. */
+/* OLD moves need from and ext, too; they are no part of the progress, as nobody asked for
+ * them.  May wait. */
 int qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error *err) QM_CHECK;
 
 /* Inflates a compressed extent to nowhere: can it be read? */

@@ -223,7 +223,7 @@ put_old(struct merge *m, const struct qm_move *old, struct qmeld_error *err)
                                 .len = span.len,
                                 .to = qm_host(old->to.h + (span.guest.g - old->guest.g))};
         if (span.ext.kind == QM_DATA || span.ext.kind == QM_COMPRESSED) {
-            move.kind = QM_MOVE_COPY;
+            move.kind = QM_MOVE_OLD;
             move.from = m->chain->layers[span.layer].img;
             move.ext = span.ext;
         }
