@@ -9,6 +9,7 @@
 #include "qcow2_create.h"
 #include "qcow2_refs.h"
 #include "scratch.h"
+#include "torn.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -160,6 +161,55 @@ refs__an_adjacent_run_may_be_longer_than_a_block_counts(void **state)
 }
 
 static void
+no_corruption(const unsigned char *file, size_t len, void *opaque)
+{
+    const char *path = opaque;
+    struct qmeld_check_result r;
+    struct qm_file *f;
+    struct qm_qcow2 *q;
+
+    qm_torn_save(path, file, len);
+    OK(qm_file_open(path, &f, err));
+    OK(qm_qcow2_open(f, QCOW2_DECODE_STRICT, &q, err));
+    OK(qm_qcow2_check(q, QMELD_REPAIR_NONE, NULL, NULL, &r, err));
+    assert_int_equal(r.corruptions, 0);
+    qm_image_close(&q->img);
+}
+
+/* S2, S3: new blocks in front of the run are counted by a block that is new itself.  first: so
+ * many clusters are taken before, up to the end of a block. */
+static void
+cut_short(uint64_t first, uint64_t run)
+{
+    static char path[] = "state";
+    struct qm_qcow2 *q = make(512, 64);
+    struct qm_refs *r;
+    struct qm_torn *t;
+    host_off at;
+
+    OK(qm_refs_open(q, &r, err));
+    OK(qm_refs_alloc_adjacent(r, first, &at, err));
+    OK(qm_refs_commit(r, err));
+    assert_int_equal((at.h / 512 + first) % 64, 0);
+    t = qm_torn_start("image");
+    OK(qm_refs_alloc_adjacent(r, run, &at, err));
+    OK(qm_refs_commit(r, err));
+    qm_torn_stop(t);
+    assert_true(qm_torn_replay(t, no_corruption, path) > 8);
+    qm_torn_free(t);
+    qm_refs_close(r);
+    qm_image_close(&q->img);
+}
+
+static void
+refs__no_crash_leaves_a_block_that_nobody_counts(void **state)
+{
+    (void)state;
+    cut_short(60, 150);  /* some blocks */
+    cut_short(60, 5000); /* and a new table */
+}
+
+static void
 refs__freeing_what_is_free_is_corruption(void **state)
 {
     struct qm_qcow2 *q = make(65536, 16);
@@ -226,6 +276,7 @@ main(void)
         cmocka_unit_test(refs__what_is_staged_is_not_on_disk_before_the_write),
         cmocka_unit_test(refs__blocks_and_table_grow_and_count_themselves),
         cmocka_unit_test(refs__an_adjacent_run_may_be_longer_than_a_block_counts),
+        cmocka_unit_test(refs__no_crash_leaves_a_block_that_nobody_counts),
         cmocka_unit_test(refs__freeing_what_is_free_is_corruption),
         cmocka_unit_test(refs__a_freed_tail_is_cut_off),
         cmocka_unit_test(refs__a_tail_that_was_there_before_is_not_ours_to_cut),
