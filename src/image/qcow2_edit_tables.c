@@ -11,6 +11,7 @@
 
 #include "qcow2_header.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -272,6 +273,7 @@ write_in_place(struct qm_edit *e, host_off l2, size_t from, size_t to, struct qm
         const uint64_t first = e->entries.at[from].idx;
         size_t n = 0;
 
+        assert((l2.h + place_in_l2(e, first)) % len == 0); /* S5: no entry in two sectors */
         while (from + n < to && n < room && e->entries.at[from + n].idx == first + n) {
             put_entry(e, buf + n * len, &e->entries.at[from + n]);
             n++;
@@ -313,9 +315,10 @@ qm_edit_publish(struct qm_edit *e, struct qmeld_error *err)
 {
     size_t t = 0;
 
+    assert(e->host_end <= e->q->img.file->size); /* S2: no entry points behind the file's end */
     if (qm_refs_link(e->refs, err) < 0)
         return -1;
-    /* COMMIT POINT of the batch: from here on guest clusters read in the new way, each by
+    /* COMMIT POINT of the batch, S1: from here on guest clusters read in the new way, each by
      * itself, by one aligned write of its entry (or of the L1 entry above it). */
     for (size_t i = 0, end; i < e->entries.n; i = end) {
         const uint64_t l1_idx = l1_of(e, e->entries.at[i].idx);

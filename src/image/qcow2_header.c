@@ -37,6 +37,7 @@
 #include <string.h>
 
 #define SECTOR ((uint64_t)512)
+static_assert(sizeof(struct qcow2_disk_header) <= SECTOR, "S5: one sector holds all fixed fields");
 
 /* ---- the fixed fields ---- */
 

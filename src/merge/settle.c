@@ -4,6 +4,7 @@
 #include "qcow2_empty.h"
 #include "qcow2_header.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 /* A layer whose header is to name the base. */
@@ -86,12 +87,23 @@ qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
     return 0;
 }
 
+/* Virtual size of a layer as it is now; of raw, the file's own. */
+static uint64_t __attribute__((unused)) /* without asserts */
+guest_end(const struct qm_settle_config *c, size_t layer)
+{
+    struct qm_image *img = c->chain->layers[layer].img;
+    const struct qm_qcow2 *q = qm_qcow2_of(img);
+
+    return q ? q->hdr.size : qm_align_up(img->file->size, 512);
+}
+
 int
 qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
 {
     struct qm_layer *layers = s->cfg.chain->layers;
 
-    /* COMMIT POINT: the base is durable and reads as the backing file did. */
+    /* COMMIT POINT S7: the base is durable and reads as the backing file did. */
+    assert(guest_end(&s->cfg, s->cfg.base) >= layers[s->cfg.top].img->size);
     for (size_t i = 0; i < s->n_repoints; i++) {
         const struct repoint *r = &s->repoints[i];
         struct qm_qcow2 *q = qm_qcow2_of(r->img);
