@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-#define TICK_NSEC 200000000L
+#define TICK_NSEC 200000000u
 
 struct worker {
     struct qm_pool *pool;
@@ -31,7 +31,18 @@ struct qm_pool {
     bool stop;   /* workers end */
     bool failed; /* first is set; nothing more is started */
     struct qmeld_error first;
+    /* the calling thread's */
+    uint64_t next_tick_nsec;
 };
+
+static uint64_t
+now_nsec(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
 
 static void
 fail_first(struct qm_pool *p, const struct qmeld_error *e)
@@ -92,6 +103,7 @@ qm_pool_new(const struct qm_pool_config *config, struct qm_pool **out, struct qm
     if (!p)
         return qm_fail_nomem(err, "copy workers");
     p->cfg = *config;
+    p->next_tick_nsec = now_nsec() + TICK_NSEC;
     pthread_mutex_init(&p->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -120,30 +132,37 @@ qm_pool_new(const struct qm_pool_config *config, struct qm_pool **out, struct qm
     return 0;
 }
 
-/* Waits until there may be news, at most one tick; runs the tick outside the lock. */
+/* Runs the tick if its time has come, outside the lock. */
 static void
-wait_a_tick(struct qm_pool *p)
+tick_if_due(struct qm_pool *p)
 {
-    struct timespec until;
+    const uint64_t now = now_nsec();
+    int stop;
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += TICK_NSEC;
-    if (until.tv_nsec >= 1000000000L) {
-        until.tv_nsec -= 1000000000L;
-        until.tv_sec++;
-    }
-    if (pthread_cond_timedwait(&p->has_room, &p->lock, &until) != ETIMEDOUT || !p->cfg.tick)
+    if (!p->cfg.tick || now < p->next_tick_nsec)
         return;
+    p->next_tick_nsec = now + TICK_NSEC;
     pthread_mutex_unlock(&p->lock);
-    if (p->cfg.tick(p->cfg.shared) != 0) {
+    stop = p->cfg.tick(p->cfg.shared);
+    pthread_mutex_lock(&p->lock);
+    if (stop) {
         struct qmeld_error e = {0};
 
         (void)qm_fail(&e, QMELD_CANCELED, qm_nowhere(), "stopped on request");
-        pthread_mutex_lock(&p->lock);
         fail_first(p, &e);
-        return;
     }
-    pthread_mutex_lock(&p->lock);
+}
+
+/* Waits until there may be news, at most until the next tick. */
+static void
+wait_a_tick(struct qm_pool *p)
+{
+    const uint64_t end = p->cfg.tick ? p->next_tick_nsec : now_nsec() + TICK_NSEC;
+    const struct timespec until = {.tv_sec = (time_t)(end / 1000000000),
+                                   .tv_nsec = (long)(end % 1000000000)};
+
+    (void)pthread_cond_timedwait(&p->has_room, &p->lock, &until);
+    tick_if_due(p);
 }
 
 static int
@@ -164,6 +183,7 @@ qm_pool_put(struct qm_pool *p, const void *item, struct qmeld_error *err)
     int rc;
 
     pthread_mutex_lock(&p->lock);
+    tick_if_due(p); /* a queue that moves is not waited for */
     while (!p->failed && p->waiting == p->cfg.queue_len)
         wait_a_tick(p);
     rc = result(p, err);

@@ -22,7 +22,7 @@ struct qm_pool;
 /* One item.  worker < threads tells which worker runs it: index of its private state. */
 typedef int qm_work_fn(void *shared, unsigned worker, const void *item, struct qmeld_error *err);
 
-/* Runs on the calling thread about five times a second while put or drain wait; not 0: stop. */
+/* Runs on the calling thread about five times a second, inside put and drain; not 0: stop. */
 typedef int qm_tick_fn(void *shared);
 
 struct qm_pool_config {

@@ -131,6 +131,38 @@ work__the_callers_wish_stops_a_slow_queue(void **state)
     assert_true(s.runs < 20);
 }
 
+/* Neither a queue that moves nor one that is never full keeps the tick from its turn. */
+static void
+stop_in_time(unsigned worker_us, unsigned caller_us)
+{
+    struct sum s = {.fail_at = UINT32_MAX, .stop = true, .nap_us = worker_us};
+    struct qmeld_error err = {0};
+    struct qm_pool *p = pool_of(&s, 1);
+    int rc = 0;
+
+    for (unsigned i = 1; i <= 2000 && rc == 0; i++) {
+        rc = qm_pool_put(p, &i, &err);
+        usleep(caller_us);
+    }
+    assert_int_equal(rc, -1);
+    assert_int_equal(err.code, QMELD_CANCELED);
+    qm_pool_free(p);
+}
+
+static void
+work__the_callers_wish_stops_a_quick_queue(void **state)
+{
+    (void)state;
+    stop_in_time(1000, 0);
+}
+
+static void
+work__the_callers_wish_stops_a_slow_caller(void **state)
+{
+    (void)state;
+    stop_in_time(0, 1000);
+}
+
 int
 main(void)
 {
@@ -139,6 +171,8 @@ main(void)
         cmocka_unit_test(work__the_first_error_is_told_and_ends_the_work),
         cmocka_unit_test(work__an_error_keeps_what_the_caller_knows_of_the_disk),
         cmocka_unit_test(work__the_callers_wish_stops_a_slow_queue),
+        cmocka_unit_test(work__the_callers_wish_stops_a_quick_queue),
+        cmocka_unit_test(work__the_callers_wish_stops_a_slow_caller),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
