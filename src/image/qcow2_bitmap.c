@@ -445,7 +445,7 @@ qm_bitmaps_abandon(struct qm_bitmaps *b)
 {
     struct qmeld_error unheard = {0};
 
-    if (!b || !b->in_use || b->marked || b->resumes)
+    if (!b || !b->in_use || b->marked)
         qm_bitmaps_free(b);
     else if (qm_bitmaps_stop(b, &unheard) < 0)
         return; /* in_use stays: a backup then takes everything */
