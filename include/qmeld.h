@@ -207,6 +207,8 @@ struct qmeld_commit_options {
     bool shallow;               /* base is what lies directly under top */
     bool keep_relative;         /* refuse rather than write an absolute backing name */
     enum qmeld_overlays overlays;
+    const char *journal_dir;     /* where the journal of the merge lies while it runs; NULL:
+                                  * beside the base (of a block device: beside the active layer) */
     unsigned threads;            /* copy workers; 0: as many as there are processors, at most 16 */
     uint64_t bandwidth;          /* bytes a second, 0: no limit */
     qmeld_progress_fn *progress; /* may be NULL */
@@ -230,7 +232,9 @@ struct qmeld_commit_layer {
 };
 
 struct qmeld_commit_report {
-    bool nothing_to_do;     /* no layer above the base had anything */
+    bool nothing_to_do;     /* the image has no backing file */
+    bool already_merged;    /* the base held all of it before: no guest byte was written */
+    bool resumed;           /* an interrupted merge was gone on with */
     uint64_t bytes_copied;  /* data moved into the base, compressed clusters as inflated */
     uint64_t bytes_filled;  /* old content copied along because clusters were only partly new */
     uint64_t bytes_zeroed;  /* guest bytes that became holes, zero clusters or zeros */
@@ -244,11 +248,40 @@ struct qmeld_commit_report {
 /* Merges the layers above base up to top into base, path being the chain's active layer.
  * At every instant, a crash included, the active layer reads as it did before.  QEMU's image
  * locks are held on all layers from before anything is read until everything is durable.
+ * * If an interrupted merge is found that was begun by the same call, it is gone on with.
  * *report may be NULL; otherwise release it with qmeld_commit_report_free, also after
  * a failure. */
 QMELD_API int qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
+
+/* ---- unfinished merges ---- */
+
+/* A merge that was interrupted, as its journal tells it.  Strings live during the call of fn. */
+struct qmeld_unfinished {
+    const char *journal;
+    const char *active; /* the chain's active layer: it reads as before, always */
+    const char *base;   /* what is merged into */
+    const char *top;    /* the uppermost layer that is merged */
+    bool complete;      /* the base holds all of it; headers and overlays are being settled */
+    uint64_t done;      /* guest bytes that are in the base, durably, counted from 0 */
+    uint64_t size;      /* of the guest's disk when it is finished */
+    enum qmeld_overlays overlays;
+};
+
+/* Not 0: the walk ends, QMELD_CANCELED. */
+typedef int qmeld_unfinished_fn(const struct qmeld_unfinished *merge, void *opaque);
+
+/* Tells of each unfinished merge that path has to do with: as a directory that holds journals, or
+ * as a layer (then journal_dir, or if that is NULL the layer's directory, is searched), or as the
+ * journal itself.  Takes no lock and writes nothing. */
+QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
+                           void *opaque, struct qmeld_error *err) QMELD_CHECK;
+
+/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, progress and
+ * opaque count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
+QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
+                           struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 
 /* ---- check ---- */
 

@@ -129,7 +129,13 @@ tick(void *shared)
 
     if (c->cfg.progress && c->cfg.progress(&p, c->cfg.opaque) != 0)
         c->stopped = true;
-    return c->stopped;
+    return c->stopped && !c->cfg.finish_when_stopped;
+}
+
+bool
+qm_copy_stopped(const struct qm_copy *copy)
+{
+    return copy->stopped;
 }
 
 int
@@ -172,7 +178,7 @@ throttle(struct qm_copy *c, uint64_t n, struct qmeld_error *err)
 {
     if (c->cfg.bandwidth == 0)
         return 0;
-    for (;;) {
+    while (!c->stopped) {
         struct timespec now, nap = {.tv_nsec = 20000000};
         double passed;
 

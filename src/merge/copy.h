@@ -23,6 +23,8 @@ struct qm_copy_config {
     struct qm_file *target;      /* NULL: verify only */
     unsigned threads;            /* 0: as many as processors, at most 16 */
     uint64_t bandwidth;          /* bytes a second, 0: no limit */
+    bool finish_when_stopped;    /* the callback's wish is only remembered (qm_copy_stopped), and
+                                  * the bandwidth not kept any more: what was put is done */
     uint64_t total_bytes;        /* for progress */
     const char *phase;           /* for progress */
     qmeld_progress_fn *progress; /* may be NULL */
@@ -39,6 +41,9 @@ int qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_e
 /* Inflates a compressed extent to nowhere: can it be read? */
 int qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct qm_extent *ext,
                    struct qmeld_error *err) QM_CHECK;
+
+/* The progress callback asked to stop. */
+bool qm_copy_stopped(const struct qm_copy *copy);
 
 /* Waits until all of it is written (not durable: sync the target). */
 int qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err) QM_CHECK;

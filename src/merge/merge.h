@@ -1,26 +1,40 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * merge.h - how much a merge does between two commit points.
+ * merge.h - one merge, from its request or from its journal to its end.
  *
- * Why.  Real batches are so large that a test's whole chain would fit one.  Test builds may
- * make them small, so that what happens from one batch to the next is seen, too.
+ * Why.  A merge may begin with a command line or go on from a journal; from the moment the
+ * journal exists both are the same.  merge.c knows that common part; request.c, which
+ * comes before it, finds out what is meant.
  *
- * Units      Bytes.
+ * Threads    One thread.
+ * Ownership  The merge owns chain, journal and whatever hangs on them: qm_merge_release.
+ * Errors     0 or -1 with *err; err->disk tells what is on disk.
  */
 #ifndef QM_MERGE_H
 #define QM_MERGE_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "journal.h"
+#include "settle.h"
+#include "transfer.h"
 
-struct qm_merge_limits {
-    uint64_t batch;      /* guest data of one batch, about */
-    size_t batch_weight; /* memory for its lists, about */
-    uint64_t step;       /* of one want; power of two */
+struct qm_merge {
+    const struct qmeld_commit_options *opts;
+    struct qmeld_commit_report *report;
+    struct qm_chain *chain;
+    struct qm_journal *journal;
+    struct qm_transfer transfer;
+    struct qm_settle_config settle_config;
+    struct qm_settle *settle;
 };
 
-#ifdef QM_TESTING
-extern struct qm_merge_limits qm_merge_limits;
-#endif
+/* A new merge of layers base + 1 .. top of m->chain (held) into base: locks, checks, counts, writes
+ * the journal of `intent` (taken over), and does it. */
+int qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal_path,
+                   struct qmeld_error *err) QM_CHECK;
+
+/* Goes on where m->journal says; opens the chain by it. */
+int qm_merge_resume(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
+
+void qm_merge_release(struct qm_merge *m);
 
 #endif

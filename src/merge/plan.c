@@ -18,7 +18,7 @@ qm_plan_open(const struct qm_plan_config *config, struct qm_plan **out, struct q
     if (!p)
         return qm_fail_nomem(err, "the plan");
     p->cfg = *config;
-    if (qm_map_open(config->chain, config->base + 1, config->top, qm_guest(0), UINT64_MAX, &p->map,
+    if (qm_map_open(config->chain, config->base + 1, config->top, config->from, UINT64_MAX, &p->map,
                     err) < 0) {
         free(p);
         return -1;
@@ -32,12 +32,13 @@ static void
 tail(struct qm_plan *p, struct qm_want *out, bool *out_asked, bool *out_done)
 {
     const uint64_t top_size = p->cfg.chain->layers[p->cfg.top].img->size;
+    const uint64_t at = qm_max(top_size, p->cfg.from.g);
 
-    *out_done = p->tail_done || p->cfg.hidden_end <= top_size;
+    *out_done = p->tail_done || p->cfg.hidden_end <= at;
     p->tail_done = true;
     if (*out_done)
         return;
-    *out = (struct qm_want){.guest = qm_guest(top_size), .len = p->cfg.hidden_end - top_size};
+    *out = (struct qm_want){.guest = qm_guest(at), .len = p->cfg.hidden_end - at};
     *out_asked = true;
 }
 

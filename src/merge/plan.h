@@ -21,6 +21,7 @@ struct qm_plan_config {
     const struct qm_chain *chain;
     size_t base; /* the target; the layers base + 1 .. top are merged into it */
     size_t top;
+    guest_off from;      /* where to begin */
     uint64_t base_size;  /* virtual size of the target before; beyond it its content is stale */
     uint64_t new_size;   /* and after */
     uint64_t hidden_end; /* the top ends before its child, or before one of the child's internal

@@ -33,18 +33,29 @@ refuse_growth(const struct qm_seal *s, struct qmeld_error *err)
                    s->q->img.size, s->new_size);
 }
 
+/* What an interrupted batch took and never used. */
 static int
-begin_qcow2(struct qm_seal *s, uint64_t below_size, struct qmeld_error *err)
+mend_leaks(struct qm_seal *s, struct qmeld_error *err)
 {
+    struct qmeld_check_result found;
+
+    return qm_qcow2_check(s->q, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
+}
+
+static int
+begin_qcow2(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_error *err)
+{
+    const uint64_t below = c->target > 0 ? c->chain->layers[c->target - 1].img->size : 0;
+
     if (refuse_growth(s, err) < 0 || qm_qcow2_make_safe_to_write(s->q, err) < 0 ||
-        qm_refs_open(s->q, &s->refs, err) < 0)
+        (c->resumed && mend_leaks(s, err) < 0) || qm_refs_open(s->q, &s->refs, err) < 0)
         return -1;
-    if (qm_bitmaps_begin(s->q, s->refs, s->new_size, NULL, &s->bitmaps, err) < 0)
+    if (qm_bitmaps_begin(s->q, s->refs, s->new_size, c->trusted_bitmaps, &s->bitmaps, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN); /* what fails from here on leaves a changed header */
     if (qm_header_before_write(s->q, err) < 0)
         return -1;
-    return qm_edit_open(s->q, s->refs, below_size, s->new_size, &s->edit, err);
+    return qm_edit_open(s->q, s->refs, below, s->new_size, &s->edit, err);
 }
 
 static int
@@ -61,29 +72,33 @@ begin_raw(struct qm_seal *s, const struct qm_image *img, struct qmeld_error *err
 }
 
 int
-qm_seal_begin(struct qm_chain *chain, size_t target, uint64_t new_size, struct qm_seal **out,
-              struct qmeld_error *err)
+qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out, struct qmeld_error *err)
 {
-    struct qm_image *img = chain->layers[target].img;
+    struct qm_image *img = config->chain->layers[config->target].img;
     struct qm_seal *s = calloc(1, sizeof *s);
-    const uint64_t below = target > 0 ? chain->layers[target - 1].img->size : 0;
     int rc;
 
     *out = NULL;
     if (!s)
         return qm_fail_nomem(err, "the merge");
     s->file = img->file;
-    s->new_size = new_size;
+    s->new_size = config->new_size;
     s->q = qm_qcow2_of(img);
     rc = qm_file_make_writable(s->file, err);
     if (rc == 0)
-        rc = s->q ? begin_qcow2(s, below, err) : begin_raw(s, img, err);
+        rc = s->q ? begin_qcow2(s, config, err) : begin_raw(s, img, err);
     if (rc < 0) {
         qm_seal_abandon(s);
         return -1;
     }
     *out = s;
     return 0;
+}
+
+int
+qm_seal_mark(struct qm_seal *s, guest_off from, uint64_t len, struct qmeld_error *err)
+{
+    return s->q ? qm_bitmaps_mark(s->bitmaps, from, len, err) : 0;
 }
 
 /* ---- batches ---- */

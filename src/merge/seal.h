@@ -27,14 +27,28 @@
 
 #include "chain.h"
 #include "move.h"
+#include "qcow2_bitmap.h"
 
 struct qm_seal;
 
-/* new_size >= the target's virtual size.  Whatever is refused, is refused before the first write,
- * except that a dirty image has been repaired by then.  UNSUPPORTED: a version 2 image
- * with internal snapshots cannot grow (QEMU, block/qcow2.c, qcow2_co_truncate). */
-int qm_seal_begin(struct qm_chain *chain, size_t target, uint64_t new_size, struct qm_seal **out,
+struct qm_seal_config {
+    struct qm_chain *chain;
+    size_t target;
+    uint64_t new_size; /* >= the target's virtual size */
+    bool resumed;      /* an earlier run may have left leaks, which are mended first, and bitmaps in
+                        * use that are good: those in trusted_bitmaps */
+    const struct qm_bitmap_names *trusted_bitmaps; /* NULL: none */
+};
+
+/* Whatever is refused, is refused before the first write, except that a dirty image has been
+ * repaired by then.  UNSUPPORTED: a version 2 image with internal snapshots cannot grow
+ * (QEMU, block/qcow2.c, qcow2_co_truncate). */
+int qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out,
                   struct qmeld_error *err) QM_CHECK;
+
+/* A layer asked for these guest bytes, in a batch that an earlier run published: enabled bitmaps are
+ * told.  Between begin and the first batch. */
+int qm_seal_mark(struct qm_seal *s, guest_off from, uint64_t len, struct qmeld_error *err) QM_CHECK;
 
 /* asked: a layer asked for it, so enabled bitmaps are told. */
 int qm_seal_want(struct qm_seal *s, const struct qm_want *want, bool asked, struct qm_moves *moves,

@@ -56,7 +56,7 @@ check_delete(const struct qm_settle *s, struct qmeld_error *err)
     for (size_t i = s->cfg.base + 1; i <= s->cfg.top; i++) {
         const struct qm_layer *layer = &s->cfg.chain->layers[i];
 
-        if (layer->img->file->blockdev)
+        if (layer->img && layer->img->file->blockdev)
             return qm_fail(err, QMELD_USAGE, qm_in(layer->path),
                            "a block device cannot be deleted: use --overlays=keep or empty");
     }
@@ -97,6 +97,12 @@ guest_end(const struct qm_settle_config *c, size_t layer)
     return q ? q->hdr.size : qm_align_up(img->file->size, 512);
 }
 
+bool
+qm_settle_has_work(const struct qm_settle *s)
+{
+    return s->n_repoints > 0 || s->cfg.overlays != QMELD_OVERLAYS_KEEP;
+}
+
 int
 qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
 {
@@ -119,7 +125,7 @@ qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
     }
     if (s->cfg.overlays == QMELD_OVERLAYS_DELETE) /* from the top: no file without its backing */
         for (size_t i = s->cfg.top; i > s->cfg.base; i--)
-            if (qm_unlink(layers[i].path, err) < 0)
+            if (layers[i].img && qm_unlink(layers[i].path, err) < 0)
                 return -1;
     return 0;
 }

@@ -25,10 +25,13 @@ struct qm_settle_config {
 
 struct qm_settle;
 
-/* Names are computed, room in headers and access are tested; layers that will be written are
+/* A layer without image was removed by an earlier run.  Names are computed, room in headers and access are tested; layers that will be written are
  * opened for it.  Writes nothing. */
 int qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
                     struct qmeld_error *err) QM_CHECK;
+
+/* False if all files are to stay as they are. */
+bool qm_settle_has_work(const struct qm_settle *s);
 
 /* Does it, durably.  The chain's images are open still; removed files only lose their names. */
 int qm_settle_run(struct qm_settle *s, struct qmeld_error *err) QM_CHECK;

@@ -5,8 +5,8 @@
 #include "stage.h"
 
 #include "forge_recipe.h"
-#include "merge.h"
 #include "qcow2_bitmap_int.h"
+#include "transfer.h"
 #include "torn.h"
 
 #include <errno.h>
@@ -59,7 +59,7 @@ layer_named(const struct stage *s, const char *file)
 }
 
 static void
-set_option(struct stage *s, const char *key, const char *value, struct qm_merge_limits *limits)
+set_option(struct stage *s, const char *key, const char *value, struct qm_transfer_limits *limits)
 {
     uint64_t v = 0;
 
@@ -90,7 +90,7 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_merge_
 static void
 set_options(struct stage *s, const char *line)
 {
-    struct qm_merge_limits limits = {.batch = 8192, .batch_weight = 2048, .step = 512};
+    struct qm_transfer_limits limits = {.batch = 8192, .batch_weight = 2048, .step = 512};
     char words[1024], *save = NULL;
 
     snprintf(words, sizeof words, "%.*s", (int)strcspn(line, "\n"), line);
@@ -106,7 +106,7 @@ set_options(struct stage *s, const char *line)
     }
     while (limits.step < limits.batch)
         limits.step *= 2;
-    qm_merge_limits = limits;
+    qm_transfer_limits = limits;
 }
 
 bool

@@ -1,0 +1,527 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "journal.h"
+
+#include "bytes.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <json.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#define VERSION      1u
+#define SECTOR       512u
+#define CURSOR_OFF   512u /* two sectors */
+#define INTENT_OFF   4096u
+#define MAX_INTENT   (64u << 20) /* 1,000 layers with long paths take 1 MiB */
+#define CURSOR_MAGIC 0x63757273u /* "curs" */
+
+static const char magic[16] = "qmeld journal\n";
+
+/* docs/format.md, "The journal" */
+struct disk_head {
+    char magic[16];
+    be32 version;
+    be32 intent_len;
+    be32 intent_crc;
+    be32 crc; /* of all before it */
+};
+
+struct disk_cursor {
+    be32 magic;
+    be32 phase;
+    be64 seq;
+    be64 done;
+    be32 crc; /* of all before it */
+};
+static_assert(offsetof(struct disk_head, crc) == 28, "format");
+static_assert(offsetof(struct disk_cursor, crc) == 24, "format");
+
+struct qm_journal {
+    struct qm_file *file;
+    struct qm_intent intent;
+    struct qm_cursor cursor;
+    uint64_t seq; /* of the cursor on disk; its parity tells the sector */
+};
+
+static uint32_t
+crc_of(const void *p, size_t len)
+{
+    return (uint32_t)crc32_z(0, p, len);
+}
+
+/* ---- the intent as JSON ---- */
+
+void
+qm_intent_release(struct qm_intent *i)
+{
+    free(i->base_arg);
+    free(i->top_arg);
+    free(i->backing_format);
+    QM_VEC_EACH (l, &i->layers) {
+        free(l->path);
+        free(l->format);
+    }
+    qm_vec_release(&i->layers);
+    qm_bitmap_names_release(&i->bitmaps);
+    *i = (struct qm_intent){.base_arg = NULL};
+}
+
+static struct json_object *
+string_or_null(const char *s)
+{
+    return s ? json_object_new_string(s) : NULL;
+}
+
+static struct json_object *
+layer_to_json(const struct qm_journal_layer *l)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, "path", json_object_new_string(l->path));
+    json_object_object_add(o, "format", json_object_new_string(l->format));
+    json_object_object_add(o, "block-device", json_object_new_boolean(l->blockdev));
+    json_object_object_add(o, "inode", json_object_new_uint64(l->ino));
+    json_object_object_add(o, "size", json_object_new_uint64(l->size));
+    json_object_object_add(o, "mtime", json_object_new_int64(l->mtime_sec));
+    json_object_object_add(o, "mtime-nsec", json_object_new_int64(l->mtime_nsec));
+    return o;
+}
+
+static struct json_object *
+intent_to_json(const struct qm_intent *i)
+{
+    struct json_object *o = json_object_new_object();
+    struct json_object *layers = json_object_new_array(), *bitmaps = json_object_new_array();
+
+    json_object_object_add(o, "base-arg", string_or_null(i->base_arg));
+    json_object_object_add(o, "top-arg", string_or_null(i->top_arg));
+    json_object_object_add(o, "backing-format", string_or_null(i->backing_format));
+    json_object_object_add(o, "shallow", json_object_new_boolean(i->shallow));
+    json_object_object_add(o, "keep-relative", json_object_new_boolean(i->keep_relative));
+    json_object_object_add(o, "overlays", json_object_new_int(i->overlays));
+    json_object_object_add(o, "base", json_object_new_uint64(i->base));
+    json_object_object_add(o, "top", json_object_new_uint64(i->top));
+    json_object_object_add(o, "base-size", json_object_new_uint64(i->base_size));
+    json_object_object_add(o, "new-size", json_object_new_uint64(i->new_size));
+    QM_VEC_EACH (l, &i->layers)
+        json_object_array_add(layers, layer_to_json(l));
+    QM_VEC_EACH (b, &i->bitmaps.list)
+        json_object_array_add(bitmaps, json_object_new_string(*b));
+    json_object_object_add(o, "layers", layers);
+    json_object_object_add(o, "bitmaps", bitmaps);
+    return o;
+}
+
+/* The checksum was right, so a field that is missing means a bug or a forger: both are CORRUPT. */
+static bool
+get_string(struct json_object *o, const char *key, char **out)
+{
+    struct json_object *v;
+
+    *out = NULL;
+    if (!json_object_object_get_ex(o, key, &v))
+        return false;
+    if (!v)
+        return true;
+    *out = strdup(json_object_get_string(v));
+    return *out != NULL;
+}
+
+static uint64_t
+get_number(struct json_object *o, const char *key)
+{
+    struct json_object *v;
+
+    return json_object_object_get_ex(o, key, &v) ? json_object_get_uint64(v) : 0;
+}
+
+static bool
+layer_from_json(struct json_object *o, struct qm_intent *i)
+{
+    struct qm_journal_layer l = {.blockdev = get_number(o, "block-device") != 0,
+                                 .ino = get_number(o, "inode"),
+                                 .size = get_number(o, "size"),
+                                 .mtime_sec = (int64_t)get_number(o, "mtime"),
+                                 .mtime_nsec = (int64_t)get_number(o, "mtime-nsec")};
+
+    if (get_string(o, "path", &l.path) && l.path && get_string(o, "format", &l.format) &&
+        l.format && qm_vec_push(&i->layers, &l))
+        return true;
+    free(l.path);
+    free(l.format);
+    return false;
+}
+
+static bool
+bitmap_from_json(struct json_object *o, struct qm_intent *i)
+{
+    char *name = strdup(json_object_get_string(o));
+
+    if (name && qm_vec_push(&i->bitmaps.list, &name))
+        return true;
+    free(name);
+    return false;
+}
+
+static bool
+each(struct json_object *o, const char *key, struct qm_intent *i,
+     bool (*fn)(struct json_object *, struct qm_intent *))
+{
+    struct json_object *array;
+
+    if (!json_object_object_get_ex(o, key, &array) || !json_object_is_type(array, json_type_array))
+        return false;
+    for (size_t k = 0; k < json_object_array_length(array); k++)
+        if (!fn(json_object_array_get_idx(array, k), i))
+            return false;
+    return true;
+}
+
+static bool
+intent_from_json(struct json_object *o, struct qm_intent *i)
+{
+    if (!json_object_is_type(o, json_type_object))
+        return false;
+    i->shallow = get_number(o, "shallow") != 0;
+    i->keep_relative = get_number(o, "keep-relative") != 0;
+    i->overlays = (enum qmeld_overlays)get_number(o, "overlays");
+    i->base = get_number(o, "base");
+    i->top = get_number(o, "top");
+    i->base_size = get_number(o, "base-size");
+    i->new_size = get_number(o, "new-size");
+    return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
+           get_string(o, "backing-format", &i->backing_format) &&
+           each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
+           i->base < i->top && i->top < i->layers.n && i->base_size <= i->new_size;
+}
+
+/* ---- where it lies ---- */
+
+int
+qm_journal_path(const char *base, bool blockdev, const char *active, const char *journal_dir,
+                char **out, struct qmeld_error *err)
+{
+    const char *slash = strrchr(base, '/'), *name = slash ? slash + 1 : base;
+    const char *beside = blockdev ? active : base;
+    const char *end = strrchr(beside, '/');
+    int rc;
+
+    if (journal_dir)
+        rc = asprintf(out, "%s/.%s.qmeld", journal_dir, name);
+    else
+        rc = asprintf(out, "%.*s.%s.qmeld", end ? (int)(end - beside + 1) : 0, beside, name);
+    if (rc < 0) {
+        *out = NULL;
+        return qm_fail_nomem(err, "the journal's path");
+    }
+    return 0;
+}
+
+/* ---- to the disk ---- */
+
+static int
+write_cursor(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err)
+{
+    unsigned char sector[SECTOR] = {0};
+    struct disk_cursor *d = (struct disk_cursor *)sector;
+
+    be32_put(&d->magic, CURSOR_MAGIC);
+    be32_put(&d->phase, to.phase);
+    be64_put(&d->seq, j->seq + 1);
+    be64_put(&d->done, to.done.g);
+    be32_put(&d->crc, crc_of(d, offsetof(struct disk_cursor, crc)));
+    if (qm_pwrite(j->file, CURSOR_OFF + (j->seq + 1) % 2 * SECTOR, sector, SECTOR, err) < 0)
+        return -1;
+    j->seq++;
+    j->cursor = to;
+    return 0;
+}
+
+static int
+write_intent(struct qm_journal *j, const char *text, struct qmeld_error *err)
+{
+    unsigned char sector[SECTOR] = {0};
+    struct disk_head *h = (struct disk_head *)sector;
+    const size_t len = strlen(text);
+
+    if (len > MAX_INTENT)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(j->file->path),
+                       "the merge is too large to be described: merge fewer layers at a time");
+    memcpy(h->magic, magic, sizeof magic);
+    be32_put(&h->version, VERSION);
+    be32_put(&h->intent_len, (uint32_t)len);
+    be32_put(&h->intent_crc, crc_of(text, len));
+    be32_put(&h->crc, crc_of(h, offsetof(struct disk_head, crc)));
+    if (qm_pwrite(j->file, INTENT_OFF, text, len, err) < 0 ||
+        write_cursor(j, (struct qm_cursor){.phase = QM_PHASE_COPY}, err) < 0 ||
+        qm_sync(j->file, err) < 0)
+        return -1;
+    /* COMMIT POINT: with its head the journal is valid */
+    if (qm_pwrite(j->file, 0, sector, SECTOR, err) < 0 || qm_sync(j->file, err) < 0)
+        return -1;
+    return qm_sync_dir_of(j->file->path, err);
+}
+
+static int
+create(struct qm_journal *j, const char *path, struct qmeld_error *err)
+{
+    struct json_object *o = intent_to_json(&j->intent);
+    int rc;
+
+    if (!o)
+        return qm_fail_nomem(err, "the journal");
+    rc = qm_file_create(path, &j->file, err);
+    if (rc == 0)
+        rc = qm_truncate(j->file, 0, err);
+    if (rc == 0)
+        rc = write_intent(j, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY), err);
+    json_object_put(o);
+    return rc;
+}
+
+int
+qm_journal_create(const char *path, struct qm_intent *intent, struct qm_journal **out,
+                  struct qmeld_error *err)
+{
+    struct qm_journal *j = calloc(1, sizeof *j);
+
+    *out = NULL;
+    if (!j) {
+        qm_intent_release(intent);
+        return qm_fail_nomem(err, "the journal");
+    }
+    j->intent = *intent;
+    *intent = (struct qm_intent){.base_arg = NULL};
+    if (create(j, path, err) < 0) {
+        if (j->file) { /* never valid: nothing is lost if it stays */
+            struct qmeld_error unheard = {0};
+
+            if (qm_unlink(path, &unheard) < 0)
+                unheard.code = QMELD_OK;
+        }
+        qm_journal_close(j);
+        return -1;
+    }
+    *out = j;
+    return 0;
+}
+
+int
+qm_journal_advance(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err)
+{
+    assert(to.phase >= j->cursor.phase && to.done.g >= j->cursor.done.g);
+    return write_cursor(j, to, err) < 0 ? -1 : qm_sync(j->file, err);
+}
+
+int
+qm_journal_remove(struct qm_journal *j, struct qmeld_error *err)
+{
+    const int rc = qm_unlink(j->file->path, err);
+
+    qm_journal_close(j);
+    return rc;
+}
+
+void
+qm_journal_close(struct qm_journal *j)
+{
+    if (!j)
+        return;
+    qm_intent_release(&j->intent);
+    qm_file_close(j->file);
+    free(j);
+}
+
+/* ---- from the disk ---- */
+
+static int
+damaged(const struct qm_journal *j, const char *what, struct qmeld_error *err)
+{
+    return qm_fail(err, QMELD_CORRUPT, qm_in(j->file->path),
+                   "the journal of an unfinished merge is damaged (%s): the chain's active layer "
+                   "reads as before; move the journal away and give the merge command again",
+                   what);
+}
+
+static int
+read_cursor(struct qm_journal *j, struct qmeld_error *err)
+{
+    bool found = false;
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct disk_cursor d;
+
+        if (qm_pread_padded(j->file, CURSOR_OFF + i * SECTOR, &d, sizeof d, err) < 0)
+            return -1;
+        if (be32_get(&d.magic) != CURSOR_MAGIC || be32_get(&d.phase) > QM_PHASE_SETTLE ||
+            be32_get(&d.crc) != crc_of(&d, offsetof(struct disk_cursor, crc)) ||
+            (found && be64_get(&d.seq) < j->seq))
+            continue;
+        found = true;
+        j->seq = be64_get(&d.seq);
+        j->cursor = (struct qm_cursor){.phase = (enum qm_phase)be32_get(&d.phase),
+                                       .done = qm_guest(be64_get(&d.done))};
+    }
+    return found ? 0 : damaged(j, "no cursor", err);
+}
+
+static int
+read_intent(struct qm_journal *j, const struct disk_head *h, struct qmeld_error *err)
+{
+    const size_t len = be32_get(&h->intent_len);
+    QM_FREE char *text = NULL;
+    struct json_object *o;
+    bool good;
+
+    if (len > MAX_INTENT)
+        return damaged(j, "length", err);
+    text = calloc(len + 1, 1);
+    if (!text)
+        return qm_fail_nomem(err, "the journal");
+    if (qm_pread_padded(j->file, INTENT_OFF, text, len, err) < 0)
+        return -1;
+    if (be32_get(&h->intent_crc) != crc_of(text, len))
+        return damaged(j, "checksum", err);
+    o = json_tokener_parse(text);
+    good = o && intent_from_json(o, &j->intent);
+    json_object_put(o);
+    return good ? 0 : damaged(j, "content", err);
+}
+
+/* A journal makes us write to and remove the files it names: only our own, or root's, is obeyed. */
+static int
+check_owner(const struct qm_journal *j, struct qmeld_error *err)
+{
+    struct stat st;
+
+    if (fstat(j->file->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(j->file->path), "cannot stat");
+    if ((st.st_uid == geteuid() || st.st_uid == 0) && !(st.st_mode & S_IWOTH))
+        return 0;
+    return qm_fail(err, QMELD_USAGE, qm_in(j->file->path),
+                   "the journal belongs to somebody else or others may write to it: not obeyed");
+}
+
+/* *out_valid: it has a head. */
+static int
+load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
+{
+    struct disk_head h;
+
+    *out_valid = false;
+    if (qm_pread_padded(j->file, 0, &h, sizeof h, err) < 0)
+        return -1;
+    if (memcmp(h.magic, magic, sizeof magic) != 0)
+        return 0;
+    if (be32_get(&h.crc) != crc_of(&h, offsetof(struct disk_head, crc)))
+        return damaged(j, "head", err);
+    if (be32_get(&h.version) != VERSION)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(j->file->path),
+                       "the journal has version %" PRIu32
+                       ": finish the merge with the qmeld that began it",
+                       be32_get(&h.version));
+    if (check_owner(j, err) < 0 || read_intent(j, &h, err) < 0 || read_cursor(j, err) < 0)
+        return -1;
+    *out_valid = true;
+    return qm_file_make_writable(j->file, err);
+}
+
+int
+qm_journal_load(const char *path, struct qm_journal **out, struct qmeld_error *err)
+{
+    struct qm_journal *j = calloc(1, sizeof *j);
+    bool valid = false;
+    int rc = 0;
+
+    *out = NULL;
+    if (!j)
+        return qm_fail_nomem(err, "the journal");
+    if (qm_file_open(path, &j->file, err) < 0) {
+        rc = err->sys_errno == ENOENT || err->sys_errno == ENOTDIR ? 0 : -1;
+    } else {
+        rc = load(j, &valid, err);
+    }
+    if (!valid) {
+        qm_journal_close(j);
+        return rc;
+    }
+    *out = j;
+    return rc;
+}
+
+const struct qm_intent *
+qm_journal_intent(const struct qm_journal *j)
+{
+    return &j->intent;
+}
+
+struct qm_cursor
+qm_journal_cursor(const struct qm_journal *j)
+{
+    return j->cursor;
+}
+
+const char *
+qm_journal_file(const struct qm_journal *j)
+{
+    return j->file->path;
+}
+
+/* ---- identities ---- */
+
+/* Symbolic links stay: a relative backing name counts from the path an overlay was opened by. */
+char *
+qm_absolute_path(const char *path)
+{
+    QM_FREE char *cwd = NULL;
+    char *out;
+
+    if (path[0] == '/')
+        return strdup(path);
+    cwd = getcwd(NULL, 0);
+    if (!cwd || asprintf(&out, "%s/%s", cwd, path) < 0)
+        return NULL;
+    return out;
+}
+
+int
+qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, struct qmeld_error *err)
+{
+    const struct qm_file *f = layer->img->file;
+    struct stat st;
+
+    *out = (struct qm_journal_layer){.blockdev = f->blockdev, .ino = f->ino, .size = f->size};
+    if (fstat(f->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(f->path), "cannot stat");
+    out->mtime_sec = st.st_mtim.tv_sec;
+    out->mtime_nsec = st.st_mtim.tv_nsec;
+    out->path = qm_absolute_path(layer->path);
+    out->format = strdup(layer->img->ops->format);
+    if (out->path && out->format)
+        return 0;
+    free(out->path);
+    free(out->format);
+    return qm_fail_nomem(err, "the journal");
+}
+
+int
+qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file, bool untouched,
+                struct qmeld_error *err)
+{
+    struct stat st;
+
+    if (fstat(file->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot stat");
+    if (then->blockdev == file->blockdev && then->ino == file->ino &&
+        (!untouched || file->blockdev ||
+         (then->size == file->size && then->mtime_sec == st.st_mtim.tv_sec &&
+          then->mtime_nsec == st.st_mtim.tv_nsec)))
+        return 0;
+    return qm_fail(err, QMELD_STALE, qm_in(file->path),
+                   "it has changed since the unfinished merge began, so the merge cannot go on: "
+                   "put the old file back");
+}

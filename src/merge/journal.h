@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * journal.h - the record of a merge that is under way.
+ *
+ * Why.  Whatever interrupts a merge, somebody must be able to say what was meant and how far it
+ * came.  A small file beside the target says both: the intent (what, with which layers, how they
+ * looked) is written once, before the first byte of any image changes; a cursor is
+ * advanced after each batch that is durable in the target.
+ *
+ * File       docs/format.md, "The journal": one head sector, written last; two cursor sectors
+ *            written in turn, so that a torn one leaves the other; the intent as JSON.  All three
+ *            carry a checksum.
+ * Calls      create or load; advance; remove or close.
+ * Threads    One thread.
+ * Ownership  The journal owns its intent.
+ * Errors     0 or -1 with *err: IO, NOSPACE, CORRUPT (a damaged journal), UNSUPPORTED (a
+ *            later version), NOMEM.
+ */
+#ifndef QM_JOURNAL_H
+#define QM_JOURNAL_H
+
+#include "chain.h"
+#include "qcow2_bitmap.h"
+#include "vec.h"
+
+/* How a layer looked when the merge began; what it looks like now tells whether it changed. */
+struct qm_journal_layer {
+    char *path; /* absolute */
+    char *format;
+    bool blockdev;
+    uint64_t ino;
+    uint64_t size;
+    int64_t mtime_sec;
+    int64_t mtime_nsec;
+};
+
+struct qm_intent {
+    /* the request, word for word: the same words again mean "go on" */
+    char *base_arg; /* NULL: not given; so the other two */
+    char *top_arg;
+    char *backing_format;
+    bool shallow;
+    bool keep_relative;
+    enum qmeld_overlays overlays;
+    /* what it came to */
+    size_t base;
+    size_t top;
+    uint64_t base_size; /* virtual sizes of the target, before and after */
+    uint64_t new_size;
+    QM_VEC(struct qm_journal_layer) layers; /* [0] = bottom of the chain */
+    struct qm_bitmap_names bitmaps;         /* of the target: valid when the merge began */
+};
+
+enum qm_phase {
+    QM_PHASE_COPY,   /* guest bytes below the cursor are in the target, durably */
+    QM_PHASE_SETTLE, /* the target is complete; headers and overlays are being settled */
+};
+
+struct qm_cursor {
+    enum qm_phase phase;
+    guest_off done;
+};
+
+struct qm_journal;
+
+void qm_intent_release(struct qm_intent *i);
+
+/* Where the journal of a merge into the target of path base lies: dir/.NAME.qmeld, dir being
+ * journal_dir, or the target's own directory, or for a block device that of the active layer.
+ * malloc'd. */
+int qm_journal_path(const char *base, bool blockdev, const char *active, const char *journal_dir,
+                    char **out, struct qmeld_error *err) QM_CHECK;
+
+/* Takes over *intent, also on failure.  On success everything is durable. */
+int qm_journal_create(const char *path, struct qm_intent *intent, struct qm_journal **out,
+                      struct qmeld_error *err) QM_CHECK;
+
+/* *out is NULL if there is no journal at path, or one that never became valid (nothing had been
+ * changed then). */
+int qm_journal_load(const char *path, struct qm_journal **out, struct qmeld_error *err) QM_CHECK;
+
+const struct qm_intent *qm_journal_intent(const struct qm_journal *j);
+struct qm_cursor qm_journal_cursor(const struct qm_journal *j);
+const char *qm_journal_file(const struct qm_journal *j);
+
+/* Durable on return. */
+int qm_journal_advance(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err) QM_CHECK;
+
+/* The merge is over: removes the file, durably, and frees j in every case. */
+int qm_journal_remove(struct qm_journal *j, struct qmeld_error *err) QM_CHECK;
+void qm_journal_close(struct qm_journal *j); /* the file stays; NULL is fine */
+
+/* STALE, naming the layer, unless file is the same one (by inode) and, with untouched, still
+ * looks as it did. */
+int qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file, bool untouched,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* path made absolute, symbolic links kept; malloc'd, NULL if that cannot be. */
+char *qm_absolute_path(const char *path);
+
+/* Fills *out from an open layer. */
+int qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out,
+                    struct qmeld_error *err) QM_CHECK;
+
+#endif

@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * request.c - qmeld_commit, qmeld_resume, qmeld_status: what is meant, new or interrupted.
+ *
+ * The same command line again goes on with an interrupted merge.  "The same" is decided by its words
+ * as the journal keeps them, not by what they mean now: after half a merge a chain may be shorter,
+ * and "[3]" another layer.
+ */
+#include "merge.h"
+#include "qcow2.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+/* ---- journals in a directory ---- */
+
+/* Called with each valid journal, which it may take over (*j = NULL).  Not 0 ends the search. */
+typedef int found_fn(struct qm_journal **j, void *opaque, struct qmeld_error *err);
+
+static bool
+names_a_journal(const char *name)
+{
+    const size_t len = strlen(name);
+
+    return name[0] == '.' && len > strlen("..qmeld") && strcmp(name + len - 6, ".qmeld") == 0;
+}
+
+static int
+visit(const char *path, found_fn *fn, void *opaque, struct qmeld_error *err)
+{
+    struct qm_journal *j;
+    int rc;
+
+    if (qm_journal_load(path, &j, err) < 0)
+        return -1;
+    if (!j)
+        return 0;
+    rc = fn(&j, opaque, err);
+    qm_journal_close(j);
+    return rc;
+}
+
+static int
+search(const char *dir, found_fn *fn, void *opaque, struct qmeld_error *err)
+{
+    DIR *d = opendir(dir);
+    struct dirent *e;
+    int rc = 0;
+
+    if (!d)
+        return qm_fail_sys(err, qm_in(dir), "cannot list the directory");
+    while (rc == 0 && (e = readdir(d))) {
+        QM_FREE char *path = NULL;
+
+        if (!names_a_journal(e->d_name))
+            continue;
+        if (asprintf(&path, "%s/%s", dir, e->d_name) < 0) {
+            path = NULL;
+            rc = qm_fail_nomem(err, "a path");
+            break;
+        }
+        rc = visit(path, fn, opaque, err);
+    }
+    closedir(d);
+    return rc;
+}
+
+static char *
+dir_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!slash)
+        return strdup(".");
+    return strndup(path, slash == path ? 1 : (size_t)(slash - path));
+}
+
+/* ---- an interrupted merge that is meant ---- */
+
+struct wanted {
+    const char *active; /* path as given */
+    const struct qmeld_commit_options *opts;
+    struct qm_journal *found;
+};
+
+static bool
+same_text(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+static bool
+same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
+{
+    return same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
+           i->shallow == o->shallow && i->overlays == o->overlays &&
+           i->keep_relative == o->keep_relative;
+}
+
+/* By inode where both exist; the active layer itself may be gone (deleted as merged). */
+static bool
+same_file(const char *a, const char *b)
+{
+    QM_FREE char *full = qm_absolute_path(a);
+    struct stat x, y;
+
+    if (stat(a, &x) == 0 && stat(b, &y) == 0)
+        return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    return full && strcmp(full, b) == 0;
+}
+
+static int
+is_wanted(struct qm_journal **j, void *opaque, struct qmeld_error *err)
+{
+    const struct qm_intent *i = qm_journal_intent(*j);
+    const char *active = i->layers.at[i->layers.n - 1].path;
+    struct wanted *w = opaque;
+
+    if (!same_file(w->active, active))
+        return 0;
+    if (!same_request(i, w->opts))
+        return qm_fail(err, QMELD_USAGE, qm_in(w->active),
+                       "another merge of this chain is unfinished (into %s): finish it first with "
+                       "`qmeld resume %s`",
+                       i->layers.at[i->base].path, i->layers.at[i->base].path);
+    w->found = QM_TAKE(*j);
+    return 1;
+}
+
+/* Looks in the directories where a journal for this chain may lie. */
+static int
+find_interrupted(const char *path, const struct qm_chain *chain, struct wanted *w,
+                 struct qmeld_error *err)
+{
+    QM_FREE char *own = dir_of(path);
+    struct stat st;
+
+    if (!own)
+        return qm_fail_nomem(err, "a path");
+    if (w->opts->journal_dir)
+        return search(w->opts->journal_dir, is_wanted, w, err) < 0 ? -1 : 0;
+    if (stat(own, &st) == 0 && S_ISDIR(st.st_mode) && search(own, is_wanted, w, err) < 0)
+        return -1;
+    for (size_t i = 0; chain && !w->found && i < chain->n; i++) {
+        QM_FREE char *journal = NULL;
+        const struct qm_layer *l = &chain->layers[i];
+
+        if (qm_journal_path(l->path, l->img->file->blockdev, path, NULL, &journal, err) < 0 ||
+            visit(journal, is_wanted, w, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- a new merge ---- */
+
+static int
+find_range(const struct qm_merge *m, size_t *out_base, size_t *out_top, struct qmeld_error *err)
+{
+    const struct qmeld_commit_options *o = m->opts;
+    struct qm_chain *chain = m->chain;
+
+    *out_top = chain->n - 1;
+    if (o->top && qm_chain_find(chain, o->top, out_top, err) < 0)
+        return -1;
+    *out_base = o->shallow && *out_top > 0 ? *out_top - 1 : 0;
+    if (!o->base)
+        return 0;
+    if (qm_chain_find(chain, o->base, out_base, err) < 0)
+        return -1;
+    if (o->shallow && *out_base + 1 != *out_top)
+        return qm_fail(err, QMELD_USAGE, qm_in(chain->layers[*out_base].path),
+                       "it does not lie directly under the top %s: leave out --base or --shallow",
+                       chain->layers[*out_top].path);
+    if (*out_base >= *out_top)
+        return qm_fail(err, QMELD_USAGE, qm_in(chain->layers[*out_base].path),
+                       "the base must lie below the top %s in the chain: `qmeld info` shows the "
+                       "order",
+                       chain->layers[*out_top].path);
+    return 0;
+}
+
+static bool
+copy_text(const char *from, char **to)
+{
+    *to = from ? strdup(from) : NULL;
+    return *to || !from;
+}
+
+static int
+make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent *out,
+            struct qmeld_error *err)
+{
+    const struct qmeld_commit_options *o = m->opts;
+    struct qm_image *target = m->chain->layers[base].img;
+    const struct qm_qcow2 *q = qm_qcow2_of(target);
+
+    *out = (struct qm_intent){.shallow = o->shallow,
+                              .keep_relative = o->keep_relative,
+                              .overlays = o->overlays,
+                              .base = base,
+                              .top = top,
+                              .base_size = target->size,
+                              .new_size = qm_max(target->size, m->chain->layers[top].img->size)};
+    if (!copy_text(o->base, &out->base_arg) || !copy_text(o->top, &out->top_arg) ||
+        !copy_text(o->backing_format, &out->backing_format))
+        return qm_fail_nomem(err, "the journal");
+    for (size_t i = 0; i < m->chain->n; i++) {
+        struct qm_journal_layer l;
+
+        if (qm_journal_note(&m->chain->layers[i], &l, err) < 0)
+            return -1;
+        if (!qm_vec_push(&out->layers, &l)) {
+            free(l.path);
+            free(l.format);
+            return qm_fail_nomem(err, "the journal");
+        }
+    }
+    return q ? qm_bitmaps_valid_names(q, &out->bitmaps, err) : 0;
+}
+
+static int
+begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
+{
+    QM_FREE char *journal = NULL;
+    struct qm_intent intent = {.base_arg = NULL};
+    const struct qm_layer *target;
+    size_t base, top;
+
+    if (find_range(m, &base, &top, err) < 0)
+        return -1;
+    m->report->base_old_size = m->report->base_new_size = m->chain->layers[base].img->size;
+    if (base == top) {
+        m->report->nothing_to_do = true;
+        return 0;
+    }
+    target = &m->chain->layers[base];
+    if (qm_journal_path(target->path, target->img->file->blockdev, path, m->opts->journal_dir,
+                        &journal, err) < 0)
+        return -1;
+    if (make_intent(m, base, top, &intent, err) < 0) {
+        qm_intent_release(&intent);
+        return -1;
+    }
+    return qm_merge_begin(m, &intent, journal, err);
+}
+
+static int
+commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
+                                         .format = m->opts->format,
+                                         .backing_format = m->opts->backing_format};
+    struct wanted w = {.active = path, .opts = m->opts};
+    struct qmeld_error first = {0};
+    const int rc = qm_chain_open(path, &how, &m->chain, &first);
+
+    if (rc < 0 && first.sys_errno != ENOENT) {
+        *err = first;
+        return -1;
+    }
+    if (find_interrupted(path, rc == 0 ? m->chain : NULL, &w, err) < 0)
+        return -1;
+    if (w.found) {
+        qm_chain_close(QM_TAKE(m->chain)); /* its locks, too: the journal knows the layers better */
+        m->journal = w.found;
+        return qm_merge_resume(m, err);
+    }
+    if (rc < 0) {
+        *err = first;
+        return -1;
+    }
+    return begin(path, m, err);
+}
+
+/* ---- the calls ---- */
+
+static const struct qmeld_commit_options defaults;
+
+static void
+finish(struct qm_merge *m, const struct timespec *started, bool keep_report)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    m->report->seconds_x1000 = (uint64_t)((now.tv_sec - started->tv_sec) * 1000 +
+                                          (now.tv_nsec - started->tv_nsec) / 1000000);
+    qm_merge_release(m);
+    if (!keep_report)
+        qmeld_commit_report_free(m->report);
+}
+
+int
+qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
+             struct qmeld_commit_report *report, struct qmeld_error *err)
+{
+    struct qmeld_commit_report own, *r = report ? report : &own;
+    struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r};
+    struct timespec started;
+    int rc;
+
+    memset(r, 0, sizeof *r);
+    memset(err, 0, sizeof *err);
+    clock_gettime(CLOCK_MONOTONIC, &started);
+    rc = commit(path, &m, err);
+    finish(&m, &started, report != NULL);
+    return rc;
+}
+
+int
+qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
+             struct qmeld_commit_report *report, struct qmeld_error *err)
+{
+    struct qmeld_commit_report own, *r = report ? report : &own;
+    struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r};
+    struct timespec started;
+    int rc;
+
+    memset(r, 0, sizeof *r);
+    memset(err, 0, sizeof *err);
+    clock_gettime(CLOCK_MONOTONIC, &started);
+    rc = qm_journal_load(journal, &m.journal, err);
+    if (rc == 0)
+        rc = m.journal ? qm_merge_resume(&m, err)
+                       : qm_fail(err, QMELD_USAGE, qm_in(journal),
+                                 "no journal of an unfinished merge: `qmeld status` finds those");
+    finish(&m, &started, report != NULL);
+    return rc;
+}
+
+void
+qmeld_commit_report_free(struct qmeld_commit_report *report)
+{
+    for (size_t i = 0; i < report->n_layers; i++)
+        free(report->layers[i].path);
+    free(report->layers);
+    report->layers = NULL;
+    report->n_layers = 0;
+}
+
+/* ---- status ---- */
+
+struct telling {
+    const char *about; /* only merges with this layer; NULL: all */
+    qmeld_unfinished_fn *fn;
+    void *opaque;
+};
+
+static bool
+concerns(const struct qm_intent *i, const char *path)
+{
+    QM_VEC_EACH (l, &i->layers)
+        if (same_file(path, l->path))
+            return true;
+    return false;
+}
+
+static int
+tell(struct qm_journal **j, void *opaque, struct qmeld_error *err)
+{
+    const struct telling *t = opaque;
+    const struct qm_intent *i = qm_journal_intent(*j);
+    const struct qm_cursor c = qm_journal_cursor(*j);
+    const struct qmeld_unfinished u = {.journal = qm_journal_file(*j),
+                                       .active = i->layers.at[i->layers.n - 1].path,
+                                       .base = i->layers.at[i->base].path,
+                                       .top = i->layers.at[i->top].path,
+                                       .complete = c.phase == QM_PHASE_SETTLE,
+                                       .done = c.done.g,
+                                       .size = i->new_size,
+                                       .overlays = i->overlays};
+
+    if (t->about && !concerns(i, t->about))
+        return 0;
+    if (t->fn(&u, t->opaque) != 0)
+        return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
+    return 0;
+}
+
+int
+qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn, void *opaque,
+             struct qmeld_error *err)
+{
+    struct telling t = {.fn = fn, .opaque = opaque};
+    const char *slash = strrchr(path, '/');
+    QM_FREE char *own = dir_of(path);
+    struct stat st;
+
+    memset(err, 0, sizeof *err);
+    if (!own)
+        return qm_fail_nomem(err, "a path");
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return search(path, tell, &t, err);
+    if (names_a_journal(slash ? slash + 1 : path))
+        return visit(path, tell, &t, err);
+    t.about = path;
+    return search(journal_dir ? journal_dir : own, tell, &t, err);
+}

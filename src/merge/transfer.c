@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "transfer.h"
+
+#include "copy.h"
+#include "plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* A batch ends when it has this much data, lists this long, or took this long.  An interrupted merge
+ * repeats at most one batch; each costs three syncs. */
+#ifdef QM_TESTING
+struct qm_transfer_limits
+#else
+static const struct qm_transfer_limits
+#endif
+    qm_transfer_limits = {
+        .batch = 512ull << 20, .batch_weight = 16u << 20, .batch_sec = 5, .step = 64ull << 20};
+
+#define COMPARE_BYTES (1u << 20)
+
+/* The walk that writes. */
+struct run {
+    struct qm_transfer *t;
+    struct qm_seal *seal;
+    struct qm_journal *journal;
+    struct qm_copy *copy;
+    struct qm_moves moves;
+    uint64_t bytes; /* in the batch so far */
+    uint64_t end;   /* where its last want ends; 0: it has none */
+    time_t started; /* when it began */
+};
+
+static int
+open_plan_at(const struct qm_transfer *t, guest_off from, struct qm_plan **out,
+             struct qmeld_error *err)
+{
+    const struct qm_plan_config config = {.chain = t->chain,
+                                          .base = t->base,
+                                          .top = t->top,
+                                          .from = from,
+                                          .base_size = t->base_size,
+                                          .new_size = t->new_size,
+                                          .hidden_end = t->hidden_end};
+
+    return qm_plan_open(&config, out, err);
+}
+
+static int
+open_plan(const struct qm_transfer *t, struct qm_plan **out, struct qmeld_error *err)
+{
+    return open_plan_at(t, t->from, out, err);
+}
+
+static int
+open_copy(const struct qm_transfer *t, const char *phase, bool write, struct qm_copy **out,
+          struct qmeld_error *err)
+{
+    const struct qm_copy_config config = {.target =
+                                              write ? t->chain->layers[t->base].img->file : NULL,
+                                          .threads = t->opts->threads,
+                                          .bandwidth = write ? t->opts->bandwidth : 0,
+                                          .finish_when_stopped = write,
+                                          .total_bytes = t->total,
+                                          .phase = phase,
+                                          .progress = t->opts->progress,
+                                          .opaque = t->opts->opaque};
+
+    return qm_copy_new(&config, out, err);
+}
+
+/* ---- counting ---- */
+
+/* A target cluster that a want covers in part may have to be filled up with what it reads as now:
+ * that, too, must be readable. */
+static int
+verify_edge(const struct qm_transfer *t, uint64_t at, uint64_t *last, struct qm_copy *copy,
+            struct qmeld_error *err)
+{
+    const uint64_t cs = t->chain->layers[t->base].img->cluster_size;
+    struct qm_map *map;
+    int rc;
+
+    if (cs == 0 || at % cs == 0 || at >= t->base_size || at / cs == *last)
+        return 0;
+    *last = at / cs;
+    rc = qm_map_open(t->chain, 0, t->base, qm_guest(at / cs * cs), cs, &map, err);
+    while (rc == 0) {
+        struct qm_map_span span;
+        bool done;
+
+        rc = qm_map_next(map, &span, &done, err);
+        if (rc < 0 || done)
+            break;
+        if (span.ext.kind == QM_COMPRESSED)
+            rc = qm_copy_verify(copy, t->chain->layers[span.layer].img, &span.ext, err);
+    }
+    qm_map_close(map);
+    return rc;
+}
+
+static int
+count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct qmeld_error *err)
+{
+    uint64_t edge = UINT64_MAX;
+
+    for (;;) {
+        struct qm_want want;
+        bool asked, done;
+
+        if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
+            return -1;
+        if (done)
+            return qm_copy_drain(copy, err);
+        t->total += want.from ? want.len : 0;
+        if (verify_edge(t, want.guest.g, &edge, copy, err) < 0 ||
+            verify_edge(t, want.guest.g + want.len, &edge, copy, err) < 0)
+            return -1;
+        if (want.from && want.ext.kind == QM_COMPRESSED &&
+            qm_copy_verify(copy, want.from, &want.ext, err) < 0)
+            return -1;
+    }
+}
+
+int
+qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err)
+{
+    struct qm_plan *plan = NULL;
+    struct qm_copy *copy = NULL;
+    int rc = open_copy(t, "count", false, &copy, err);
+
+    if (rc == 0)
+        rc = open_plan(t, &plan, err);
+    if (rc == 0)
+        rc = count(t, plan, copy, err);
+    qm_plan_close(plan);
+    qm_copy_free(copy);
+    return rc;
+}
+
+/* ---- comparing ---- */
+
+struct compare {
+    const struct qm_transfer *t;
+    struct qm_codec *codec;
+    unsigned char *want; /* COMPARE_BYTES each */
+    unsigned char *have;
+};
+
+/* Does [skip, skip + len) of a want equal what span, a part of the base's view, has? */
+static int
+compare_span(struct compare *c, const struct qm_want *want, const struct qm_map_span *span,
+             bool *equal, struct qmeld_error *err)
+{
+    const bool bytes = span->ext.kind == QM_DATA || span->ext.kind == QM_COMPRESSED;
+
+    for (uint64_t done = 0; *equal && done < span->len;) {
+        const uint64_t n = qm_min(span->len - done, COMPARE_BYTES);
+        const struct qm_extent have = qm_extent_part(&span->ext, done, n);
+        struct qm_extent ext;
+
+        if (!bytes && !want->from)
+            return 0;
+        memset(c->want, 0, n);
+        memset(c->have, 0, n);
+        if (want->from) {
+            ext = qm_extent_part(&want->ext, span->guest.g + done - want->guest.g, n);
+            if (qm_extent_read(want->from, &ext, c->codec, c->want, err) < 0)
+                return -1;
+        }
+        if (bytes &&
+            qm_extent_read(c->t->chain->layers[span->layer].img, &have, c->codec, c->have, err) < 0)
+            return -1;
+        *equal = memcmp(c->want, c->have, n) == 0;
+        done += n;
+    }
+    return 0;
+}
+
+static int
+compare_want(struct compare *c, const struct qm_want *want, bool *equal, struct qmeld_error *err)
+{
+    struct qm_map *map;
+    bool done = false;
+    int rc = qm_map_open(c->t->chain, 0, c->t->base, want->guest, want->len, &map, err);
+
+    while (rc == 0 && *equal) {
+        struct qm_map_span span;
+
+        rc = qm_map_next(map, &span, &done, err);
+        if (rc < 0 || done)
+            break;
+        rc = compare_span(c, want, &span, equal, err);
+    }
+    qm_map_close(map);
+    return rc;
+}
+
+static int
+compare_all(struct compare *c, struct qm_plan *plan, bool *equal, struct qmeld_error *err)
+{
+    while (*equal) {
+        struct qm_want want;
+        bool asked, done;
+
+        if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
+            return -1;
+        if (done)
+            break;
+        if (compare_want(c, &want, equal, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+int
+qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err)
+{
+    struct compare c = {.t = t, .codec = qm_codec_new()};
+    QM_FREE unsigned char *want = malloc(COMPARE_BYTES);
+    QM_FREE unsigned char *have = malloc(COMPARE_BYTES);
+    struct qm_plan *plan = NULL;
+    int rc = -1;
+
+    *out = t->base_size == t->new_size;
+    c.want = want;
+    c.have = have;
+    if (!c.codec || !want || !have)
+        qm_fail_nomem(err, "comparing");
+    else if (!*out)
+        rc = 0;
+    else if (open_plan(t, &plan, err) == 0)
+        rc = compare_all(&c, plan, out, err);
+    qm_plan_close(plan);
+    qm_codec_free(c.codec);
+    return rc;
+}
+
+/* ---- working ---- */
+
+int
+qm_transfer_mark(const struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err)
+{
+    struct qm_plan *plan;
+    int rc = open_plan_at(t, qm_guest(0), &plan, err);
+
+    if (rc < 0)
+        return -1;
+    while (rc == 0) {
+        struct qm_want want;
+        bool asked, done;
+
+        rc = qm_plan_next(plan, &want, &asked, &done, err);
+        if (rc < 0 || done || want.guest.g >= t->from.g)
+            break;
+        if (asked)
+            rc = qm_seal_mark(seal, want.guest, qm_min(want.len, t->from.g - want.guest.g), err);
+    }
+    qm_plan_close(plan);
+    return rc;
+}
+
+/* An OLD move becomes what the layers from the base down had there. */
+static int
+put_old(struct run *r, const struct qm_move *old, struct qmeld_error *err)
+{
+    struct qm_map *map;
+    int rc;
+
+    if (qm_map_open(r->t->chain, 0, r->t->base, old->guest, old->len, &map, err) < 0)
+        return -1;
+    for (;;) {
+        struct qm_map_span span;
+        struct qm_move move;
+        bool done;
+
+        rc = qm_map_next(map, &span, &done, err);
+        if (rc < 0 || done)
+            break;
+        move = (struct qm_move){.kind = QM_MOVE_ZERO,
+                                .guest = span.guest,
+                                .len = span.len,
+                                .to = qm_host(old->to.h + (span.guest.g - old->guest.g))};
+        if (span.ext.kind == QM_DATA || span.ext.kind == QM_COMPRESSED) {
+            move.kind = QM_MOVE_OLD;
+            move.from = r->t->chain->layers[span.layer].img;
+            move.ext = span.ext;
+        }
+        rc = qm_copy_put(r->copy, &move, err);
+        if (rc < 0)
+            break;
+    }
+    qm_map_close(map);
+    r->t->report->bytes_filled += old->len;
+    return rc;
+}
+
+static int
+put_moves(struct run *r, struct qmeld_error *err)
+{
+    QM_VEC_EACH (move, &r->moves.list) {
+        if ((move->kind == QM_MOVE_OLD ? put_old(r, move, err) : qm_copy_put(r->copy, move, err)) <
+            0)
+            return -1;
+    }
+    qm_vec_clear(&r->moves.list);
+    return 0;
+}
+
+static time_t
+now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec;
+}
+
+static int
+end_batch(struct run *r, struct qmeld_error *err)
+{
+    const struct qm_cursor cursor = {.phase = QM_PHASE_COPY,
+                                     .done = qm_guest(qm_max(r->end, r->t->from.g))};
+
+    if (qm_seal_want_end(r->seal, &r->moves, err) < 0 || put_moves(r, err) < 0 ||
+        qm_seal_prepare(r->seal, err) < 0 || qm_copy_drain(r->copy, err) < 0 ||
+        qm_seal_publish(r->seal, err) < 0 || qm_journal_advance(r->journal, cursor, err) < 0)
+        return -1;
+    r->bytes = 0;
+    r->started = now();
+    return 0;
+}
+
+/* One batch may not end inside a target cluster: the next want must lie in a later one. */
+static bool
+may_end(const struct run *r, guest_off next)
+{
+    const uint64_t cs = r->t->chain->layers[r->t->base].img->cluster_size;
+
+    return cs == 0 || r->end == 0 || next.g / cs != (r->end - 1) / cs;
+}
+
+static bool
+is_full(const struct run *r)
+{
+    return r->bytes >= qm_transfer_limits.batch ||
+           qm_seal_weight(r->seal) >= qm_transfer_limits.batch_weight ||
+           now() - r->started >= (time_t)qm_transfer_limits.batch_sec;
+}
+
+static int
+run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_error *err)
+{
+    const bool stopped = qm_copy_stopped(r->copy);
+
+    if ((stopped || is_full(r)) && may_end(r, want->guest)) {
+        if (end_batch(r, err) < 0)
+            return -1;
+        if (stopped)
+            return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
+    }
+    if (qm_seal_want(r->seal, want, asked, &r->moves, err) < 0 || put_moves(r, err) < 0)
+        return -1;
+    if (want->from)
+        r->t->report->bytes_copied += want->len;
+    else if (asked)
+        r->t->report->bytes_zeroed += want->len;
+    r->bytes += want->from ? want->len : 0;
+    r->end = want->guest.g + want->len;
+    return 0;
+}
+
+/* Long wants in steps, so that a batch stays bounded whatever the map joins. */
+static int
+run_in_steps(struct run *r, const struct qm_want *want, bool asked, struct qmeld_error *err)
+{
+    const uint64_t step = qm_transfer_limits.step;
+
+    for (uint64_t done = 0; done < want->len;) {
+        const uint64_t at = want->guest.g + done;
+        const uint64_t n = qm_min(want->len - done, step - at % step);
+        struct qm_want part = {.guest = qm_guest(at), .len = n, .from = want->from};
+
+        if (want->from)
+            part.ext = qm_extent_part(&want->ext, done, n);
+        if (run_want(r, &part, asked, err) < 0)
+            return -1;
+        done += n;
+    }
+    return 0;
+}
+
+static int
+run_all(struct run *r, struct qm_plan *plan, struct qmeld_error *err)
+{
+    for (;;) {
+        struct qm_want want;
+        bool asked, done;
+
+        if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
+            return -1;
+        if (done)
+            return end_batch(r, err);
+        if (run_in_steps(r, &want, asked, err) < 0)
+            return -1;
+    }
+}
+
+int
+qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *journal,
+                struct qmeld_error *err)
+{
+    struct run r = {.t = t, .seal = seal, .journal = journal, .started = now()};
+    struct qm_plan *plan = NULL;
+    int rc = open_copy(t, "copy", true, &r.copy, err);
+
+    if (rc == 0)
+        rc = open_plan(t, &plan, err);
+    if (rc == 0)
+        rc = run_all(&r, plan, err);
+    qm_plan_close(plan);
+    qm_copy_free(r.copy);
+    qm_vec_release(&r.moves.list);
+    return rc;
+}

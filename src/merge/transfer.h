@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * transfer.h - walk the plan of a merge: to count it, to see whether it is done, to do it.
+ *
+ * Why.  The same plan is walked up to three times, and only the last walk writes.  The first
+ * reads every table and inflates every compressed cluster of the sources, so that what cannot be
+ * read is found while every file is as it was, and progress has a true total.  The second
+ * tells a merge that was done already, up to the first difference.
+ *
+ * Threads    One thread calls; copy workers are inside.
+ * Ownership  All is borrowed.
+ * Errors     0 or -1 with *err; CANCELED on the progress callback's wish.
+ */
+#ifndef QM_TRANSFER_H
+#define QM_TRANSFER_H
+
+#include "journal.h"
+#include "seal.h"
+
+struct qm_transfer {
+    const struct qm_chain *chain;
+    size_t base;
+    size_t top;
+    uint64_t base_size; /* virtual sizes of the base, before and after */
+    uint64_t new_size;
+    uint64_t hidden_end; /* as in plan.h */
+    guest_off from;      /* guest bytes below are in the base already */
+    uint64_t total;      /* bytes to copy, from there on; qm_transfer_count sets it */
+    const struct qmeld_commit_options *opts;
+    struct qmeld_commit_report *report; /* bytes_* are added up here */
+};
+
+int qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err) QM_CHECK;
+
+/* *out: the base reads as wanted everywhere.  Reads up to the first difference only. */
+int qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err) QM_CHECK;
+
+/* Tells the target's bitmaps what lies before t->from: an earlier run wrote it. */
+int qm_transfer_mark(const struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err)
+    QM_CHECK;
+
+/* Batch by batch; after each the journal's cursor is advanced.  On the progress callback's wish
+ * the batch is completed first: CANCELED then leaves nothing to repeat. */
+int qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *journal,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* ---- test builds only ---- */
+
+struct qm_transfer_limits {
+    uint64_t batch;      /* bytes of guest data */
+    size_t batch_weight; /* bytes of memory */
+    unsigned batch_sec;  /* seconds */
+    uint64_t step;       /* a long want is worked in steps of this; a power of two */
+};
+
+#ifdef QM_TESTING
+extern struct qm_transfer_limits qm_transfer_limits;
+#endif
+
+#endif
