@@ -109,7 +109,8 @@ qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
     struct qm_layer *layers = s->cfg.chain->layers;
 
     /* COMMIT POINT S7: the base is durable and reads as the backing file did. */
-    assert(guest_end(&s->cfg, s->cfg.base) >= layers[s->cfg.top].img->size);
+    assert(!layers[s->cfg.top].img ||
+           guest_end(&s->cfg, s->cfg.base) >= layers[s->cfg.top].img->size);
     for (size_t i = 0; i < s->n_repoints; i++) {
         const struct repoint *r = &s->repoints[i];
         struct qm_qcow2 *q = qm_qcow2_of(r->img);
