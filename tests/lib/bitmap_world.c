@@ -22,12 +22,6 @@
 
 static uint64_t seed;
 
-void
-qm_world_seed(uint64_t s)
-{
-    seed = s;
-}
-
 uint64_t
 qm_world_any(uint64_t below)
 {

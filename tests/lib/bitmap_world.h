@@ -32,8 +32,7 @@ struct qm_world {
     struct qm_model m[QM_WORLD_BITMAPS];
 };
 
-/* Numbers at random: what follows a seed is always the same. */
-void qm_world_seed(uint64_t seed);
+/* Numbers at random, always the same ones after a world's. */
 uint64_t qm_world_any(uint64_t below);
 
 /* A world at random from a seed; the image shall grow or keep its size. */

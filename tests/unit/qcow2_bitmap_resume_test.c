@@ -9,7 +9,6 @@
  */
 #include "bitmap_world.h"
 #include "qcow2_check.h"
-#include "qcow2_header.h"
 #include "scratch.h"
 #include "torn.h"
 

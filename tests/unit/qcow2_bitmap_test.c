@@ -8,7 +8,6 @@
 #include "bitmap_world.h"
 #include "qcow2_check.h"
 #include "qcow2_create.h"
-#include "qcow2_header.h"
 #include "torn.h"
 
 #include <setjmp.h>
