@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 /* Zeros are written from here where a file system cannot make holes. */
@@ -204,6 +205,19 @@ qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err)
     if (fstat(file->fd, &st) < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot stat");
     *out = (uint64_t)st.st_blocks * 512;
+    return 0;
+}
+
+int
+qm_file_room(const struct qm_file *file, uint64_t *out, struct qmeld_error *err)
+{
+    struct statvfs st;
+
+    if (fstatvfs(file->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot ask for free space");
+    /* root may use the blocks that are kept for it */
+    if (__builtin_mul_overflow(geteuid() == 0 ? st.f_bfree : st.f_bavail, st.f_frsize, out))
+        *out = UINT64_MAX;
     return 0;
 }
 

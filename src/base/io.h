@@ -68,6 +68,9 @@ bool qm_file_same(const struct qm_file *a, const struct qm_file *b);
 /* Bytes of disk the file takes now; for a block device its size. */
 int qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err) QM_CHECK;
 
+/* Bytes that the file's file system still has for us. */
+int qm_file_room(const struct qm_file *file, uint64_t *out, struct qmeld_error *err) QM_CHECK;
+
 /* Reads exactly len bytes.  The end of the file inside the range is IO. */
 int qm_pread(const struct qm_file *file, uint64_t off, void *buf, size_t len,
              struct qmeld_error *err) QM_CHECK;

@@ -193,6 +193,26 @@ qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out, struct qmeld_
     return 0;
 }
 
+int
+qm_refs_used(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err)
+{
+    const uint64_t end = qm_div_up(refs->q->img.file->size, cluster_size(refs));
+    uint64_t c = 0;
+
+    *out = 0;
+    while (c < end) {
+        const uint64_t stop = qm_min(end, (c / refs->per_block + 1) * refs->per_block);
+        struct block *b;
+
+        if (load_block(refs, c, &b, err) < 0)
+            return -1;
+        for (; b && c < stop; c++)
+            *out += count_in(refs, b, c) != 0;
+        c = stop;
+    }
+    return 0;
+}
+
 /* ---- allocating ---- */
 
 /* More entries in memory, so that entry idx exists; the disk follows in qm_refs_write. */

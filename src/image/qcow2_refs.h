@@ -34,6 +34,9 @@ void qm_refs_close(struct qm_refs *refs); /* NULL is fine; staged changes are fo
 int qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out, struct qmeld_error *err)
     QM_CHECK;
 
+/* Number of clusters inside the file whose refcount is not 0. */
+int qm_refs_used(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err) QM_CHECK;
+
 /* Takes up to `want` adjacent free clusters, lowest free first; 1 <= *out_n <= want.  Their
  * refcount is staged to 1.  Same calls, same clusters: the order is part of the contract, as
  * plans predict it. */

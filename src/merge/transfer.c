@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "plan.h"
+#include "space.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -103,6 +104,7 @@ verify_edge(const struct qm_transfer *t, uint64_t at, uint64_t *last, struct qm_
 static int
 count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct qmeld_error *err)
 {
+    struct qm_space space = {.target = t->chain->layers[t->base].img};
     uint64_t edge = UINT64_MAX;
 
     for (;;) {
@@ -112,7 +114,9 @@ count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct 
         if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
             return -1;
         if (done)
-            return qm_copy_drain(copy, err);
+            return qm_copy_drain(copy, err) < 0 ? -1 : qm_space_check(&space, err);
+        if (asked && qm_space_add(&space, &want, err) < 0)
+            return -1;
         t->total += want.from ? want.len : 0;
         if (verify_edge(t, want.guest.g, &edge, copy, err) < 0 ||
             verify_edge(t, want.guest.g + want.len, &edge, copy, err) < 0)
