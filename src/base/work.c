@@ -199,6 +199,18 @@ qm_pool_put(struct qm_pool *p, const void *item, struct qmeld_error *err)
 }
 
 int
+qm_pool_tick(struct qm_pool *p, struct qmeld_error *err)
+{
+    int rc;
+
+    pthread_mutex_lock(&p->lock);
+    tick_if_due(p);
+    rc = result(p, err);
+    pthread_mutex_unlock(&p->lock);
+    return rc;
+}
+
+int
 qm_pool_drain(struct qm_pool *p, struct qmeld_error *err)
 {
     int rc;

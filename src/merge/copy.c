@@ -258,6 +258,12 @@ qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct q
 }
 
 int
+qm_copy_tick(struct qm_copy *copy, struct qmeld_error *err)
+{
+    return qm_pool_tick(copy->pool, err);
+}
+
+int
 qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err)
 {
     if (give_held(copy, err) < 0 || qm_pool_drain(copy->pool, err) < 0)

@@ -45,6 +45,9 @@ int qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const stru
 /* The progress callback asked to stop. */
 bool qm_copy_stopped(const struct qm_copy *copy);
 
+/* For who has nothing to put for long: progress is shown, and a wish to stop heard (CANCELED). */
+int qm_copy_tick(struct qm_copy *copy, struct qmeld_error *err) QM_CHECK;
+
 /* Waits until all of it is written (not durable: sync the target). */
 int qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err) QM_CHECK;
 

@@ -124,6 +124,8 @@ count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct 
         if (want.from && want.ext.kind == QM_COMPRESSED &&
             qm_copy_verify(copy, want.from, &want.ext, err) < 0)
             return -1;
+        if (qm_copy_tick(copy, err) < 0) /* a top can claim more than anybody will wait for */
+            return -1;
     }
 }
 

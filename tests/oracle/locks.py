@@ -225,8 +225,44 @@ def test_shrinking_source(qmeld, d):
         raise Fail("base is corrupt")
 
 
+def make_bottomless(path, backing):
+    """An image of 8 MiB that claims 512 TiB of data: every L1 entry names one L2 table, every entry of
+    that one cluster."""
+    size, n = 65536, 1 << 20
+    l1_off, l2_off, data_off = 3 * size, 3 * size + n * 8, 4 * size + n * 8
+    ext = struct.pack(">II8sII", 0xe2792aca, 3, b"raw", 0, 0)
+    header = struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 104 + len(ext), len(backing), 16,
+                         n * (512 << 20), 0, n, l1_off, size, 1, 0, 0, 0, 0, 0, 4, 104)
+    with open(path, "wb") as f:
+        f.write(header + ext + backing)
+        f.seek(l1_off)
+        f.write(struct.pack(">Q", 1 << 63 | l2_off) * n)
+        f.write(struct.pack(">Q", 1 << 63 | data_off) * (size // 8))
+        f.write(bytes(size))
+
+
+def test_stop_while_counting(qmeld, d):
+    """A top that claims more than anybody will wait for: the first signal ends it, nothing is touched."""
+    with open(os.path.join(d, "b"), "wb") as f:
+        f.truncate(1 << 20)
+    make_bottomless(os.path.join(d, "t"), b"b")
+    was = oracle.digests([os.path.join(d, "b"), os.path.join(d, "t")])
+    with subprocess.Popen([qmeld, "commit", "t"], cwd=d, stderr=subprocess.PIPE) as p:
+        try:
+            wait_for_locks(os.path.join(d, "b"), p)
+            time.sleep(0.5)
+            p.send_signal(signal.SIGTERM)
+            rc = p.wait(20)
+        except subprocess.TimeoutExpired:
+            raise Fail("no end 20 s after SIGTERM") from None
+        finally:
+            p.kill()
+    if rc != 75 or oracle.digests([os.path.join(d, "b"), os.path.join(d, "t")]) != was:
+        raise Fail(f"rc {rc}, wanted 75 and untouched files")
+
+
 TESTS = [test_held_layers, test_held_raw_base, test_nobody_enters, test_stop_and_go_on,
-         test_shrinking_source]
+         test_stop_while_counting, test_shrinking_source]
 
 
 def main():

@@ -163,6 +163,24 @@ work__the_callers_wish_stops_a_slow_caller(void **state)
     stop_in_time(0, 1000);
 }
 
+static void
+work__who_puts_nothing_can_be_stopped_too(void **state)
+{
+    struct sum s = {.fail_at = UINT32_MAX, .stop = true};
+    struct qmeld_error err = {0};
+    struct qm_pool *p = pool_of(&s, 1);
+    int rc = 0;
+
+    (void)state;
+    for (unsigned i = 1; i <= 2000 && rc == 0; i++) {
+        rc = qm_pool_tick(p, &err);
+        usleep(1000);
+    }
+    assert_int_equal(rc, -1);
+    assert_int_equal(err.code, QMELD_CANCELED);
+    qm_pool_free(p);
+}
+
 int
 main(void)
 {
@@ -173,6 +191,7 @@ main(void)
         cmocka_unit_test(work__the_callers_wish_stops_a_slow_queue),
         cmocka_unit_test(work__the_callers_wish_stops_a_quick_queue),
         cmocka_unit_test(work__the_callers_wish_stops_a_slow_caller),
+        cmocka_unit_test(work__who_puts_nothing_can_be_stopped_too),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
