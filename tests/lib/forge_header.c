@@ -235,7 +235,7 @@ put_bitmaps(struct qm_forge_image *im)
     QM_VEC_EACH (map, &im->l->bitmaps) {
         const size_t len = (24 + strlen(map->name) + 7) / 8 * 8;
         uint64_t off;
-        uint64_t entries;
+        uint64_t entries = 0; /* gcc cannot see that a failure returns */
 
         if (used + len > sizeof dir)
             return qm_fail(im->err, QMELD_USAGE, qm_in(im->path), "too many bitmaps for a recipe");
