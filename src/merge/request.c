@@ -278,59 +278,56 @@ commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
     return begin(path, m, err);
 }
 
+static int
+resume(const char *path, struct qm_merge *m, struct qmeld_error *err)
+{
+    if (qm_journal_load(path, &m->journal, err) < 0)
+        return -1;
+    if (!m->journal)
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "no journal of an unfinished merge: `qmeld status` finds those");
+    return qm_merge_resume(m, err);
+}
+
 /* ---- the calls ---- */
 
-static const struct qmeld_commit_options defaults;
-
-static void
-finish(struct qm_merge *m, const struct timespec *started, bool keep_report)
+/* What commit and resume have around them: a clean report and error, the time, an end. */
+static int
+run(int (*fn)(const char *path, struct qm_merge *m, struct qmeld_error *err), const char *path,
+    const struct qmeld_commit_options *opts, struct qmeld_commit_report *report,
+    struct qmeld_error *err)
 {
-    struct timespec now;
+    static const struct qmeld_commit_options defaults;
+    struct qmeld_commit_report own, *r = report ? report : &own;
+    struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r};
+    struct timespec begun, ended;
+    int rc;
 
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    m->report->seconds_x1000 = (uint64_t)((now.tv_sec - started->tv_sec) * 1000 +
-                                          (now.tv_nsec - started->tv_nsec) / 1000000);
-    qm_merge_release(m);
-    if (!keep_report)
-        qmeld_commit_report_free(m->report);
+    memset(r, 0, sizeof *r);
+    memset(err, 0, sizeof *err);
+    clock_gettime(CLOCK_MONOTONIC, &begun);
+    rc = fn(path, &m, err);
+    clock_gettime(CLOCK_MONOTONIC, &ended);
+    r->seconds_x1000 = (uint64_t)((ended.tv_sec - begun.tv_sec) * 1000 +
+                                  (ended.tv_nsec - begun.tv_nsec) / 1000000);
+    qm_merge_release(&m);
+    if (!report)
+        qmeld_commit_report_free(r);
+    return rc;
 }
 
 int
 qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
              struct qmeld_commit_report *report, struct qmeld_error *err)
 {
-    struct qmeld_commit_report own, *r = report ? report : &own;
-    struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r};
-    struct timespec started;
-    int rc;
-
-    memset(r, 0, sizeof *r);
-    memset(err, 0, sizeof *err);
-    clock_gettime(CLOCK_MONOTONIC, &started);
-    rc = commit(path, &m, err);
-    finish(&m, &started, report != NULL);
-    return rc;
+    return run(commit, path, opts, report, err);
 }
 
 int
 qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
              struct qmeld_commit_report *report, struct qmeld_error *err)
 {
-    struct qmeld_commit_report own, *r = report ? report : &own;
-    struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r};
-    struct timespec started;
-    int rc;
-
-    memset(r, 0, sizeof *r);
-    memset(err, 0, sizeof *err);
-    clock_gettime(CLOCK_MONOTONIC, &started);
-    rc = qm_journal_load(journal, &m.journal, err);
-    if (rc == 0)
-        rc = m.journal ? qm_merge_resume(&m, err)
-                       : qm_fail(err, QMELD_USAGE, qm_in(journal),
-                                 "no journal of an unfinished merge: `qmeld status` finds those");
-    finish(&m, &started, report != NULL);
-    return rc;
+    return run(resume, journal, opts, report, err);
 }
 
 void
