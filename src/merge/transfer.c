@@ -3,6 +3,7 @@
 
 #include "copy.h"
 #include "plan.h"
+#include "qcow2.h"
 #include "space.h"
 
 #include <stdlib.h>
@@ -223,13 +224,15 @@ compare_all(struct compare *c, struct qm_plan *plan, bool *equal, struct qmeld_e
 int
 qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err)
 {
+    const struct qm_qcow2 *q = qm_qcow2_of(t->chain->layers[t->base].img);
     struct compare c = {.t = t, .codec = qm_codec_new()};
     QM_FREE unsigned char *want = malloc(COMPARE_BYTES);
     QM_FREE unsigned char *have = malloc(COMPARE_BYTES);
     struct qm_plan *plan = NULL;
     int rc = -1;
 
-    *out = t->base_size == t->new_size;
+    /* a dirty base has refcounts to rebuild, whatever it reads as */
+    *out = t->base_size == t->new_size && !(q && (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY));
     c.want = want;
     c.have = have;
     if (!c.codec || !want || !have)

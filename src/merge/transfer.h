@@ -32,7 +32,7 @@ struct qm_transfer {
 
 int qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err) QM_CHECK;
 
-/* *out: the base reads as wanted everywhere.  Reads up to the first difference only. */
+/* *out: the base reads as wanted everywhere, and is not marked dirty.  Reads up to the first difference only. */
 int qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err) QM_CHECK;
 
 /* Tells the target's bitmaps what lies before t->from: an earlier run wrote it. */
