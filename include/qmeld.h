@@ -260,6 +260,10 @@ QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 /* A merge that was interrupted, as its journal tells it.  Strings live during the call of fn. */
 struct qmeld_unfinished {
     const char *journal;
+    const struct qmeld_error *problem; /* NULL, or why the journal cannot be gone by: it is damaged,
+                                        * or not ours; then nothing below is set */
+
+    bool running;       /* a process is at work on it now */
     const char *active; /* the chain's active layer: it reads as before, always */
     const char *base;   /* what is merged into */
     const char *top;    /* the uppermost layer that is merged */
@@ -267,14 +271,19 @@ struct qmeld_unfinished {
     uint64_t done;      /* guest bytes that are in the base, durably, counted from 0 */
     uint64_t size;      /* of the guest's disk when it is finished */
     enum qmeld_overlays overlays;
+
+    const char *const *layers; /* of the chain before the merge; 0 = bottom */
+    size_t n_layers;
+    size_t base_layer;
+    size_t top_layer;
 };
 
 /* Not 0: the walk ends, QMELD_CANCELED. */
 typedef int qmeld_unfinished_fn(const struct qmeld_unfinished *merge, void *opaque);
 
 /* Tells of each unfinished merge that path has to do with: as a directory that holds journals, or
- * as a layer (then journal_dir, or if that is NULL the layer's directory, is searched), or as the
- * journal itself.  Takes no lock and writes nothing. */
+ * as a layer (then journal_dir is searched; if that is NULL the layer's directory, and the places
+ * beside the layers under it), or as the journal itself.  Takes no lock and writes nothing. */
 QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
                            void *opaque, struct qmeld_error *err) QMELD_CHECK;
 

@@ -437,7 +437,7 @@ qm_sync(struct qm_file *file, struct qmeld_error *err)
 
     if (ANNOUNCE(QM_IO_SYNC, file->path, 0, 0, NULL) == 0)
         do
-            rc = fdatasync(file->wfd);
+            rc = fdatasync(file->wfd >= 0 ? file->wfd : file->fd); /* others' writes, then */
         while (rc < 0 && errno == EINTR);
     if (rc < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot make the file durable (fdatasync)");

@@ -5,6 +5,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <json.h>
 #include <stdio.h>
@@ -12,14 +13,16 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#define VERSION      1u
-#define SECTOR       512u
-#define CURSOR_OFF   512u /* two sectors */
-#define INTENT_OFF   4096u
-#define MAX_INTENT   (64u << 20) /* 1,000 layers with long paths take 1 MiB */
+#define VERSION    1u
+#define SECTOR     512u
+#define CURSOR_OFF 512u /* two sectors */
+#define INTENT_OFF 4096u
+/* 1,000 layers with the longest paths take 5 MiB; a forged intent may cost 40 times its length */
+#define MAX_INTENT   (8u << 20)
 #define CURSOR_MAGIC 0x63757273u /* "curs" */
 
 static const char magic[16] = "qmeld journal\n";
+static const char nothing[16]; /* before the head is written */
 
 /* docs/format.md, "The journal" */
 struct disk_head {
@@ -127,29 +130,57 @@ get_string(struct json_object *o, const char *key, char **out)
         return false;
     if (!v)
         return true;
+    if (!json_object_is_type(v, json_type_string))
+        return false;
     *out = strdup(json_object_get_string(v));
     return *out != NULL;
 }
 
-static uint64_t
-get_number(struct json_object *o, const char *key)
+static bool
+get_number(struct json_object *o, const char *key, uint64_t *out)
 {
     struct json_object *v;
 
-    return json_object_object_get_ex(o, key, &v) ? json_object_get_uint64(v) : 0;
+    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int) ||
+        json_object_get_int64(v) < 0)
+        return false;
+    *out = json_object_get_uint64(v);
+    return true;
+}
+
+/* A time may lie before 1970. */
+static bool
+get_time(struct json_object *o, const char *key, int64_t *out)
+{
+    struct json_object *v;
+
+    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int))
+        return false;
+    *out = json_object_get_int64(v);
+    return true;
+}
+
+static bool
+get_bool(struct json_object *o, const char *key, bool *out)
+{
+    struct json_object *v;
+
+    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_boolean))
+        return false;
+    *out = json_object_get_boolean(v);
+    return true;
 }
 
 static bool
 layer_from_json(struct json_object *o, struct qm_intent *i)
 {
-    struct qm_journal_layer l = {.blockdev = get_number(o, "block-device") != 0,
-                                 .ino = get_number(o, "inode"),
-                                 .size = get_number(o, "size"),
-                                 .mtime_sec = (int64_t)get_number(o, "mtime"),
-                                 .mtime_nsec = (int64_t)get_number(o, "mtime-nsec")};
+    struct qm_journal_layer l = {.path = NULL};
 
-    if (get_string(o, "path", &l.path) && l.path && get_string(o, "format", &l.format) &&
-        l.format && qm_vec_push(&i->layers, &l))
+    if (get_bool(o, "block-device", &l.blockdev) && get_number(o, "inode", &l.ino) &&
+        get_number(o, "size", &l.size) && get_time(o, "mtime", &l.mtime_sec) &&
+        get_time(o, "mtime-nsec", &l.mtime_nsec) && get_string(o, "path", &l.path) && l.path &&
+        l.path[0] == '/' && get_string(o, "format", &l.format) && l.format &&
+        qm_vec_push(&i->layers, &l))
         return true;
     free(l.path);
     free(l.format);
@@ -159,7 +190,8 @@ layer_from_json(struct json_object *o, struct qm_intent *i)
 static bool
 bitmap_from_json(struct json_object *o, struct qm_intent *i)
 {
-    char *name = strdup(json_object_get_string(o));
+    char *name =
+        json_object_is_type(o, json_type_string) ? strdup(json_object_get_string(o)) : NULL;
 
     if (name && qm_vec_push(&i->bitmaps.list, &name))
         return true;
@@ -184,15 +216,18 @@ each(struct json_object *o, const char *key, struct qm_intent *i,
 static bool
 intent_from_json(struct json_object *o, struct qm_intent *i)
 {
+    uint64_t overlays, base, top;
+
     if (!json_object_is_type(o, json_type_object))
         return false;
-    i->shallow = get_number(o, "shallow") != 0;
-    i->keep_relative = get_number(o, "keep-relative") != 0;
-    i->overlays = (enum qmeld_overlays)get_number(o, "overlays");
-    i->base = get_number(o, "base");
-    i->top = get_number(o, "top");
-    i->base_size = get_number(o, "base-size");
-    i->new_size = get_number(o, "new-size");
+    if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
+        !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_DELETE ||
+        !get_number(o, "base", &base) || !get_number(o, "top", &top) ||
+        !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))
+        return false;
+    i->overlays = (enum qmeld_overlays)overlays;
+    i->base = base;
+    i->top = top;
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
@@ -266,6 +301,46 @@ write_intent(struct qm_journal *j, const char *text, struct qmeld_error *err)
     return qm_sync_dir_of(j->file->path, err);
 }
 
+/* While a process works on a merge it holds this lock (byte 0, of the open file, so that it ends with
+ * the process): two of them may not, and who asks about the merge can be told. */
+static int
+lock_it(const struct qm_journal *j, struct qmeld_error *err)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+
+    if (fcntl(j->file->wfd, F_OFD_SETLK, &l) == 0 || (errno != EAGAIN && errno != EACCES))
+        return 0; /* a file system without locks: those of the layers are taken, too */
+    return qm_fail(err, QMELD_BUSY, qm_in(j->file->path),
+                   "another process is at work on this merge: wait for it");
+}
+
+/* Another merge's journal at path is not overwritten: that merge could not be finished then.  One
+ * that never became valid goes.  The new file is ours, not one that a symbolic link leads to. */
+static int
+make_file(const char *path, struct qm_file **out, struct qmeld_error *err)
+{
+    struct qm_journal *old;
+    struct stat st;
+    int fd;
+
+    if (qm_journal_load(path, &old, err) < 0)
+        return -1;
+    qm_journal_close(old);
+    if (old)
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "it is the journal of another unfinished merge: finish that first with "
+                       "`qmeld resume %s`",
+                       path);
+    if (lstat(path, &st) == 0 && qm_unlink(path, err) < 0)
+        return -1;
+    fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return qm_fail_sys(err, qm_in(path),
+                           "cannot make the journal (--journal-dir names another place for it)");
+    close(fd);
+    return qm_file_create(path, out, err);
+}
+
 static int
 create(struct qm_journal *j, const char *path, struct qmeld_error *err)
 {
@@ -274,9 +349,9 @@ create(struct qm_journal *j, const char *path, struct qmeld_error *err)
 
     if (!o)
         return qm_fail_nomem(err, "the journal");
-    rc = qm_file_create(path, &j->file, err);
+    rc = make_file(path, &j->file, err);
     if (rc == 0)
-        rc = qm_truncate(j->file, 0, err);
+        rc = lock_it(j, err);
     if (rc == 0)
         rc = write_intent(j, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY), err);
     json_object_put(o);
@@ -366,7 +441,9 @@ read_cursor(struct qm_journal *j, struct qmeld_error *err)
         j->cursor = (struct qm_cursor){.phase = (enum qm_phase)be32_get(&d.phase),
                                        .done = qm_guest(be64_get(&d.done))};
     }
-    return found ? 0 : damaged(j, "no cursor", err);
+    if (!found)
+        return damaged(j, "no cursor", err);
+    return j->cursor.done.g <= j->intent.new_size ? 0 : damaged(j, "cursor", err);
 }
 
 static int
@@ -403,7 +480,9 @@ check_owner(const struct qm_journal *j, struct qmeld_error *err)
     if ((st.st_uid == geteuid() || st.st_uid == 0) && !(st.st_mode & S_IWOTH))
         return 0;
     return qm_fail(err, QMELD_USAGE, qm_in(j->file->path),
-                   "the journal belongs to somebody else or others may write to it: not obeyed");
+                   "the journal belongs to user %u, or everybody may write to it, so it is not "
+                   "gone by: let its owner finish the merge",
+                   (unsigned)st.st_uid);
 }
 
 /* *out_valid: it has a head. */
@@ -415,8 +494,10 @@ load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
     *out_valid = false;
     if (qm_pread_padded(j->file, 0, &h, sizeof h, err) < 0)
         return -1;
-    if (memcmp(h.magic, magic, sizeof magic) != 0)
+    if (memcmp(h.magic, nothing, sizeof nothing) == 0)
         return 0;
+    if (memcmp(h.magic, magic, sizeof magic) != 0)
+        return damaged(j, "no head", err);
     if (be32_get(&h.crc) != crc_of(&h, offsetof(struct disk_head, crc)))
         return damaged(j, "head", err);
     if (be32_get(&h.version) != VERSION)
@@ -427,7 +508,7 @@ load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
     if (check_owner(j, err) < 0 || read_intent(j, &h, err) < 0 || read_cursor(j, err) < 0)
         return -1;
     *out_valid = true;
-    return qm_file_make_writable(j->file, err);
+    return 0;
 }
 
 int
@@ -451,6 +532,33 @@ qm_journal_load(const char *path, struct qm_journal **out, struct qmeld_error *e
     }
     *out = j;
     return rc;
+}
+
+int
+qm_journal_hold(struct qm_journal *j, struct qmeld_error *err)
+{
+    const uint64_t seq = j->seq;
+
+    if (qm_file_make_writable(j->file, err) < 0) {
+        if (err->sys_errno == ENOENT || err->code == QMELD_STALE)
+            qm_fail(err, QMELD_STALE, qm_in(j->file->path),
+                    "another process has just finished this merge");
+        return -1;
+    }
+    if (lock_it(j, err) < 0 || read_cursor(j, err) < 0)
+        return -1;
+    if (j->seq == seq)
+        return 0;
+    return qm_fail(err, QMELD_BUSY, qm_in(j->file->path),
+                   "another process has just been at work on this merge: run the command again");
+}
+
+bool
+qm_journal_is_held(const struct qm_journal *j)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+
+    return fcntl(j->file->fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
 }
 
 const struct qm_intent *

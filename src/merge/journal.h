@@ -10,7 +10,7 @@
  * File       docs/format.md, "The journal": one head sector, written last; two cursor sectors
  *            written in turn, so that a torn one leaves the other; the intent as JSON.  All three
  *            carry a checksum.
- * Calls      create or load; advance; remove or close.
+ * Calls      create, or load and hold; advance; remove or close.
  * Threads    One thread.
  * Ownership  The journal owns its intent.
  * Errors     0 or -1 with *err: IO, NOSPACE, CORRUPT (a damaged journal), UNSUPPORTED (a
@@ -71,13 +71,21 @@ void qm_intent_release(struct qm_intent *i);
 int qm_journal_path(const char *base, bool blockdev, const char *active, const char *journal_dir,
                     char **out, struct qmeld_error *err) QM_CHECK;
 
-/* Takes over *intent, also on failure.  On success everything is durable. */
+/* Takes over *intent, also on failure.  On success everything is durable, and the journal is held.
+ * USAGE: the place is taken by another merge's journal, which stays. */
 int qm_journal_create(const char *path, struct qm_intent *intent, struct qm_journal **out,
                       struct qmeld_error *err) QM_CHECK;
 
-/* *out is NULL if there is no journal at path, or one that never became valid (nothing had been
- * changed then). */
+/* For looking.  *out is NULL if there is no journal at path, or one that never became valid (nothing
+ * had been changed then).  USAGE: it is somebody's whom we had better not obey. */
 int qm_journal_load(const char *path, struct qm_journal **out, struct qmeld_error *err) QM_CHECK;
+
+/* Before going on with a loaded one, when its layers are locked.  BUSY or STALE: another process is
+ * at work on it, or has been since it was loaded. */
+int qm_journal_hold(struct qm_journal *j, struct qmeld_error *err) QM_CHECK;
+
+/* A process is at work on it. */
+bool qm_journal_is_held(const struct qm_journal *j);
 
 const struct qm_intent *qm_journal_intent(const struct qm_journal *j);
 struct qm_cursor qm_journal_cursor(const struct qm_journal *j);

@@ -155,11 +155,9 @@ settle(struct qm_merge *m, struct qmeld_error *err)
 }
 
 static int
-work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
+transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
-    const struct qm_cursor complete = {.phase = QM_PHASE_SETTLE,
-                                       .done = qm_guest(m->transfer.new_size)};
     const struct qm_seal_config config = {.chain = m->chain,
                                           .target = m->transfer.base,
                                           .new_size = m->transfer.new_size,
@@ -167,8 +165,6 @@ work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
                                           .trusted_bitmaps = resumed ? &intent->bitmaps : NULL};
     struct qm_seal *seal;
 
-    if (m->report->already_merged)
-        return settle(m, err);
     if (qm_seal_begin(&config, &seal, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN); /* until the end of the merge, whatever fails */
@@ -180,8 +176,19 @@ work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
         qm_seal_abandon(seal);
         return -1;
     }
-    if (qm_seal_finish(seal, err) < 0 || qm_journal_advance(m->journal, complete, err) < 0)
+    return qm_seal_finish(seal, err);
+}
+
+static int
+work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
+{
+    const struct qm_cursor complete = {.phase = QM_PHASE_SETTLE,
+                                       .done = qm_guest(m->transfer.new_size)};
+
+    if ((!m->report->already_merged && transfer(m, resumed, err) < 0) ||
+        qm_journal_advance(m->journal, complete, err) < 0)
         return -1;
+    qm_err_disk(err, QMELD_DISK_OPEN);
     return settle(m, err);
 }
 
@@ -213,6 +220,11 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         return -1;
     }
     m->report->already_merged = done;
+    /* whoever wrote it may have been killed before it was durable; overlays are to be given up now */
+    if (done && qm_sync(m->chain->layers[m->transfer.base].img->file, err) < 0) {
+        qm_intent_release(intent);
+        return -1;
+    }
     if (done && !qm_settle_has_work(m->settle)) {
         qm_intent_release(intent);
         return 0;
@@ -288,9 +300,12 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
 
     qm_err_disk(err, QMELD_DISK_OPEN);
     m->report->resumed = true;
+    if (qm_journal_is_held(m->journal)) /* said plainer than by the locks on the layers */
+        return qm_fail(err, QMELD_BUSY, qm_in(qm_journal_file(m->journal)),
+                       "another process is at work on this merge: wait for it");
     if ((cursor.phase == QM_PHASE_COPY ? open_whole(m, intent, err) : open_listed(m, intent, err)) <
             0 ||
-        prepare(m, intent, err) < 0)
+        prepare(m, intent, err) < 0 || qm_journal_hold(m->journal, err) < 0)
         return -1;
     if (cursor.phase == QM_PHASE_SETTLE)
         return settle(m, err);

@@ -19,8 +19,15 @@
 
 /* ---- journals in a directory ---- */
 
-/* Called with each valid journal, which it may take over (*j = NULL).  Not 0 ends the search. */
-typedef int found_fn(struct qm_journal **j, void *opaque, struct qmeld_error *err);
+/* A journal, or a file that should be one. */
+struct find {
+    const char *path;
+    struct qm_journal *j;       /* may be taken over (NULL is left then) */
+    struct qmeld_error problem; /* if j is NULL: why it cannot be loaded */
+};
+
+/* Not 0 ends the search. */
+typedef int found_fn(struct find *f, void *opaque, struct qmeld_error *err);
 
 static bool
 names_a_journal(const char *name)
@@ -33,15 +40,13 @@ names_a_journal(const char *name)
 static int
 visit(const char *path, found_fn *fn, void *opaque, struct qmeld_error *err)
 {
-    struct qm_journal *j;
+    struct find f = {.path = path};
     int rc;
 
-    if (qm_journal_load(path, &j, err) < 0)
-        return -1;
-    if (!j)
+    if (qm_journal_load(path, &f.j, &f.problem) == 0 && !f.j)
         return 0;
-    rc = fn(&j, opaque, err);
-    qm_journal_close(j);
+    rc = fn(&f, opaque, err);
+    qm_journal_close(f.j);
     return rc;
 }
 
@@ -59,7 +64,7 @@ search(const char *dir, found_fn *fn, void *opaque, struct qmeld_error *err)
 
         if (!names_a_journal(e->d_name))
             continue;
-        if (asprintf(&path, "%s/%s", dir, e->d_name) < 0) {
+        if (asprintf(&path, "%s%s%s", dir, dir[strlen(dir) - 1] == '/' ? "" : "/", e->d_name) < 0) {
             path = NULL;
             rc = qm_fail_nomem(err, "a path");
             break;
@@ -80,11 +85,39 @@ dir_of(const char *path)
     return strndup(path, slash == path ? 1 : (size_t)(slash - path));
 }
 
+static bool
+is_dir(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* Where the journal of a merge into a layer of this chain lies. */
+static int
+visit_chain(const struct qm_chain *chain, const char *active, const char *dir, found_fn *fn,
+            void *opaque, struct qmeld_error *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < chain->n; i++) {
+        QM_FREE char *journal = NULL;
+        const struct qm_layer *l = &chain->layers[i];
+
+        if (qm_journal_path(l->path, l->img->file->blockdev, active, dir, &journal, err) < 0)
+            return -1;
+        rc = visit(journal, fn, opaque, err);
+    }
+    return rc;
+}
+
 /* ---- an interrupted merge that is meant ---- */
 
 struct wanted {
-    const char *active; /* path as given */
+    const char *active;           /* path as given */
+    const struct qm_chain *chain; /* NULL: it cannot be opened, for a file is missing */
     const struct qmeld_commit_options *opts;
+    bool exact; /* the journal found lies where one of this chain has to */
     struct qm_journal *found;
 };
 
@@ -114,47 +147,69 @@ same_file(const char *a, const char *b)
     return full && strcmp(full, b) == 0;
 }
 
-static int
-is_wanted(struct qm_journal **j, void *opaque, struct qmeld_error *err)
+/* A file that the interrupted merge changes, or leaves wrong by itself until it is finished, is one
+ * of chain. */
+static bool
+touches(const struct qm_intent *i, const struct qm_chain *chain)
 {
-    const struct qm_intent *i = qm_journal_intent(*j);
-    const char *active = i->layers.at[i->layers.n - 1].path;
-    struct wanted *w = opaque;
+    for (size_t k = i->base; chain && k < i->layers.n && k <= i->top + 1; k++) {
+        struct stat st;
 
-    if (!same_file(w->active, active))
+        if (stat(i->layers.at[k].path, &st) < 0)
+            continue;
+        for (size_t n = 0; n < chain->n; n++) {
+            const struct qm_file *f = chain->layers[n].img->file;
+
+            if (f->blockdev ? S_ISBLK(st.st_mode) && st.st_rdev == f->dev
+                            : st.st_dev == f->dev && st.st_ino == f->ino)
+                return true;
+        }
+    }
+    return false;
+}
+
+static int
+is_wanted(struct find *f, void *opaque, struct qmeld_error *err)
+{
+    struct wanted *w = opaque;
+    const struct qm_intent *i;
+
+    if (!f->j) { /* a stranger's, if it is not at our place */
+        *err = w->exact ? f->problem : *err;
+        return w->exact ? -1 : 0;
+    }
+    i = qm_journal_intent(f->j);
+    if (same_file(w->active, i->layers.at[i->layers.n - 1].path)) {
+        if (same_request(i, w->opts)) {
+            w->found = QM_TAKE(f->j);
+            return 1;
+        }
+    } else if (!touches(i, w->chain)) {
         return 0;
-    if (!same_request(i, w->opts))
-        return qm_fail(err, QMELD_USAGE, qm_in(w->active),
-                       "another merge of this chain is unfinished (into %s): finish it first with "
-                       "`qmeld resume %s`",
-                       i->layers.at[i->base].path, i->layers.at[i->base].path);
-    w->found = QM_TAKE(*j);
-    return 1;
+    }
+    return qm_fail(err, QMELD_USAGE, qm_in(w->active),
+                   "another merge of this chain, into %s, is unfinished: finish it first with "
+                   "`qmeld resume %s`",
+                   i->layers.at[i->base].path, f->path);
 }
 
 /* Looks in the directories where a journal for this chain may lie. */
 static int
-find_interrupted(const char *path, const struct qm_chain *chain, struct wanted *w,
-                 struct qmeld_error *err)
+find_interrupted(struct wanted *w, struct qmeld_error *err)
 {
-    QM_FREE char *own = dir_of(path);
-    struct stat st;
+    const char *dir = w->opts->journal_dir;
+    QM_FREE char *own = dir_of(w->active);
 
     if (!own)
         return qm_fail_nomem(err, "a path");
-    if (w->opts->journal_dir)
-        return search(w->opts->journal_dir, is_wanted, w, err) < 0 ? -1 : 0;
-    if (stat(own, &st) == 0 && S_ISDIR(st.st_mode) && search(own, is_wanted, w, err) < 0)
-        return -1;
-    for (size_t i = 0; chain && !w->found && i < chain->n; i++) {
-        QM_FREE char *journal = NULL;
-        const struct qm_layer *l = &chain->layers[i];
+    if (dir || is_dir(own)) {
+        const int rc = search(dir ? dir : own, is_wanted, w, err);
 
-        if (qm_journal_path(l->path, l->img->file->blockdev, path, NULL, &journal, err) < 0 ||
-            visit(journal, is_wanted, w, err) < 0)
-            return -1;
+        if (rc != 0)
+            return rc < 0 ? -1 : 0;
     }
-    return 0;
+    w->exact = true;
+    return w->chain && visit_chain(w->chain, w->active, dir, is_wanted, w, err) < 0 ? -1 : 0;
 }
 
 /* ---- a new merge ---- */
@@ -264,7 +319,8 @@ commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
         *err = first;
         return -1;
     }
-    if (find_interrupted(path, rc == 0 ? m->chain : NULL, &w, err) < 0)
+    w.chain = m->chain;
+    if (find_interrupted(&w, err) < 0)
         return -1;
     if (w.found) {
         qm_chain_close(QM_TAKE(m->chain)); /* its locks, too: the journal knows the layers better */
@@ -344,6 +400,8 @@ qmeld_commit_report_free(struct qmeld_commit_report *report)
 
 struct telling {
     const char *about; /* only merges with this layer; NULL: all */
+    const char *told;  /* a directory whose journals were told of; NULL: none */
+    bool any;
     qmeld_unfinished_fn *fn;
     void *opaque;
 };
@@ -357,26 +415,99 @@ concerns(const struct qm_intent *i, const char *path)
     return false;
 }
 
-static int
-tell(struct qm_journal **j, void *opaque, struct qmeld_error *err)
+/* The journal at path is that of a merge into about, by its name. */
+static bool
+is_named_after(const char *path, const char *about)
 {
-    const struct telling *t = opaque;
-    const struct qm_intent *i = qm_journal_intent(*j);
-    const struct qm_cursor c = qm_journal_cursor(*j);
-    const struct qmeld_unfinished u = {.journal = qm_journal_file(*j),
-                                       .active = i->layers.at[i->layers.n - 1].path,
-                                       .base = i->layers.at[i->base].path,
-                                       .top = i->layers.at[i->top].path,
-                                       .complete = c.phase == QM_PHASE_SETTLE,
-                                       .done = c.done.g,
-                                       .size = i->new_size,
-                                       .overlays = i->overlays};
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    const char *file = strrchr(about, '/') ? strrchr(about, '/') + 1 : about;
 
-    if (t->about && !concerns(i, t->about))
+    return strncmp(name + 1, file, strlen(file)) == 0 &&
+           strcmp(name + 1 + strlen(file), ".qmeld") == 0;
+}
+
+static void
+describe(const struct qm_journal *j, struct qmeld_unfinished *out)
+{
+    const struct qm_intent *i = qm_journal_intent(j);
+    const struct qm_cursor c = qm_journal_cursor(j);
+
+    out->running = qm_journal_is_held(j);
+    out->active = i->layers.at[i->layers.n - 1].path;
+    out->base = i->layers.at[i->base].path;
+    out->top = i->layers.at[i->top].path;
+    out->complete = c.phase == QM_PHASE_SETTLE;
+    out->done = c.done.g;
+    out->size = i->new_size;
+    out->overlays = i->overlays;
+    out->n_layers = i->layers.n;
+    out->base_layer = i->base;
+    out->top_layer = i->top;
+}
+
+static int
+tell(struct find *f, void *opaque, struct qmeld_error *err)
+{
+    struct telling *t = opaque;
+    struct qmeld_unfinished u = {.journal = f->path, .problem = f->j ? NULL : &f->problem};
+    QM_FREE char *dir = dir_of(f->path);
+    QM_FREE const char **layers = NULL;
+
+    if (t->told && dir && same_file(dir, t->told))
         return 0;
+    if (t->about &&
+        !(f->j ? concerns(qm_journal_intent(f->j), t->about) : is_named_after(f->path, t->about)))
+        return 0;
+    if (f->j) {
+        const struct qm_intent *i = qm_journal_intent(f->j);
+
+        describe(f->j, &u);
+        u.layers = layers = calloc(i->layers.n, sizeof *layers);
+        if (!layers)
+            return qm_fail_nomem(err, "the layers' names");
+        for (size_t k = 0; k < i->layers.n; k++)
+            layers[k] = i->layers.at[k].path;
+    }
+    t->any = true;
     if (t->fn(&u, t->opaque) != 0)
         return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
     return 0;
+}
+
+/* Of a layer whose base lies elsewhere. */
+static int
+tell_of_chain(const char *path, struct telling *t, struct qmeld_error *err)
+{
+    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK};
+    struct qmeld_error unheard = {0};
+    struct qm_chain *chain;
+    int rc;
+
+    if (qm_chain_open(path, &how, &chain, &unheard) < 0)
+        return 0; /* it may be half done, with files gone */
+    rc = visit_chain(chain, path, NULL, tell, t, err);
+    qm_chain_close(chain);
+    return rc;
+}
+
+static int
+tell_of_path(const char *path, const char *journal_dir, struct telling *t, struct qmeld_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    QM_FREE char *own = dir_of(path);
+    int rc;
+
+    if (!own)
+        return qm_fail_nomem(err, "a path");
+    if (names_a_journal(slash ? slash + 1 : path))
+        return visit(path, tell, t, err);
+    t->about = path;
+    if (search(journal_dir ? journal_dir : own, tell, t, err) < 0)
+        return -1;
+    t->told = own;
+    rc = journal_dir ? 0 : tell_of_chain(path, t, err);
+    t->told = NULL;
+    return rc;
 }
 
 int
@@ -384,17 +515,15 @@ qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
              struct qmeld_error *err)
 {
     struct telling t = {.fn = fn, .opaque = opaque};
-    const char *slash = strrchr(path, '/');
-    QM_FREE char *own = dir_of(path);
     struct stat st;
 
     memset(err, 0, sizeof *err);
-    if (!own)
-        return qm_fail_nomem(err, "a path");
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+    if (is_dir(path))
         return search(path, tell, &t, err);
-    if (names_a_journal(slash ? slash + 1 : path))
-        return visit(path, tell, &t, err);
-    t.about = path;
-    return search(journal_dir ? journal_dir : own, tell, &t, err);
+    if (tell_of_path(path, journal_dir, &t, err) < 0)
+        return -1;
+    /* a layer may be gone by now, but then a merge removed it; a slip of the pen is no "nothing" */
+    if (!t.any && stat(path, &st) < 0)
+        return qm_fail_sys(err, qm_in(path), "cannot look for unfinished merges of it");
+    return 0;
 }

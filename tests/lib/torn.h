@@ -47,7 +47,8 @@ struct qm_torn_how {
     size_t random; /* of each interval, so many sets at random; 0: 24 */
 };
 
-/* Takes down what happens to path from now on; the file is read into memory. */
+/* Takes down what happens to path from now on; the file is read into memory.  One that is not there
+ * yet counts as empty. */
 struct qm_torn *qm_torn_start(const char *path);
 struct qm_torn *qm_torn_start_many(const char *const *paths, size_t n);
 void qm_torn_stop(struct qm_torn *t);
