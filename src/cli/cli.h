@@ -28,7 +28,7 @@ enum {
     QM_EXIT_FAILED = 1,   /* the system failed; the images are as they were */
     QM_EXIT_REFUSED = 2,  /* refused, or wrong usage; nothing was touched */
     QM_EXIT_OPEN = 3,     /* stopped half-way: the same command again finishes */
-    QM_EXIT_STOPPED = 75, /* a signal asked to stop; EX_TEMPFAIL: try again later */
+    QM_EXIT_STOPPED = 75, /* a signal or the deadline; EX_TEMPFAIL: try again later */
 };
 
 enum qm_cli_output {
@@ -44,7 +44,7 @@ struct qm_cli_command {
 };
 
 extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli_create,
-    qm_cli_commit;
+    qm_cli_commit, qm_cli_status, qm_cli_resume, qm_cli_recover;
 
 /* ---- options ---- */
 
@@ -78,6 +78,9 @@ bool qm_cli_parse_size(const char *text, uint64_t *out);
 /* A plain decimal number up to max. */
 bool qm_cli_parse_number(const char *text, uint64_t max, uint64_t *out);
 
+/* "90", "90s", "30m", "2h", "1d".  False, and nothing written, if it is anything else. */
+bool qm_cli_parse_seconds(const char *text, uint64_t *out);
+
 /* "on", "off".  False if it is neither. */
 bool qm_cli_parse_switch(const char *text, bool *out);
 
@@ -94,7 +97,10 @@ struct qm_cli_size qm_cli_size(uint64_t bytes);
  * that are no UTF-8 become \xNN.  Never NULL: ends the process if there is no memory. */
 char *qm_cli_quote(const char *name);
 
-/* Frees what qm_cli_quote returned at the end of the scope. */
+/* The same, and as a word of a shell's command line. */
+char *qm_cli_shell_word(const char *name);
+
+/* Frees what these two returned at the end of the scope. */
 #define QM_CLI_FREE __attribute__((cleanup(qm_cli_free)))
 void qm_cli_free(char **text);
 

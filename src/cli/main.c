@@ -15,7 +15,8 @@
 #include <unistd.h>
 
 static const struct qm_cli_command *const commands[] = {
-    &qm_cli_commit, &qm_cli_info, &qm_cli_map, &qm_cli_check, &qm_cli_create,
+    &qm_cli_commit, &qm_cli_status, &qm_cli_resume, &qm_cli_recover,
+    &qm_cli_info,   &qm_cli_map,    &qm_cli_check,  &qm_cli_create,
 };
 
 static const char overview[] =
@@ -27,9 +28,12 @@ static const char overview[] =
     "    info IMAGE      the chain, layer by layer, and who uses it\n"
     "    map IMAGE       which layer answers which bytes; --format=strip draws it\n"
     "    check IMAGE     is the metadata of one image sound?\n"
+    "    status [PATH]   which merges are unfinished, and what their files are worth\n"
     "\n"
     "Change:\n"
     "    commit IMAGE    merge layers down; IMAGE reads the same at every instant\n"
+    "    resume PATH     finish an interrupted merge\n"
+    "    recover DIR     finish all interrupted merges of a directory\n"
     "    create IMAGE    make a new image\n"
     "    check --repair=leaks|all IMAGE\n"
     "\n"
@@ -37,7 +41,8 @@ static const char overview[] =
     "    qmeld --version\n"
     "\n"
     "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
-    "touched; 3 stopped half-way, the same command again finishes; 75 stopped by a signal.\n"
+    "touched; 3 stopped half-way, the same command again finishes; 75 stopped by a signal or at\n"
+    "the deadline, the same command again finishes.  status: 3 if something is unfinished.\n"
     "check has those of qemu-img check: 1 not checked, 2 corrupt, 3 leaks, 63 not checkable.\n";
 
 static const struct qm_cli_command *

@@ -131,6 +131,40 @@ qm_cli_parse_number(const char *text, uint64_t max, uint64_t *out)
 }
 
 bool
+qm_cli_parse_seconds(const char *text, uint64_t *out)
+{
+    uint64_t value, unit = 1;
+    char *end;
+
+    if (!isdigit((unsigned char)text[0]))
+        return false;
+    errno = 0;
+    value = strtoull(text, &end, 10);
+    if (errno != 0)
+        return false;
+    switch (*end) {
+    case 'd':
+        unit = 24 * 3600;
+        break;
+    case 'h':
+        unit = 3600;
+        break;
+    case 'm':
+        unit = 60;
+        break;
+    case 's':
+    case '\0':
+        break;
+    default:
+        return false;
+    }
+    if ((*end && end[1]) || __builtin_mul_overflow(value, unit, &value))
+        return false;
+    *out = value;
+    return true;
+}
+
+bool
 qm_cli_parse_switch(const char *text, bool *out)
 {
     if (strcmp(text, "on") != 0 && strcmp(text, "off") != 0)

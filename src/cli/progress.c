@@ -162,8 +162,6 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
     const double least = progress->mode == QM_PROGRESS_JSON ? record_seconds : bar_seconds;
     struct pace pace;
 
-    if (progress->mode == QM_PROGRESS_NONE)
-        return;
     if (new_phase) { /* what was measured of another phase says nothing about this one */
         snprintf(progress->phase, sizeof progress->phase, "%s", phase);
         progress->n_samples = 0;
@@ -173,6 +171,8 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
         turn = true;
     progress->ended = end;
     sample(progress, time, now->done_bytes);
+    if (progress->mode == QM_PROGRESS_NONE)
+        return;
     if (!turn && time - progress->shown < least)
         return;
     progress->shown = time;
@@ -181,6 +181,23 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
         show_record(&pace, now);
     else
         show_bar(progress, &pace, now);
+}
+
+void
+qm_cli_progress_tell(struct qm_cli_progress *progress, const struct qmeld_progress *now)
+{
+    const struct pace pace = measure(progress, now_seconds(), now);
+    char left[32];
+
+    qm_cli_progress_end(progress);
+    fprintf(stderr, "qmeld: %s: %s", now->phase, qm_cli_size(now->done_bytes).text);
+    if (now->total_bytes)
+        fprintf(stderr, " of %s (%.0f %%)", qm_cli_size(now->total_bytes).text,
+                (double)now->done_bytes / (double)now->total_bytes * 100);
+    if (pace.rate >= 1)
+        fprintf(stderr, ", %s/s", qm_cli_size((uint64_t)pace.rate).text);
+    write_left(pace.left, left, sizeof left);
+    fprintf(stderr, "%s%s\n", *left ? ", " : "", left);
 }
 
 void

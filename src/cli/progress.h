@@ -47,6 +47,9 @@ void qm_cli_progress_begin(struct qm_cli_progress *progress, enum qm_cli_progres
  * last state. */
 void qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progress *now);
 
+/* Prints one line in words, whatever the mode.  Ticks must have gone before. */
+void qm_cli_progress_tell(struct qm_cli_progress *progress, const struct qmeld_progress *now);
+
 /* Wipes the bar. */
 void qm_cli_progress_end(struct qm_cli_progress *progress);
 

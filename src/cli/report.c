@@ -82,6 +82,28 @@ qm_cli_quote(const char *name)
     return quoted;
 }
 
+char *
+qm_cli_shell_word(const char *name)
+{
+    char *word = allocate(strlen(name) * 4 + 3), *out = word;
+    QM_CLI_FREE char *raw = word;
+    const bool plain =
+        *name && strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                              "_-./+@%:,=") == strlen(name);
+
+    if (!plain)
+        *out++ = '\'';
+    for (const char *s = name; *s; s++)
+        if (*s == '\'')
+            out = mempcpy(out, "'\\''", 4);
+        else
+            *out++ = *s;
+    if (!plain)
+        *out++ = '\'';
+    *out = '\0';
+    return qm_cli_quote(raw);
+}
+
 void
 qm_cli_free(char **text)
 {
@@ -130,6 +152,8 @@ qm_cli_exit_code(const struct qmeld_error *err)
 {
     if (err->code == QMELD_CANCELED)
         return QM_EXIT_STOPPED;
+    if (err->code == QMELD_STALE) /* half-way it may be, but trying again will not help */
+        return QM_EXIT_REFUSED;
     if (err->disk != QMELD_DISK_OLD)
         return QM_EXIT_OPEN;
     if (err->code == QMELD_IO || err->code == QMELD_NOMEM)

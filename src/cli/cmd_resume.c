@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * cmd_resume.c - `qmeld resume` finishes one interrupted merge, `qmeld recover` all of a directory.
+ *
+ * recover is what runs before virtual machines are started: it may be given any number of times,
+ * one failure does not keep it from the others, and its exit code says whether all is well.
+ */
+#include "merging.h"
+#include "outcome.h"
+
+#include <json-c/json.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static const char resume_help[] =
+    "qmeld resume - finish an interrupted merge\n"
+    "\n"
+    "    qmeld resume disk.qcow2                  that of the chain disk.qcow2 belongs to\n"
+    "    qmeld resume .base.raw.qmeld             that of this journal\n"
+    "\n"
+    "usage: qmeld resume [OPTIONS] PATH\n"
+    "\n"
+    "PATH is a layer, which one unfinished merge has to do with, or a journal; qmeld status shows\n"
+    "both.  The merge goes on where its journal says; what was asked for stands there, too.  If\n"
+    "another layer than the base has changed meanwhile it is refused, and nothing is done.\n"
+    "\n"
+    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_MERGING_HELP
+    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
+    "touched; 3 still half-way, and 75 stopped by a signal or at the deadline: the same command\n"
+    "again finishes.\n";
+
+static const char recover_help[] =
+    "qmeld recover - finish every interrupted merge whose journal lies in a directory\n"
+    "\n"
+    "    qmeld recover /var/lib/libvirt/images\n"
+    "\n"
+    "usage: qmeld recover [OPTIONS] DIR\n"
+    "\n"
+    "A line tells of each merge.  What fails is left for the next time, and the others are gone\n"
+    "on with.  If nothing is unfinished, nothing is done.\n"
+    "\n" QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "Exit codes: 0 all are finished, or there were none; otherwise 2 if one was refused, for that\n"
+    "needs somebody who looks at it, 3 if one is still half-way, 1 if one failed before it did\n"
+    "anything, 75 if one was stopped; of these the first that applies.\n";
+
+/* ---- what is unfinished ---- */
+
+struct found {
+    char *journal;
+    struct qmeld_error problem;
+    bool usable;
+};
+
+struct search {
+    struct found *list;
+    size_t n;
+};
+
+static int
+note(const struct qmeld_unfinished *merge, void *opaque)
+{
+    struct search *search = opaque;
+    struct found *list = reallocarray(search->list, search->n + 1, sizeof *list);
+    char *journal = strdup(merge->journal);
+
+    if (list)
+        search->list = list;
+    if (!list || !journal) {
+        free(journal);
+        return 1;
+    }
+    list[search->n] = (struct found){.journal = journal, .usable = !merge->problem};
+    if (merge->problem)
+        list[search->n].problem = *merge->problem;
+    search->n++;
+    return 0;
+}
+
+static void
+release(struct search *search)
+{
+    for (size_t i = 0; i < search->n; i++)
+        free(search->list[i].journal);
+    free(search->list);
+}
+
+static int
+by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct found *)a)->journal, ((const struct found *)b)->journal);
+}
+
+/* 0, or an exit code after the complaint. */
+static int
+look(const char *path, const char *journal_dir, struct search *search)
+{
+    struct qmeld_error err;
+
+    if (qmeld_status(path, journal_dir, note, search, &err) == 0) {
+        if (search->n > 0)
+            qsort(search->list, search->n, sizeof *search->list, by_name);
+        return 0;
+    }
+    if (err.code != QMELD_CANCELED)
+        return qm_cli_fail(&err);
+    fputs("qmeld: out of memory\n", stderr);
+    return QM_EXIT_FAILED;
+}
+
+static bool
+is_dir(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* ---- resume ---- */
+
+static int
+refuse_number(const char *path, const struct search *search)
+{
+    QM_CLI_FREE char *shown = qm_cli_quote(path);
+
+    if (search->n == 0) {
+        fprintf(stderr,
+                "qmeld: %s: no unfinished merge has to do with it: `qmeld status DIR` lists "
+                "those of a directory\n",
+                shown);
+        return QM_EXIT_REFUSED;
+    }
+    fprintf(stderr, "qmeld: %s: %zu unfinished merges have to do with it: name the journal\n",
+            shown, search->n);
+    for (size_t i = 0; i < search->n; i++) {
+        QM_CLI_FREE char *journal = qm_cli_shell_word(search->list[i].journal);
+
+        fprintf(stderr, "    qmeld resume %s\n", journal);
+    }
+    return QM_EXIT_REFUSED;
+}
+
+static int
+resume(struct qm_cli_merging *merging, const char *path)
+{
+    struct search search = {0};
+    int code;
+
+    if (is_dir(path)) {
+        qm_cli_usage("resume", "%s is a directory: qmeld recover finishes all that is in one",
+                     path);
+        return QM_EXIT_REFUSED;
+    }
+    code = look(path, merging->options.journal_dir, &search);
+    if (code != 0)
+        return code;
+    if (search.n != 1)
+        code = refuse_number(path, &search);
+    else if (!search.list[0].usable)
+        code = qm_cli_fail(&search.list[0].problem);
+    else
+        code = qm_cli_merging_run_and_report(merging, search.list[0].journal, true);
+    release(&search);
+    return code;
+}
+
+/* ---- recover ---- */
+
+/* Of two exit codes the one that needs more care. */
+static int
+worse(int a, int b)
+{
+    static const int order[] = {QM_EXIT_REFUSED, QM_EXIT_OPEN, QM_EXIT_FAILED, QM_EXIT_STOPPED};
+
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++)
+        if (a == order[i] || b == order[i])
+            return order[i];
+    return QM_EXIT_DONE;
+}
+
+static void
+print_done(const struct qmeld_commit_report *report, const char *journal)
+{
+    QM_CLI_FREE char *shown = qm_cli_quote(journal);
+
+    for (size_t i = 0; i < report->n_layers; i++)
+        if (report->layers[i].fate == QMELD_FATE_MERGED_INTO) {
+            QM_CLI_FREE char *base = qm_cli_quote(report->layers[i].path);
+
+            printf("%s: finished: %s holds the merged data now\n", shown, base);
+            return;
+        }
+}
+
+/* Finishes one; adds what became of it to array, or prints it. */
+static int
+recover_one(struct qm_cli_merging *merging, const struct found *found, struct json_object *array)
+{
+    struct qmeld_commit_report report = {0};
+    struct qmeld_error err = found->problem;
+    int code;
+
+    if (found->usable)
+        code = qm_cli_merging_run(merging, found->journal, true, &report, &err);
+    else
+        code = qm_cli_fail(&err);
+    if (array) {
+        struct json_object *object =
+            qm_cli_outcome_json(&report, code == QM_EXIT_DONE ? NULL : &err);
+
+        qm_cli_json_add(object, "journal", qm_cli_json_string(found->journal));
+        json_object_array_add(array, object);
+    } else if (code == QM_EXIT_DONE && !merging->quiet) {
+        print_done(&report, found->journal);
+    }
+    qmeld_commit_report_free(&report);
+    return code;
+}
+
+static int
+recover(struct qm_cli_merging *merging, const char *dir)
+{
+    struct json_object *array = NULL;
+    struct search search = {0};
+    int code;
+
+    if (!is_dir(dir)) {
+        qm_cli_usage("recover", "%s is no directory: qmeld resume finishes the merge of one chain",
+                     dir);
+        return QM_EXIT_REFUSED;
+    }
+    code = look(dir, NULL, &search);
+    if (code != 0)
+        return code;
+    if (merging->output == QM_OUTPUT_JSON)
+        array = json_object_new_array();
+    for (size_t i = 0; i < search.n; i++) {
+        if (qm_cli_merging_stopped(merging)) { /* before it is begun; what is left is for later */
+            fprintf(stderr, "qmeld: stopped: %zu merges are left unfinished\n", search.n - i);
+            code = worse(code, QM_EXIT_STOPPED);
+            break;
+        }
+        code = worse(code, recover_one(merging, &search.list[i], array));
+    }
+    if (array)
+        qm_cli_json_print(array);
+    else if (search.n == 0 && !merging->quiet)
+        puts("nothing is unfinished");
+    release(&search);
+    return code;
+}
+
+/* ---- the commands ---- */
+
+/* The path is argv[optind] then; -1 and the exit code after the help or a complaint. */
+static int
+parse(int argc, char **argv, const struct option *options, const char *help,
+      struct qm_cli_merging *merging, int *out_code)
+{
+    int c;
+
+    *out_code = QM_EXIT_REFUSED;
+    while ((c = qm_cli_getopt(argc, argv, ":h" QM_CLI_MERGING_LETTERS, options)) != -1) {
+        if (c == 'h') {
+            fputs(help, stdout);
+            *out_code = QM_EXIT_DONE;
+            return -1;
+        }
+        if (!qm_cli_merging_take(merging, c))
+            return -1;
+    }
+    if (argc - optind == 1)
+        return 0;
+    qm_cli_usage(argv[0], "one path is expected, %d were named", argc - optind);
+    return -1;
+}
+
+static int
+run_resume(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
+        QM_CLI_MERGING_OPTIONS,
+        QM_CLI_COMMON_OPTIONS,
+        {NULL, 0, NULL, 0},
+    };
+    struct qm_cli_merging merging = {.command = argv[0]};
+    int code;
+
+    if (parse(argc, argv, options, resume_help, &merging, &code) < 0)
+        return code;
+    qm_cli_merging_begin(&merging);
+    return resume(&merging, argv[optind]);
+}
+
+static int
+run_recover(int argc, char **argv)
+{
+    static const struct option options[] = {
+        QM_CLI_MERGING_OPTIONS,
+        QM_CLI_COMMON_OPTIONS,
+        {NULL, 0, NULL, 0},
+    };
+    struct qm_cli_merging merging = {.command = argv[0]};
+    int code;
+
+    if (parse(argc, argv, options, recover_help, &merging, &code) < 0)
+        return code;
+    qm_cli_merging_begin(&merging);
+    return recover(&merging, argv[optind]);
+}
+
+const struct qm_cli_command qm_cli_resume = {"resume", resume_help, run_resume, true};
+const struct qm_cli_command qm_cli_recover = {"recover", recover_help, run_recover, true};

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * cmd_status.c - `qmeld status`: which merges are unfinished, what each file is worth meanwhile, and
+ * which command finishes them.
+ */
+#include "cli.h"
+
+#include <json-c/json.h>
+#include <unistd.h>
+
+static const char help[] =
+    "qmeld status - what merge is unfinished, and what its files are worth meanwhile\n"
+    "\n"
+    "    qmeld status                             of all journals in this directory\n"
+    "    qmeld status disk.qcow2                  of the chain that disk.qcow2 belongs to\n"
+    "    qmeld status --journal-dir=/var/lib/qmeld /dev/vg0/disk\n"
+    "\n"
+    "usage: qmeld status [OPTIONS] [PATH...]\n"
+    "\n"
+    "PATH is a directory, whose journals are looked at; or a layer: then journals are sought\n"
+    "beside it and beside the layers under it; or a journal (.NAME.qmeld).  Takes no lock and\n"
+    "writes nothing.\n"
+    "\n"
+    "        --journal-dir=DIR      look for the layers' journals there\n"
+    "        --output=human|json\n"
+    "    -h, --help                 this text\n"
+    "\n"
+    "Exit codes: 0 nothing is unfinished; 1 a path could not be looked at; 2 wrong usage;\n"
+    "3 something is unfinished.\n";
+
+struct request {
+    const char *journal_dir;
+    struct json_object *array; /* NULL: for people */
+    size_t n_found;
+};
+
+/* What a layer is worth before the merge is finished. */
+enum worth {
+    READS_AS_BEFORE,
+    WRONG,      /* the layer is between base and top */
+    HALF,       /* the base, while bytes are copied */
+    COMPLETE,   /* the base, afterwards */
+    GONE,       /* removed, as was asked for */
+    BEING_GONE, /* to be removed */
+};
+
+static enum worth
+worth_of(const struct qmeld_unfinished *merge, size_t layer)
+{
+    const bool merged = layer > merge->base_layer && layer <= merge->top_layer;
+
+    if (layer == merge->base_layer)
+        return merge->complete ? COMPLETE : HALF;
+    if (merged && merge->complete && merge->overlays == QMELD_OVERLAYS_DELETE)
+        return access(merge->layers[layer], F_OK) == 0 ? BEING_GONE : GONE;
+    return merged && layer < merge->top_layer ? WRONG : READS_AS_BEFORE;
+}
+
+static double
+percent(const struct qmeld_unfinished *merge)
+{
+    if (merge->complete || merge->size == 0)
+        return merge->complete ? 100 : 0;
+    return (double)merge->done / (double)merge->size * 100;
+}
+
+/* ---- for people ---- */
+
+static const char *
+sentence_of(const struct qmeld_unfinished *merge, size_t layer)
+{
+    switch (worth_of(merge, layer)) {
+    case READS_AS_BEFORE:
+        return layer + 1 == merge->n_layers
+                   ? "reads as before; write nothing to it until the merge is finished"
+                   : "reads as before";
+    case WRONG:
+        return "INVALID: reads wrong by itself";
+    case HALF:
+        return "half merged: reads wrong by itself";
+    case COMPLETE:
+        return "holds the merged data";
+    case GONE:
+        return "deleted";
+    case BEING_GONE:
+        return "merged, to be deleted";
+    }
+    return "";
+}
+
+static void
+print_problem(const struct qmeld_unfinished *merge)
+{
+    QM_CLI_FREE char *journal = qm_cli_quote(merge->journal);
+    QM_CLI_FREE char *what = qm_cli_quote(merge->problem->what);
+
+    printf("%s: %s\n", journal, what);
+}
+
+static void
+print_merge(const struct qmeld_unfinished *merge)
+{
+    QM_CLI_FREE char *base = qm_cli_quote(merge->base);
+    QM_CLI_FREE char *top = qm_cli_quote(merge->top);
+    QM_CLI_FREE char *journal = qm_cli_shell_word(merge->journal);
+
+    printf("%s: the merge of %s down into %s\n", merge->running ? "at work now" : "unfinished", top,
+           base);
+    if (merge->complete)
+        puts("  all data is merged; headers and overlays are still to be settled");
+    else
+        printf("  merged so far: %s of %s of the disk (%.0f %%)\n", qm_cli_size(merge->done).text,
+               qm_cli_size(merge->size).text, percent(merge));
+    for (size_t i = merge->n_layers; i-- > 0;) {
+        QM_CLI_FREE char *path = qm_cli_quote(merge->layers[i]);
+
+        printf("  [%zu] %s: %s\n", i + 1, path, sentence_of(merge, i));
+    }
+    if (!merge->running)
+        printf("  to finish it: qmeld resume %s\n", journal);
+}
+
+/* ---- for programs ---- */
+
+static const char *
+word_of(enum worth worth)
+{
+    switch (worth) {
+    case READS_AS_BEFORE:
+        return "as-before";
+    case WRONG:
+        return "invalid";
+    case HALF:
+        return "half-merged";
+    case COMPLETE:
+        return "complete";
+    case GONE:
+        return "deleted";
+    case BEING_GONE:
+        return "to-be-deleted";
+    }
+    return "unknown";
+}
+
+static struct json_object *
+layers_json(const struct qmeld_unfinished *merge)
+{
+    struct json_object *layers = json_object_new_array();
+
+    for (size_t i = 0; i < merge->n_layers; i++) {
+        struct json_object *layer = json_object_new_object();
+
+        qm_cli_json_add_u64(layer, "layer", i + 1);
+        qm_cli_json_add(layer, "filename", qm_cli_json_string(merge->layers[i]));
+        qm_cli_json_add(layer, "state", json_object_new_string(word_of(worth_of(merge, i))));
+        json_object_array_add(layers, layer);
+    }
+    return layers;
+}
+
+static struct json_object *
+merge_json(const struct qmeld_unfinished *merge)
+{
+    static const char *const overlays[] = {"keep", "empty", "delete"};
+    struct json_object *object = json_object_new_object();
+
+    qm_cli_json_add(object, "journal", qm_cli_json_string(merge->journal));
+    if (merge->problem) {
+        qm_cli_json_add(object, "error", qm_cli_json_error(merge->problem));
+        return object;
+    }
+    qm_cli_json_add_bool(object, "running", merge->running);
+    qm_cli_json_add(object, "active", qm_cli_json_string(merge->active));
+    qm_cli_json_add(object, "base", qm_cli_json_string(merge->base));
+    qm_cli_json_add(object, "top", qm_cli_json_string(merge->top));
+    qm_cli_json_add(object, "overlays", json_object_new_string(overlays[merge->overlays]));
+    qm_cli_json_add_bool(object, "complete", merge->complete);
+    qm_cli_json_add_u64(object, "done", merge->done);
+    qm_cli_json_add_u64(object, "size", merge->size);
+    qm_cli_json_add(object, "layers", layers_json(merge));
+    return object;
+}
+
+/* ---- the command ---- */
+
+static int
+show(const struct qmeld_unfinished *merge, void *opaque)
+{
+    struct request *request = opaque;
+
+    request->n_found++;
+    if (request->array)
+        json_object_array_add(request->array, merge_json(merge));
+    else if (merge->problem)
+        print_problem(merge);
+    else
+        print_merge(merge);
+    return 0;
+}
+
+static int
+status(struct request *request, char **paths, int n_paths)
+{
+    int code = QM_EXIT_DONE;
+
+    for (int i = 0; i < n_paths; i++) {
+        QM_CLI_FREE char *path = qm_cli_quote(paths[i]);
+        const size_t before = request->n_found;
+        struct qmeld_error err;
+
+        if (qmeld_status(paths[i], request->journal_dir, show, request, &err) < 0) {
+            qm_cli_complain(&err);
+            code = QM_EXIT_FAILED;
+        } else if (!request->array && request->n_found == before) {
+            printf("%s: nothing is unfinished\n", path);
+        }
+    }
+    if (request->array)
+        qm_cli_json_print(request->array);
+    if (code != QM_EXIT_DONE)
+        return code;
+    return request->n_found ? QM_EXIT_OPEN : QM_EXIT_DONE;
+}
+
+static int
+run(int argc, char **argv)
+{
+    enum { OPT_JOURNAL_DIR = QM_OPT_FIRST };
+    static const struct option options[] = {
+        {"journal-dir", required_argument, NULL, OPT_JOURNAL_DIR},
+        QM_CLI_COMMON_OPTIONS,
+        {NULL, 0, NULL, 0},
+    };
+    static char here[] = ".";
+    char *default_paths[] = {here};
+    struct request request = {0};
+    enum qm_cli_output output = QM_OUTPUT_HUMAN;
+    int c;
+
+    while ((c = qm_cli_getopt(argc, argv, ":h", options)) != -1) {
+        if (c == 'h') {
+            fputs(help, stdout);
+            return QM_EXIT_DONE;
+        }
+        if (c == OPT_JOURNAL_DIR)
+            request.journal_dir = optarg;
+        else if (c != QM_OPT_OUTPUT || !qm_cli_parse_output("status", optarg, &output))
+            return QM_EXIT_REFUSED;
+    }
+    if (output == QM_OUTPUT_JSON)
+        request.array = json_object_new_array();
+    if (optind == argc)
+        return status(&request, default_paths, 1);
+    return status(&request, argv + optind, argc - optind);
+}
+
+const struct qm_cli_command qm_cli_status = {"status", help, run, false};

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "merging.h"
+
+#include "outcome.h"
+
+#include <json-c/json.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- options ---- */
+
+static bool
+take_threads(struct qm_cli_merging *merging, const char *arg)
+{
+    uint64_t threads;
+
+    if (!qm_cli_parse_number(arg, 1024, &threads)) {
+        qm_cli_usage(merging->command, "--threads is a number, not \"%s\"", arg);
+        return false;
+    }
+    merging->options.threads = (unsigned)threads;
+    return true;
+}
+
+static bool
+take_bandwidth(struct qm_cli_merging *merging, const char *arg)
+{
+    if (qm_cli_parse_size(arg, &merging->options.bandwidth))
+        return true;
+    qm_cli_usage(merging->command, "--bandwidth is a number of bytes a second, not \"%s\"", arg);
+    return false;
+}
+
+static bool
+take_progress(struct qm_cli_merging *merging, const char *arg)
+{
+    if (qm_cli_progress_parse(arg, &merging->mode))
+        return true;
+    qm_cli_usage(merging->command, "--progress is auto, bar, json or none, not \"%s\"", arg);
+    return false;
+}
+
+static bool
+take_deadline(struct qm_cli_merging *merging, const char *arg)
+{
+    merging->has_deadline = true;
+    if (qm_cli_parse_seconds(arg, &merging->seconds))
+        return true;
+    qm_cli_usage(merging->command, "--deadline is a time such as 90, 30m, 2h or 1d, not \"%s\"",
+                 arg);
+    return false;
+}
+
+bool
+qm_cli_merging_take(struct qm_cli_merging *merging, int c)
+{
+    switch (c) {
+    case QM_OPT_BANDWIDTH:
+        return take_bandwidth(merging, optarg);
+    case QM_OPT_THREADS:
+        return take_threads(merging, optarg);
+    case QM_OPT_PROGRESS:
+        return take_progress(merging, optarg);
+    case QM_OPT_DEADLINE:
+        return take_deadline(merging, optarg);
+    case QM_OPT_JOURNAL_DIR:
+        merging->options.journal_dir = optarg;
+        return true;
+    case 'q':
+        merging->quiet = true;
+        return true;
+    case QM_OPT_OUTPUT:
+        return qm_cli_parse_output(merging->command, optarg, &merging->output);
+    default:
+        return false;
+    }
+}
+
+/* ---- stopping, and asking ---- */
+
+static volatile sig_atomic_t stop_asked;
+static volatile sig_atomic_t line_asked;
+
+static void
+ask_to_stop(int number)
+{
+    (void)number;
+    stop_asked = 1;
+}
+
+static void
+ask_for_a_line(int number)
+{
+    (void)number;
+    line_asked = 1;
+}
+
+static void
+catch_signals(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    /* RESETHAND: the second one kills.  RESTART: none of the library's calls has to end early. */
+    struct sigaction action = {.sa_handler = ask_to_stop};
+    struct sigaction ask = {.sa_handler = ask_for_a_line, .sa_flags = SA_RESTART};
+    struct sigaction before;
+
+    action.sa_flags = (int)(SA_RESETHAND | SA_RESTART);
+    sigemptyset(&action.sa_mask);
+    sigemptyset(&ask.sa_mask);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            (void)sigaction(numbers[i], &action, NULL); /* ignored: nohup, or a job in back */
+    (void)sigaction(SIGUSR1, &ask, NULL);
+    /* a reader of our progress that goes away is no reason to die in the middle */
+    (void)signal(SIGPIPE, SIG_IGN);
+}
+
+static double
+now_seconds(void)
+{
+    struct timespec now = {0};
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static bool
+is_late(const struct qm_cli_merging *merging)
+{
+    return merging->has_deadline && now_seconds() >= merging->ends;
+}
+
+bool
+qm_cli_merging_stopped(const struct qm_cli_merging *merging)
+{
+    return stop_asked || is_late(merging);
+}
+
+static int
+show_progress(const struct qmeld_progress *now, void *opaque)
+{
+    struct qm_cli_merging *merging = opaque;
+
+    merging->began = true;
+    qm_cli_progress_tick(&merging->progress, now);
+    if (line_asked) {
+        line_asked = 0;
+        qm_cli_progress_tell(&merging->progress, now);
+    }
+    return qm_cli_merging_stopped(merging);
+}
+
+/* ---- the work ---- */
+
+void
+qm_cli_merging_begin(struct qm_cli_merging *merging)
+{
+    if (merging->quiet && merging->mode == QM_PROGRESS_AUTO)
+        merging->mode = QM_PROGRESS_NONE;
+    merging->options.progress = show_progress;
+    merging->options.opaque = merging;
+    merging->ends = now_seconds() + (double)merging->seconds;
+    catch_signals();
+}
+
+static int
+take_journal(const struct qmeld_unfinished *merge, void *opaque)
+{
+    char **journal = opaque;
+
+    if (merge->problem)
+        return 0;
+    *journal = strdup(merge->journal);
+    return 1;
+}
+
+static void
+explain(const struct qm_cli_merging *merging, const char *path, bool go_on,
+        const struct qmeld_error *err)
+{
+    QM_CLI_FREE char *found = NULL;
+    struct qmeld_error unheard;
+    struct qm_cli_failure failure = {.err = err,
+                                     .path = path,
+                                     .journal = go_on ? path : NULL,
+                                     .began = merging->began,
+                                     .deadline = !stop_asked && is_late(merging)};
+
+    if (err->disk == QMELD_DISK_OPEN && !go_on) {
+        if (qmeld_status(path, merging->options.journal_dir, take_journal, &found, &unheard) < 0)
+            unheard.code = QMELD_OK; /* found or not: *found tells */
+        failure.journal = found;
+    }
+    qm_cli_outcome_explain(&failure);
+}
+
+int
+qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, bool go_on,
+                   struct qmeld_commit_report *report, struct qmeld_error *err)
+{
+    int rc;
+
+    memset(report, 0, sizeof *report);
+    memset(err, 0, sizeof *err);
+    merging->began = false;
+    qm_cli_progress_begin(&merging->progress, merging->mode);
+    rc = go_on ? qmeld_resume(path, &merging->options, report, err)
+               : qmeld_commit(path, &merging->options, report, err);
+    qm_cli_progress_end(&merging->progress);
+    if (rc == 0)
+        return QM_EXIT_DONE;
+    explain(merging, path, go_on, err);
+    return qm_cli_exit_code(err);
+}
+
+int
+qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path, bool go_on)
+{
+    struct qmeld_commit_report report;
+    struct qmeld_error err;
+    const int code = qm_cli_merging_run(merging, path, go_on, &report, &err);
+
+    if (merging->output == QM_OUTPUT_JSON)
+        qm_cli_json_print(qm_cli_outcome_json(&report, code == QM_EXIT_DONE ? NULL : &err));
+    else if (code == QM_EXIT_DONE && !merging->quiet)
+        qm_cli_outcome_print(&report);
+    qmeld_commit_report_free(&report);
+    return code;
+}

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * merging.h - what the commands that merge have in common: commit, resume, recover.
+ *
+ * Why.  Whether a merge begins or goes on, one should be able to slow it down, stop it, ask how far it
+ * is, and read its report in the same way.
+ *
+ * Calls      take for each option getopt found; begin once; run for each merge.
+ * Threads    One.  Signals set flags, which the library's progress callback looks at.
+ */
+#ifndef QM_CLI_MERGING_H
+#define QM_CLI_MERGING_H
+
+#include "progress.h"
+
+struct qm_cli_merging {
+    const char *command; /* for complaints about options */
+    struct qmeld_commit_options options;
+    struct qm_cli_progress progress;
+    enum qm_cli_progress_mode mode;
+    enum qm_cli_output output;
+    bool quiet;
+    bool has_deadline;
+    uint64_t seconds; /* until the deadline, from begin on */
+    double ends;      /* that, by the monotonic clock */
+    bool began;       /* the library works, and does not only look at what is asked */
+};
+
+enum {
+    QM_OPT_BANDWIDTH = QM_OPT_FIRST,
+    QM_OPT_THREADS,
+    QM_OPT_PROGRESS,
+    QM_OPT_DEADLINE,
+    QM_OPT_JOURNAL_DIR,
+    QM_OPT_MERGING_FIRST, /* a command's own begin here */
+};
+
+#define QM_CLI_MERGING_LETTERS "q"
+#define QM_CLI_MERGING_OPTIONS                                                                     \
+    {"bandwidth", required_argument, NULL, QM_OPT_BANDWIDTH},                                      \
+        {"threads", required_argument, NULL, QM_OPT_THREADS},                                      \
+        {"progress", required_argument, NULL, QM_OPT_PROGRESS},                                    \
+        {"deadline", required_argument, NULL, QM_OPT_DEADLINE},                                    \
+    {                                                                                              \
+        "quiet", no_argument, NULL, 'q'                                                            \
+    }
+
+/* Their help; --journal-dir, which means something else in each command, is not among them. */
+#define QM_CLI_MERGING_HELP                                                                        \
+    "        --bandwidth=RATE       bytes a second at most; suffixes k, M, G; 0: no limit\n"       \
+    "        --threads=N            copy with N threads (as many as processors, at most 16)\n"     \
+    "        --deadline=TIME        stop after so long, as a signal would do; seconds, or 30m,\n"  \
+    "                               2h, 1d\n"                                                      \
+    "        --progress=auto|bar|json|none\n"                                                      \
+    "                               on stderr; auto: a bar if that is a terminal\n"                \
+    "    -q, --quiet                no report, no bar; errors only\n"                              \
+    "        --output=human|json    form of the report\n"                                          \
+    "    -h, --help                 this text\n"
+
+#define QM_CLI_MERGING_SIGNALS                                                                     \
+    "SIGINT, SIGTERM and SIGHUP stop at the next point where every file is in order; a second\n"   \
+    "one stops at once, which is safe too.  SIGUSR1 prints a line that says how far it is.\n"
+
+/* An option that qm_cli_getopt found, --output and --journal-dir included.  False after a complaint. */
+bool qm_cli_merging_take(struct qm_cli_merging *merging, int c);
+
+/* After the options: signals are caught from now on, and the deadline's time runs. */
+void qm_cli_merging_begin(struct qm_cli_merging *merging);
+
+/* A signal or the deadline asked to stop. */
+bool qm_cli_merging_stopped(const struct qm_cli_merging *merging);
+
+/* qmeld_resume(path) if go_on, otherwise qmeld_commit(path), with progress and, on stderr, the
+ * explanation of a failure.  Returns the exit code; the report is the caller's to free, *err too. */
+int qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, bool go_on,
+                       struct qmeld_commit_report *report, struct qmeld_error *err);
+
+/* The same, with the report printed as asked. */
+int qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path, bool go_on);
+
+#endif

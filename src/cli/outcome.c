@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "outcome.h"
+
+#include <inttypes.h>
+#include <json-c/json.h>
+
+/* ---- success ---- */
+
+static const char *
+fate_name(enum qmeld_fate fate)
+{
+    switch (fate) {
+    case QMELD_FATE_MERGED_INTO:
+        return "merged-into";
+    case QMELD_FATE_UNTOUCHED:
+        return "untouched";
+    case QMELD_FATE_REDUNDANT:
+        return "redundant";
+    case QMELD_FATE_INVALID:
+        return "invalid";
+    case QMELD_FATE_EMPTIED:
+        return "emptied";
+    case QMELD_FATE_DELETED:
+        return "deleted";
+    case QMELD_FATE_REPOINTED:
+        return "repointed";
+    }
+    return "unknown";
+}
+
+/* Indices of layers; SIZE_MAX: there is none. */
+struct range {
+    size_t base;
+    size_t top; /* the highest layer that was merged */
+};
+
+static struct range
+find_range(const struct qmeld_commit_report *report)
+{
+    struct range range = {SIZE_MAX, SIZE_MAX};
+
+    for (size_t i = 0; i < report->n_layers; i++) {
+        const enum qmeld_fate fate = report->layers[i].fate;
+
+        if (fate == QMELD_FATE_MERGED_INTO)
+            range.base = i;
+        else if (fate != QMELD_FATE_UNTOUCHED && fate != QMELD_FATE_REPOINTED)
+            range.top = i;
+    }
+    return range;
+}
+
+static void
+print_fate(const struct qmeld_commit_report *report, const struct range *range, size_t i)
+{
+    switch (report->layers[i].fate) {
+    case QMELD_FATE_MERGED_INTO:
+        printf("holds the merged data now");
+        if (report->base_new_size != report->base_old_size)
+            printf("; grown from %s to %s", qm_cli_size(report->base_old_size).text,
+                   qm_cli_size(report->base_new_size).text);
+        break;
+    case QMELD_FATE_UNTOUCHED:
+        printf("untouched");
+        break;
+    case QMELD_FATE_REDUNDANT:
+        if (i + 1 == report->n_layers)
+            printf("reads as before; all of it is in [%zu] now: use that, then this can go",
+                   range->base + 1);
+        else
+            printf("reads as before; the chain goes past it now: can be deleted");
+        break;
+    case QMELD_FATE_INVALID:
+        /* a top that was kept still stands on it: deleting this one alone would break that one */
+        if (range->top != SIZE_MAX && report->layers[range->top].fate == QMELD_FATE_REDUNDANT)
+            printf("INVALID: reads wrong by itself; delete it together with [%zu]", range->top + 1);
+        else
+            printf("INVALID: reads wrong by itself; this chain does not need it: delete it");
+        break;
+    case QMELD_FATE_EMPTIED:
+        printf("emptied: reads as before, from [%zu]", range->base + 1);
+        break;
+    case QMELD_FATE_DELETED:
+        printf("deleted");
+        break;
+    case QMELD_FATE_REPOINTED:
+        printf("reads as before; its backing file is [%zu] now", range->base + 1);
+        break;
+    }
+}
+
+static void
+print_sum(const struct qmeld_commit_report *report)
+{
+    const double seconds = (double)report->seconds_x1000 / 1000;
+
+    if (report->nothing_to_do) {
+        puts("nothing to do: no layer above the base holds anything");
+        return;
+    }
+    if (report->already_merged) {
+        puts("already merged: the base held all of it");
+        return;
+    }
+    printf("%s: %s copied", report->resumed ? "resumed, and merged" : "merged",
+           qm_cli_size(report->bytes_copied).text);
+    if (report->bytes_zeroed)
+        printf(", %s zeroed", qm_cli_size(report->bytes_zeroed).text);
+    if (report->bytes_filled)
+        printf(", %s of old content copied along", qm_cli_size(report->bytes_filled).text);
+    printf(", in %.*f s", seconds < 10 ? 2 : 0, seconds);
+    if (report->seconds_x1000 >= 1000 && report->bytes_copied) /* less is mostly waiting for sync */
+        printf(" (%s/s)", qm_cli_size((uint64_t)((double)report->bytes_copied / seconds)).text);
+    putchar('\n');
+}
+
+static void
+print_layers(const struct qmeld_commit_report *report)
+{
+    const struct range range = find_range(report);
+
+    for (size_t i = report->n_layers; i-- > 0;) {
+        QM_CLI_FREE char *path = qm_cli_quote(report->layers[i].path ? report->layers[i].path : "");
+
+        printf("  [%zu] %s: ", i + 1, path);
+        print_fate(report, &range, i);
+        putchar('\n');
+    }
+}
+
+void
+qm_cli_outcome_print(const struct qmeld_commit_report *report)
+{
+    print_sum(report);
+    print_layers(report);
+}
+
+struct json_object *
+qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld_error *err)
+{
+    struct json_object *object = json_object_new_object();
+    struct json_object *layers = json_object_new_array();
+    const char *result = "done";
+
+    if (err)
+        result = err->code == QMELD_CANCELED ? "stopped" : "failed";
+    else if (report->nothing_to_do)
+        result = "nothing-to-do";
+    else if (report->already_merged)
+        result = "already-merged";
+    qm_cli_json_add(object, "result", json_object_new_string(result));
+    if (err)
+        qm_cli_json_add(object, "error", qm_cli_json_error(err));
+    qm_cli_json_add_bool(object, "resumed", report->resumed);
+    qm_cli_json_add_u64(object, "bytes-copied", report->bytes_copied);
+    qm_cli_json_add_u64(object, "bytes-filled", report->bytes_filled);
+    qm_cli_json_add_u64(object, "bytes-zeroed", report->bytes_zeroed);
+    qm_cli_json_add_u64(object, "base-old-size", report->base_old_size);
+    qm_cli_json_add_u64(object, "base-new-size", report->base_new_size);
+    qm_cli_json_add_u64(object, "milliseconds", report->seconds_x1000);
+    for (size_t i = 0; i < report->n_layers; i++) {
+        struct json_object *layer = json_object_new_object();
+
+        qm_cli_json_add_u64(layer, "layer", i + 1);
+        qm_cli_json_add(layer, "filename", qm_cli_json_string(report->layers[i].path));
+        qm_cli_json_add(layer, "fate", json_object_new_string(fate_name(report->layers[i].fate)));
+        json_object_array_add(layers, layer);
+    }
+    qm_cli_json_add(object, "layers", layers);
+    return object;
+}
+
+/* ---- failure ---- */
+
+static void
+explain_half_done(const struct qm_cli_failure *f, const char *path)
+{
+    QM_CLI_FREE char *journal = f->journal ? qm_cli_shell_word(f->journal) : NULL;
+
+    fprintf(stderr, "qmeld: %s: the merge is half done; the active layer reads as before: ", path);
+    if (f->err->code == QMELD_STALE && journal)
+        fprintf(
+            stderr,
+            "nothing was done now; if that change was meant, remove the journal %s and give the "
+            "merge command again, which begins anew\n",
+            journal);
+    else if (journal)
+        fprintf(stderr, "the same command again finishes it, and so does `qmeld resume %s`\n",
+                journal);
+    else
+        fputs("the same command again finishes it\n", stderr);
+}
+
+void
+qm_cli_outcome_explain(const struct qm_cli_failure *failure)
+{
+    QM_CLI_FREE char *path = qm_cli_quote(failure->path);
+
+    if (failure->err->code == QMELD_CANCELED && failure->deadline)
+        fprintf(stderr, "qmeld: %s: stopped, because the time of --deadline is over\n", path);
+    else
+        qm_cli_complain(failure->err);
+    switch (failure->err->disk) {
+    case QMELD_DISK_OLD:
+        if (failure->began)
+            fprintf(stderr, "qmeld: %s: every layer is as it was\n", path);
+        break;
+    case QMELD_DISK_OPEN:
+        explain_half_done(failure, path);
+        break;
+    case QMELD_DISK_NEW:
+        fprintf(stderr,
+                "qmeld: %s: the merge itself is done and safe, only what came after it failed: "
+                "the same command again tries that\n",
+                path);
+        break;
+    }
+}

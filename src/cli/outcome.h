@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * outcome.h - how the end of a merge reads.
+ *
+ * Why.  The most expensive mistake after a merge is to open a layer that has silently become wrong.
+ * So whichever command ran it, its report says for every file what that is worth now, and a
+ * failure says what is on the disk and which command goes on.
+ *
+ * Threads    One.
+ * Ownership  All is borrowed.
+ */
+#ifndef QM_CLI_OUTCOME_H
+#define QM_CLI_OUTCOME_H
+
+#include "cli.h"
+
+/* A line of sums, and one for each layer. */
+void qm_cli_outcome_print(const struct qmeld_commit_report *report);
+
+/* The same as an object; err is NULL after success. */
+struct json_object *qm_cli_outcome_json(const struct qmeld_commit_report *report,
+                                        const struct qmeld_error *err);
+
+struct qm_cli_failure {
+    const struct qmeld_error *err;
+    const char *path;    /* as named on the command line */
+    const char *journal; /* of the merge, NULL: there is none, or it is not known */
+    bool began;          /* work had begun, not only a look at what is asked */
+    bool deadline;       /* it was stopped because its time was over */
+};
+
+/* What failed, and what the files are worth now, on stderr. */
+void qm_cli_outcome_explain(const struct qm_cli_failure *failure);
+
+#endif
