@@ -430,6 +430,17 @@ qm_reserve(struct qm_file *file, uint64_t off, uint64_t len, bool *out_done,
     }
 }
 
+/* Most tests ask in which order syncs come, and would wait for their disk in vain. */
+static bool
+waits_for_disks(void)
+{
+#ifdef QM_TESTING
+    return !getenv("QMELD_TEST_NO_SYNC");
+#else
+    return true;
+#endif
+}
+
 int
 qm_sync(struct qm_file *file, struct qmeld_error *err)
 {
@@ -437,7 +448,9 @@ qm_sync(struct qm_file *file, struct qmeld_error *err)
 
     if (ANNOUNCE(QM_IO_SYNC, file->path, 0, 0, NULL) == 0)
         do
-            rc = fdatasync(file->wfd >= 0 ? file->wfd : file->fd); /* others' writes, then */
+            rc = !waits_for_disks() ? 0
+                 : file->wfd >= 0   ? fdatasync(file->wfd)
+                                    : fdatasync(file->fd); /* others' writes, then */
         while (rc < 0 && errno == EINTR);
     if (rc < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot make the file durable (fdatasync)");
@@ -474,7 +487,7 @@ qm_sync_dir_of(const char *path, struct qmeld_error *err)
         return qm_fail_sys(err, qm_in(dir), "cannot open the directory");
     rc = ANNOUNCE(QM_IO_SYNC, dir, 0, 0, NULL);
     if (rc == 0)
-        rc = fsync(fd);
+        rc = waits_for_disks() ? fsync(fd) : 0;
     if (rc < 0 && (errno == EINVAL || errno == EROFS)) /* no directory syncs on this file system */
         rc = 0;
     if (rc < 0)

@@ -243,6 +243,19 @@ qm_lab_commit(const char *path, const struct qmeld_commit_options *opts)
     return report;
 }
 
+void
+qm_lab_soil(const char *path, uint64_t host, size_t len)
+{
+    const int fd = open(path, O_RDWR);
+    unsigned char *buf = malloc(len);
+
+    assert_true(fd >= 0 && buf && host != 0);
+    memset(buf, 0xee, len);
+    assert_int_equal(pwrite(fd, buf, len, (off_t)host), len);
+    close(fd);
+    free(buf);
+}
+
 /* ---- what was done to the disk ---- */
 
 struct event {
@@ -488,4 +501,22 @@ qm_lab_files(void)
         assert_true(n < sizeof names);
     }
     return names;
+}
+
+/* ---- all in one ---- */
+
+struct qmeld_commit_report
+qm_lab_merge(const struct qm_forge *f, const char *top, const char *base,
+             const struct qmeld_commit_options *opts)
+{
+    struct qmeld_commit_report r;
+
+    qm_lab_watch();
+    r = qm_lab_commit(top, opts);
+    qm_lab_unwatch();
+    qm_lab_reads_as(base, f, 0);
+    qm_lab_reads_as(top, f, 0);
+    if (!strstr(base, ".raw"))
+        qm_lab_clean(base);
+    return r;
 }

@@ -50,6 +50,9 @@ uint64_t qm_lab_host(const char *path, uint64_t guest);
 /* qmeld_commit must succeed; its report, by value (the layers are freed). */
 struct qmeld_commit_report qm_lab_commit(const char *path, const struct qmeld_commit_options *opts);
 
+/* Writes rubbish into a file. */
+void qm_lab_soil(const char *path, uint64_t off, size_t len);
+
 /* ---- what was done to the disk ---- */
 
 /* Takes down all changes of files from now on (the hook of io.h). */
@@ -79,5 +82,12 @@ const char *qm_lab_files(void);
 
 /* The last thing that happened to file a is a sync, and b was not touched before it. */
 void qm_lab_durable_before(const char *a, const char *b);
+
+/* ---- all in one ---- */
+
+/* Merges into base, under watch: base then reads as the first row was drawn, and so does top still,
+ * and a qcow2 base is clean. */
+struct qmeld_commit_report qm_lab_merge(const struct qm_forge *f, const char *top, const char *base,
+                                        const struct qmeld_commit_options *opts);
 
 #endif

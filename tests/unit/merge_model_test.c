@@ -109,6 +109,25 @@ draw(struct trial *t)
     t->overlays = any(t, 3) ? QMELD_OVERLAYS_KEEP : (enum qmeld_overlays)any(t, 3);
 }
 
+/* Free space of base is full of rubbish: what is taken must be filled, or flagged, to the last
+ * byte. */
+static void
+add_rubbish(struct trial *t)
+{
+    static unsigned char rubbish[256 << 10];
+    struct qmeld_check_result r;
+    struct qm_file *f;
+
+    if (strcmp(qm_forge_format(t->forge, row(t, t->base)), "qcow2") != 0 || any(t, 2))
+        return;
+    memset(rubbish, 0xee, sizeof rubbish);
+    OK(qmeld_check(file(t, t->base), "qcow2", QMELD_REPAIR_NONE, NULL, NULL, &r, err));
+    OK(qm_file_open(file(t, t->base), &f, err));
+    OK(qm_file_make_writable(f, err));
+    OK(qm_pwrite(f, qm_max(f->size, r.image_end_offset), rubbish, sizeof rubbish, err));
+    OK(qm_file_finish(f, err));
+}
+
 /* Reasons that may make the library refuse. */
 static void
 look(struct trial *t)
@@ -213,6 +232,7 @@ try(void)
         return -1;
     }
     look(&t);
+    add_rubbish(&t);
     before = calloc(t.n, sizeof *before);
     assert_non_null(before);
     for (size_t i = 0; i < t.n; i++)

@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * merge_size_test.c - targets that grow, what lay behind their old end, and very many clusters.
+ */
+#include "image.h"
+#include "lab.h"
+#include "scratch.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "ok.h"
+
+#define KIB 1024ull
+
+static const struct qmeld_commit_options into_base = {.threads = 2};
+static const struct qmeld_commit_options into_second = {.threads = 2, .base = "[2]"};
+
+/* ---- growth, and what was behind the old end ---- */
+
+static void
+merge_size__stale_bytes_in_the_last_cluster_become_zeros(void **state)
+{
+    static const char *const bases[] = {"", "  snapshot s ^^\n"};
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        char recipe[256];
+        struct qm_forge *f;
+
+        snprintf(recipe, sizeof recipe,
+                 "top  | .......A.... cluster=4k\n"
+                 "base | AB size=20k cluster=16k\n%s",
+                 bases[i]);
+        f = qm_lab_make(recipe);
+        qm_lab_soil("base", qm_lab_host("base", 16 * KIB) + 4 * KIB, 12 * KIB);
+        qm_lab_merge(f, "top", "base", &into_base);
+        qm_lab_looks("base", 16 * KIB, "DD0");
+        qm_forge_free(f);
+    }
+}
+
+static void
+merge_size__stale_clusters_behind_the_end_are_never_seen(void **state)
+{
+    static const struct {
+        const char *base;
+        const char *looks;
+    } cases[] = {
+        {"ABCDEF cluster=16k", "DD0D00"},
+        {"ABcdef cluster=16k", "DD0D00"},
+        {"ABCDEF cluster=16k version=2", "DD.D.."},
+        {"AB==00 cluster=16k", "DD=D00"},
+        {"ABCDEF cluster=16k\n  snapshot s ^^^^^^", "DD0D00"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < 5; i++) {
+        char recipe[256];
+        struct qm_bytes want, old;
+
+        snprintf(recipe, sizeof recipe,
+                 "top  | .............Z.......... cluster=4k\n"
+                 "base | %s\n"
+                 "  poke header.size = 20480\n",
+                 cases[i].base);
+        qm_forge_free(qm_lab_make(recipe));
+        want = qm_lab_read("top"); /* already hides what is behind base's end */
+        assert_int_equal(want.at[56 * KIB] | want.at[22 * KIB], 0);
+        old = qm_lab_snapshots("base");
+        qm_lab_commit("top", &into_base);
+        qm_lab_same(qm_lab_read("base"), want, "base");
+        qm_lab_looks("base", 16 * KIB, cases[i].looks);
+        qm_lab_same(qm_lab_snapshots("base"), old, "snapshots");
+        qm_lab_clean("base");
+    }
+}
+
+static void
+merge_size__stale_tables_behind_the_end_are_never_seen(void **state)
+{
+    (void)state;
+    qm_forge_free(qm_lab_make("top  | - size=100k cluster=4k\n"
+                              "base | - size=70k cluster=512\n" /* a table is 32 KiB of guest */
+                              "  fill 0 140 A\n"
+                              "  poke header.size = 10240\n"));
+    qm_lab_commit("top", &into_base);
+    qm_lab_zeros("base", 10 * KIB, 90 * KIB);
+    qm_lab_clean("base");
+}
+
+static void
+merge_size__a_top_that_ends_early_keeps_hiding_the_base(void **state)
+{
+    static const struct qmeld_commit_options range = {.threads = 1, .top = "[2]"};
+    struct qm_forge *f = qm_lab_make("child | ....... cluster=8k\n" /* 56k */
+                                     "top   | A. cluster=4k\n"      /* 8k */
+                                     "base  | BBBBB cluster=16k\n");
+    struct qm_bytes old, now;
+
+    (void)state;
+    old = qm_lab_read("base");
+    qm_lab_commit("child", &range);
+    qm_lab_reads_as("child", f, 0);
+    now = qm_lab_read("base");
+    assert_int_equal(now.len, 80 * KIB);
+    for (uint64_t i = 8 * KIB; i < 56 * KIB; i++)
+        assert_int_equal(now.at[i], 0);
+    assert_memory_equal(now.at + 56 * KIB, old.at + 56 * KIB, 24 * KIB); /* nobody's but its own */
+    assert_memory_equal(now.at + 4 * KIB, old.at + 4 * KIB, 4 * KIB);
+    qm_lab_looks("base", 16 * KIB, "D00DD");
+    qm_lab_clean("base");
+    free(old.at);
+    free(now.at);
+    qm_forge_free(f);
+}
+
+static void
+merge_size__the_l1_table_and_the_refcounts_grow(void **state)
+{
+    static const char *const bases[] = {"refcount_bits=16", "refcount_bits=64", "refcount_bits=1",
+                                        "version=2", "scatter=7"};
+
+    (void)state;
+    for (size_t i = 0; i < 5; i++) {
+        char recipe[256];
+        struct qm_forge *f;
+
+        snprintf(recipe, sizeof recipe,
+                 "top  | AB size=4M cluster=4k\n"
+                 "  fill 2M 90 C\n"
+                 "  at 4190208 D\n"
+                 "base | XYZ size=40k cluster=512 %s\n",
+                 bases[i]);
+        f = qm_lab_make(recipe);
+        qm_lab_merge(f, "top", "base", &into_base);
+        qm_lab_written_once("base", "HBR1");
+        qm_forge_free(f);
+    }
+}
+
+/* Rubbish that is no part of the image: free space that the merge will use. */
+static void
+add_rubbish(const char *path, uint64_t cluster)
+{
+    struct qm_bytes b = qm_lab_file(path);
+
+    qm_lab_soil(path, (b.len + cluster - 1) / cluster * cluster, 256 * KIB);
+    free(b.at);
+}
+
+static void
+merge_size__rubbish_in_free_clusters_is_not_inherited(void **state)
+{
+    struct qm_forge *f = qm_lab_make("top     | .A..B.C size=27648 cluster=4k\n"
+                                     "mid     | .. size=27648 cluster=16k\n"
+                                     "low.raw | XXXXXXX cluster=4k\n");
+    struct qm_bytes b;
+    uint64_t tail;
+
+    (void)state;
+    add_rubbish("mid", 16 * KIB);
+    qm_lab_merge(f, "top", "mid", &into_second);
+    qm_lab_looks("mid", 16 * KIB, "DD");
+    /* also where no guest can see it yet */
+    tail = qm_lab_host("mid", 16 * KIB) + 27648 - 16 * KIB;
+    b = qm_lab_file("mid");
+    for (uint64_t i = tail; i < tail + 5 * KIB && i < b.len; i++)
+        assert_int_equal(b.at[i], 0);
+    free(b.at);
+    qm_forge_free(f);
+
+    f = qm_lab_make("top  | .A..B.C cluster=4k\n"
+                    "base | .. cluster=16k size=28k\n");
+    add_rubbish("base", 16 * KIB);
+    qm_lab_merge(f, "top", "base", &into_base);
+    qm_forge_free(f);
+}
+
+/* ---- many of them ---- */
+
+/* A table stands for 32 KiB here: there is none, there is one, none, one. */
+static void
+merge_size__zeros_pass_over_missing_tables_only(void **state)
+{
+    struct qm_forge *f = qm_lab_make("top  | 0 size=128k cluster=128k\n"
+                                     "base | - size=128k cluster=512\n"
+                                     "  at 32k A\n"
+                                     "  at 130560 A\n");
+
+    (void)state;
+    qm_lab_merge(f, "top", "base", &into_base);
+    qm_forge_free(f);
+    qm_lab_zeros("base", 0, 128 * KIB);
+}
+
+/* A table that one write cannot fill, zeros that one step cannot cover. */
+static void
+merge_size__long_runs_of_entries(void **state)
+{
+    struct qm_extent x;
+    struct qm_file *file;
+    struct qm_image *img;
+
+    (void)state;
+    qm_forge_free(qm_lab_make("top  | - size=40G cluster=2M\n"
+                              "  fill 2M 20000 0\n"
+                              "base | A size=40G cluster=2M\n"));
+    qm_lab_commit("top", &into_base);
+    qm_lab_clean("base");
+    OK(qm_file_open("base", &file, err));
+    OK(qm_image_open(file, "qcow2", &img, err));
+    for (uint64_t at = 0; at < img->size; at += x.len) {
+        OK(qm_image_next(img, qm_guest(at), img->size - at, &x, err));
+        assert_int_equal(x.kind, at < 2048 * KIB              ? QM_DATA
+                                 : at < 20001ull * 2048 * KIB ? QM_ZERO
+                                                              : QM_ABSENT);
+    }
+    qm_image_close(img);
+}
+
+/* The first n of every second cluster of 512 bytes are zeros, the others absent. */
+static void
+check_kinds(const char *path, uint64_t n)
+{
+    struct qm_image *img;
+    struct qm_file *file;
+
+    OK(qm_file_open(path, &file, err));
+    OK(qm_image_open(file, "qcow2", &img, err));
+    for (uint64_t i = 0; i < 2 * n; i++) {
+        struct qm_extent x;
+
+        OK(qm_image_next(img, qm_guest(i * 512), 512, &x, err));
+        assert_int_equal(x.kind, i % 2 ? QM_ABSENT : QM_ZERO);
+    }
+    qm_image_close(img);
+}
+
+/* More entries than one batch may hold: the second goes on inside a table that the first made.  Every
+ * other cluster, as a run would be one want, and batches end between wants. */
+static void
+merge_size__long_lists_end_a_batch(void **state)
+{
+    enum { N = 705000 };
+    static const char head[] = "top     | - size=705000k cluster=512\n  at 0 ";
+    static const char tail[] = "\nmid     | - size=705000k cluster=512\n"
+                               "low.raw | A size=705000k cluster=64k\n";
+    char *recipe = malloc(sizeof head + sizeof tail + 2 * N);
+    char *p = recipe + sprintf(recipe, "%s", head);
+    struct qmeld_commit_report r;
+
+    (void)state;
+    assert_non_null(recipe);
+    for (int i = 0; i < N; i++) {
+        *p++ = '0';
+        *p++ = '.';
+    }
+    strcpy(p, tail);
+    qm_forge_free(qm_lab_make(recipe));
+    free(recipe);
+    qm_lab_watch();
+    r = qm_lab_commit("top", &into_second);
+    qm_lab_unwatch();
+    assert_int_equal(r.bytes_zeroed, N * 512);
+    assert_in_range(qm_lab_syncs("mid"), 6, 12); /* with one batch there are four or five */
+    qm_lab_clean("mid");
+    check_kinds("mid", N);
+}
+
+int
+main(void)
+{
+#define T(name) cmocka_unit_test_setup_teardown(name, qm_scratch_enter, qm_scratch_leave)
+    const struct CMUnitTest tests[] = {
+        T(merge_size__rubbish_in_free_clusters_is_not_inherited),
+        T(merge_size__zeros_pass_over_missing_tables_only),
+        T(merge_size__long_runs_of_entries),
+        T(merge_size__long_lists_end_a_batch),
+        T(merge_size__stale_bytes_in_the_last_cluster_become_zeros),
+        T(merge_size__stale_clusters_behind_the_end_are_never_seen),
+        T(merge_size__stale_tables_behind_the_end_are_never_seen),
+        T(merge_size__a_top_that_ends_early_keeps_hiding_the_base),
+        T(merge_size__the_l1_table_and_the_refcounts_grow),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
