@@ -494,7 +494,7 @@ qm_lab_files(void)
 
     names[0] = '\0';
     QM_VEC_EACH (e, &events) {
-        if (strcmp(last, e->file) == 0)
+        if (strcmp(last, e->file) == 0 || e->file[0] == '.')
             continue;
         last = e->file;
         n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", n ? " " : "", e->file);

@@ -77,7 +77,8 @@ void qm_lab_written_once(const char *path, const char *but);
  * one letter count as one.  Changes of other files are not in it. */
 const char *qm_lab_story(const char *path);
 
-/* Files in the order in which they were changed: "base child mid", a name per run of changes. */
+/* Files in the order in which they were changed: "base child mid", a name per run of changes.  What has a dot
+ * in front (journals, directories) is left out. */
 const char *qm_lab_files(void);
 
 /* The last thing that happened to file a is a sync, and b was not touched before it. */

@@ -13,6 +13,7 @@
 #include "lab.h"
 #include "qcow2.h"
 #include "scratch.h"
+#include "transfer.h"
 
 #include <inttypes.h>
 #include <setjmp.h>
@@ -150,6 +151,17 @@ look(struct trial *t)
     qm_chain_close(c);
 }
 
+/* Every other merge has tiny batches. */
+static void
+set_limits(struct trial *t, struct qm_transfer_limits *l)
+{
+    if (any(t, 2))
+        return;
+    l->batch = 1ull << any(t, 20);
+    l->batch_weight = 1u << any(t, 14);
+    l->step = 512ull << any(t, 12);
+}
+
 /* True if merged; false: refused, for a reason we knew. */
 static bool
 merge(struct trial *t)
@@ -158,13 +170,16 @@ merge(struct trial *t)
     const struct qmeld_commit_options opts = {
         .base = base, .top = top, .overlays = t->overlays, .threads = (unsigned)any(t, 4)};
     struct qmeld_commit_report report;
+    const struct qm_transfer_limits limits = qm_transfer_limits;
     struct qmeld_error err;
     int rc;
 
+    set_limits(t, &qm_transfer_limits);
     snprintf(base, sizeof base, "[%zu]", t->base + 1);
     snprintf(top, sizeof top, "[%zu]", t->top + 1);
     rc = qmeld_commit(file(t, t->n - 1), &opts, &report, &err);
     qmeld_commit_report_free(&report);
+    qm_transfer_limits = limits;
     if (rc == 0) {
         assert_false(t->snapshots_on_the_way || t->grows_v2);
         return true;

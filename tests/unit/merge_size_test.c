@@ -5,13 +5,14 @@
 #include "image.h"
 #include "lab.h"
 #include "scratch.h"
+#include "transfer.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -211,6 +212,7 @@ merge_size__long_runs_of_entries(void **state)
     (void)state;
     qm_forge_free(qm_lab_make("top  | - size=40G cluster=2M\n"
                               "  fill 2M 20000 0\n"
+                              "  at 0 B\n"
                               "base | A size=40G cluster=2M\n"));
     qm_lab_commit("top", &into_base);
     qm_lab_clean("base");
@@ -225,53 +227,77 @@ merge_size__long_runs_of_entries(void **state)
     qm_image_close(img);
 }
 
-/* The first n of every second cluster of 512 bytes are zeros, the others absent. */
+/* The second batch goes on inside the table that the first made. */
 static void
-check_kinds(const char *path, uint64_t n)
+merge_size__batches_may_end_inside_a_table(void **state)
 {
-    struct qm_image *img;
-    struct qm_file *file;
-
-    OK(qm_file_open(path, &file, err));
-    OK(qm_image_open(file, "qcow2", &img, err));
-    for (uint64_t i = 0; i < 2 * n; i++) {
-        struct qm_extent x;
-
-        OK(qm_image_next(img, qm_guest(i * 512), 512, &x, err));
-        assert_int_equal(x.kind, i % 2 ? QM_ABSENT : QM_ZERO);
-    }
-    qm_image_close(img);
-}
-
-/* More entries than one batch may hold: the second goes on inside a table that the first made.  Every
- * other cluster, as a run would be one want, and batches end between wants. */
-static void
-merge_size__long_lists_end_a_batch(void **state)
-{
-    enum { N = 705000 };
-    static const char head[] = "top     | - size=705000k cluster=512\n  at 0 ";
-    static const char tail[] = "\nmid     | - size=705000k cluster=512\n"
-                               "low.raw | A size=705000k cluster=64k\n";
-    char *recipe = malloc(sizeof head + sizeof tail + 2 * N);
-    char *p = recipe + sprintf(recipe, "%s", head);
-    struct qmeld_commit_report r;
+    const struct qm_transfer_limits limits = qm_transfer_limits;
 
     (void)state;
-    assert_non_null(recipe);
-    for (int i = 0; i < N; i++) {
-        *p++ = '0';
-        *p++ = '.';
+    for (uint64_t batch = 1; batch <= 4096; batch *= 16) {
+        struct qm_forge *f = qm_lab_make("top     | A.B.0.C..00..DD..0a..E cluster=4k\n"
+                                         "mid     | ...................... cluster=4k\n"
+                                         "low.raw | XXXXXXXXXXXXXXXXXXX cluster=4k\n");
+
+        qm_transfer_limits.batch = batch;
+        qm_transfer_limits.step = 4096;
+        qm_lab_merge(f, "top", "mid", &into_second);
+        qm_transfer_limits = limits;
+        qm_lab_looks("mid", 4 * KIB, "D.D.0.D..00..DD..0D..D");
+        qm_forge_free(f);
     }
-    strcpy(p, tail);
-    qm_forge_free(qm_lab_make(recipe));
-    free(recipe);
-    qm_lab_watch();
-    r = qm_lab_commit("top", &into_second);
-    qm_lab_unwatch();
-    assert_int_equal(r.bytes_zeroed, N * 512);
-    assert_in_range(qm_lab_syncs("mid"), 6, 12); /* with one batch there are four or five */
-    qm_lab_clean("mid");
-    check_kinds("mid", N);
+}
+
+static void
+merge_size__batches_end_between_clusters_only(void **state)
+{
+    const struct qm_transfer_limits limits = qm_transfer_limits;
+    struct qm_forge *f = qm_lab_make("top     | A.BCD.A..B.C..0.0A.B cluster=4k\n"
+                                     "mid     | b.AAA cluster=16k\n"
+                                     "low.raw | XXXXXXXXXXXXXXXXXXX cluster=4k\n");
+
+    (void)state;
+    qm_transfer_limits.batch = 1;
+    qm_transfer_limits.step = 4096;
+    qm_lab_merge(f, "top", "mid", &into_second);
+    qm_transfer_limits = limits;
+    qm_lab_looks("mid", 16 * KIB, "DDDDD");
+    qm_forge_free(f);
+}
+
+/* ---- lengths of files ---- */
+
+static void
+merge_size__a_source_that_ends_early_reads_as_zeros(void **state)
+{
+    (void)state;
+    for (uint64_t keep = 0; keep <= 1024; keep += 512) {
+        struct qm_bytes want;
+
+        qm_forge_free(qm_lab_make("top  | .AB cluster=4k\n"
+                                  "base | CDE cluster=4k\n"));
+        assert_int_equal(truncate("top", (off_t)(qm_lab_host("top", 8 * KIB) + keep)), 0);
+        want = qm_lab_read("top");
+        assert_int_equal(want.at[8 * KIB + keep], 0);
+        qm_lab_commit("top", &into_base);
+        qm_lab_same(qm_lab_read("base"), want, "base");
+    }
+}
+
+static void
+merge_size__a_raw_file_of_odd_length_keeps_it(void **state)
+{
+    struct qm_bytes b;
+
+    (void)state;
+    qm_forge_free(qm_lab_make("top      | A size=4k cluster=4k\n"
+                              "base.raw | XX size=5000 cluster=4k\n"));
+    qm_lab_commit("top", &into_base);
+    b = qm_lab_file("base.raw");
+    assert_int_equal(b.len, 5000);
+    assert_int_equal(b.at[0], 'A');
+    assert_int_equal(b.at[4096], 'X');
+    free(b.at);
 }
 
 int
@@ -282,7 +308,10 @@ main(void)
         T(merge_size__rubbish_in_free_clusters_is_not_inherited),
         T(merge_size__zeros_pass_over_missing_tables_only),
         T(merge_size__long_runs_of_entries),
-        T(merge_size__long_lists_end_a_batch),
+        T(merge_size__a_source_that_ends_early_reads_as_zeros),
+        T(merge_size__a_raw_file_of_odd_length_keeps_it),
+        T(merge_size__batches_may_end_inside_a_table),
+        T(merge_size__batches_end_between_clusters_only),
         T(merge_size__stale_bytes_in_the_last_cluster_become_zeros),
         T(merge_size__stale_clusters_behind_the_end_are_never_seen),
         T(merge_size__stale_tables_behind_the_end_are_never_seen),

@@ -104,7 +104,7 @@ merge__a_new_cluster_is_filled_from_below(void **state)
     (void)state;
     r = mid_becomes("top     | ..A..............B.............. cluster=4k\n"
                     "mid     | .. cluster=64k\n"
-                    "low.raw | XYZXYZXYZXYZXY size=108k cluster=8k\n",
+                    "low.raw | XY.XY.XYZ.XY.Y size=108k cluster=8k\n",
                     64 * KIB, "DD");
     assert_int_equal(r.bytes_copied, 8 * KIB);
     assert_int_equal(r.bytes_filled, 120 * KIB);
@@ -248,7 +248,7 @@ merge__zeros_over_absent(void **state)
 {
     (void)state;
     /* with a table: the flag costs nothing */
-    becomes("top  | 0.. cluster=16k\n"
+    becomes("top  | 0.B cluster=16k\n"
             "base | ..A cluster=16k\n",
             16 * KIB, "0.D");
     /* without one, over nothing: absent is zero enough, and no table is made */
@@ -271,12 +271,12 @@ merge__zeros_over_absent(void **state)
                 "low.raw | XXX cluster=16k\n",
                 16 * KIB, "D..");
     /* where the backing file has ended, the whole cluster may say zero */
-    mid_becomes("top     | ...0.. cluster=8k\n"
+    mid_becomes("top     | C..0.. cluster=8k\n"
                 "mid     | A.. cluster=16k\n"
                 "low.raw | X cluster=16k\n",
                 16 * KIB, "D0.");
     /* but not where it ends inside the cluster */
-    mid_becomes("top     | ...0.. cluster=8k\n"
+    mid_becomes("top     | C..0.. cluster=8k\n"
                 "mid     | A.. cluster=16k\n"
                 "low.raw | XXX cluster=8k\n",
                 16 * KIB, "DD.");
