@@ -265,6 +265,18 @@ merge_size__batches_end_between_clusters_only(void **state)
     qm_forge_free(f);
 }
 
+/* So many L1 clusters in a row that the refcount blocks before them need a block themselves. */
+static void
+merge_size__an_l1_table_of_thousands_of_clusters(void **state)
+{
+    (void)state;
+    qm_forge_free(qm_lab_make("top  | A size=9G cluster=64k\n"
+                              "base | B size=4k cluster=512 refcount_bits=64\n"));
+    assert_int_equal(qm_lab_commit("top", &into_base).base_new_size, 9ull << 30);
+    qm_lab_clean("base");
+    assert_true(qm_lab_host("base", 0) != 0);
+}
+
 /* ---- lengths of files ---- */
 
 static void
@@ -308,6 +320,7 @@ main(void)
         T(merge_size__rubbish_in_free_clusters_is_not_inherited),
         T(merge_size__zeros_pass_over_missing_tables_only),
         T(merge_size__long_runs_of_entries),
+        T(merge_size__an_l1_table_of_thousands_of_clusters),
         T(merge_size__a_source_that_ends_early_reads_as_zeros),
         T(merge_size__a_raw_file_of_odd_length_keeps_it),
         T(merge_size__batches_may_end_inside_a_table),
