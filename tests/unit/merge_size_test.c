@@ -248,21 +248,31 @@ merge_size__batches_may_end_inside_a_table(void **state)
     }
 }
 
+/* Otherwise what the second batch brings would be filled with old bytes by the first. */
 static void
 merge_size__batches_end_between_clusters_only(void **state)
 {
     const struct qm_transfer_limits limits = qm_transfer_limits;
-    struct qm_forge *f = qm_lab_make("top     | A.BCD.A..B.C..0.0A.B cluster=4k\n"
-                                     "mid     | b.AAA cluster=16k\n"
-                                     "low.raw | XXXXXXXXXXXXXXXXXXX cluster=4k\n");
+    uint64_t filled = 0;
 
     (void)state;
-    qm_transfer_limits.batch = 1;
-    qm_transfer_limits.step = 4096;
-    qm_lab_merge(f, "top", "mid", &into_second);
-    qm_transfer_limits = limits;
-    qm_lab_looks("mid", 16 * KIB, "DDDDD");
-    qm_forge_free(f);
+    for (int tiny = 0; tiny < 2; tiny++) {
+        struct qm_forge *f = qm_lab_make("top     | A.BCD.A..B.C..0.0A.B cluster=4k\n"
+                                         "mid     | b.AAA cluster=16k\n"
+                                         "low.raw | XXXXXXXXXXXXXXXXXXX cluster=4k\n");
+        struct qmeld_commit_report r;
+
+        if (tiny)
+            qm_transfer_limits = (struct qm_transfer_limits){
+                .batch = 1, .batch_weight = 1, .batch_sec = 5, .step = 4096};
+        r = qm_lab_merge(f, "top", "mid", &into_second);
+        qm_transfer_limits = limits;
+        qm_lab_looks("mid", 16 * KIB, "DDDDD");
+        assert_true(!tiny || r.bytes_filled == filled);
+        filled = r.bytes_filled;
+        qm_forge_free(f);
+    }
+    assert_true(filled > 0);
 }
 
 /* So many L1 clusters in a row that the refcount blocks before them need a block themselves. */
