@@ -116,7 +116,8 @@ add_layer(struct opening *o, const char *path, const char *format, struct qmeld_
     /* What was seen before the lock may be old by now: the length. */
     if (hold && (qm_lock_take(file, QM_LOCK_READER, err) < 0 || qm_file_refresh(file, err) < 0))
         goto no_image;
-    if (hold && format && strcmp(format, "raw") == 0 && check_really_raw(o, file, err) < 0)
+    if (hold && !o->opts->resumed && format && strcmp(format, "raw") == 0 &&
+        check_really_raw(o, file, err) < 0)
         goto no_image;
     l.path = strdup(path);
     if (!l.path) {

@@ -41,7 +41,9 @@ struct qm_chain_options {
     const char *format;         /* of the top; NULL: by content */
     const char *backing_format; /* where an overlay stores none; NULL: see mode */
     bool single;                /* the top only */
-    bool describe;              /* for info: layers whose features we cannot read are let through */
+    bool resumed;  /* a raw layer may hold a qcow2 header by now, as guest data that the
+                                 * interrupted merge has put there */
+    bool describe; /* for info: layers whose features we cannot read are let through */
 };
 
 int qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_chain **out,

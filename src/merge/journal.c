@@ -105,7 +105,7 @@ intent_to_json(const struct qm_intent *i)
     json_object_object_add(o, "backing-format", string_or_null(i->backing_format));
     json_object_object_add(o, "shallow", json_object_new_boolean(i->shallow));
     json_object_object_add(o, "keep-relative", json_object_new_boolean(i->keep_relative));
-    json_object_object_add(o, "overlays", json_object_new_int(i->overlays));
+    json_object_object_add(o, "overlays", json_object_new_int((int)i->overlays));
     json_object_object_add(o, "base", json_object_new_uint64(i->base));
     json_object_object_add(o, "top", json_object_new_uint64(i->top));
     json_object_object_add(o, "base-size", json_object_new_uint64(i->base_size));

@@ -248,7 +248,7 @@ open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_err
     for (size_t i = 0; i < m->chain->n; i++) {
         const struct qm_journal_layer *l = &intent->layers.at[i];
         const struct qm_chain_options how = {
-            .mode = QM_CHAIN_HOLD, .format = l->format, .single = true};
+            .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
         const bool deleted =
             intent->overlays == QMELD_OVERLAYS_DELETE && i > intent->base && i <= intent->top;
         struct qm_chain *one;
@@ -275,8 +275,10 @@ static int
 open_whole(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
 {
     const struct qm_journal_layer *active = &intent->layers.at[intent->layers.n - 1];
-    const struct qm_chain_options how = {
-        .mode = QM_CHAIN_HOLD, .format = active->format, .backing_format = intent->backing_format};
+    const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
+                                         .format = active->format,
+                                         .backing_format = intent->backing_format,
+                                         .resumed = true};
 
     if (qm_chain_open(active->path, &how, &m->chain, err) < 0)
         return -1;

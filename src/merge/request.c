@@ -311,14 +311,17 @@ commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = m->opts->format,
                                          .backing_format = m->opts->backing_format};
+    const struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
+                                          .format = m->opts->format,
+                                          .backing_format = m->opts->backing_format};
     struct wanted w = {.active = path, .opts = m->opts};
-    struct qmeld_error first = {0};
+    struct qmeld_error first = {0}, unheard = {0};
     const int rc = qm_chain_open(path, &how, &m->chain, &first);
 
-    if (rc < 0 && first.sys_errno != ENOENT) {
-        *err = first;
-        return -1;
-    }
+    /* An interrupted merge may be why: a file is gone, or a raw base looks like qcow2.  Then a chain
+     * that is good enough to look for its journal will do. */
+    if (rc < 0 && qm_chain_open(path, &look, &m->chain, &unheard) < 0)
+        m->chain = NULL;
     w.chain = m->chain;
     if (find_interrupted(&w, err) < 0)
         return -1;

@@ -16,6 +16,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,8 +98,20 @@ remember_files(struct job *j)
 }
 
 static void
+remove_journals(void)
+{
+    glob_t found;
+
+    if (glob(".*.qmeld", 0, NULL, &found) == 0)
+        for (size_t i = 0; i < found.gl_pathc; i++)
+            unlink(found.gl_pathv[i]);
+    globfree(&found);
+}
+
+static void
 restore_files(const struct job *j)
 {
+    remove_journals(); /* of a run that was meant to go on with the files of before */
     for (size_t i = 0; i < j->n_files; i++) {
         unlink(j->files[i]);
         if (j->before[i].at)
@@ -237,6 +250,7 @@ try_recipe(struct harness *h, const char *name, const char *text)
         struct qmeld_error err;
 
         if (!h->only || strstr(s.name, h->only)) {
+            remove_journals();
             stage_write(&s);
             if (!stage_before(&s) || stage_commit(&s, &err) < 0 || !stage_after(&s)) {
                 printf("FAIL %s: does not even merge undisturbed\n", s.name);
