@@ -5,7 +5,8 @@
  * Each merge of tests/crash/recipes, and some of random chains, is recorded; torn.h then says what
  * a power cut could have left.  For each such state: the active layer reads as before; base, child
  * and top hold no corruption (leaks may be); the base's internal snapshots are as they were; and
- * the same commit again finishes the work.  Some states are shown to qemu-img as well, as reader
+ * the same commit again, or qmeld_resume, goes on by the journal and ends where an undisturbed merge
+ * does.  Some states are shown to qemu-img as well, as reader
  * and check of qmeld share code with its merge; from some, the second commit is cut short, too.
  *
  *     merge_crash [--full] [--seed N] [--states N] [--random N] [--only TEXT] [--keep DIR]
@@ -15,6 +16,7 @@
 #include "torn.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,10 +24,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define QEMU_ONE_IN  50
-#define MAX_FAILED   3 /* of one merge */
-#define TWICE_ONE_IN 20
-#define TWICE_STATES 12
+#define QEMU_ONE_IN       50
+#define BY_JOURNAL_ONE_IN 4
+#define MAX_FAILED        3 /* of one merge */
+#define TWICE_ONE_IN      20
+#define TWICE_STATES      12
 
 struct harness {
     uint64_t seed;
@@ -42,18 +45,67 @@ struct harness {
 /* ---- one state --------------------------------------------------------------------------------
  */
 
+/* A journal knows layers by inode and time of change, so the files of all states are the same ones: HELD
+ * has second names of them. */
+#define HELD "held"
+
+static void
+set_time(const char *path)
+{
+    const struct timespec then[2] = {{.tv_sec = 1000000000}, {.tv_sec = 1000000000}};
+
+    utimensat(AT_FDCWD, path, then, 0);
+}
+
+static void
+hold_files(const struct stage *s)
+{
+    char held[4096];
+
+    mkdir(HELD, 0777);
+    for (size_t i = 0; i < s->n; i++) {
+        snprintf(held, sizeof held, HELD "/%s", s->files[i]);
+        unlink(held);
+        if (link(s->files[i], held) < 0) {
+            perror(held);
+            exit(2);
+        }
+        set_time(held);
+    }
+}
+
+static void
+drop_files(const struct stage *s)
+{
+    char held[4096];
+
+    for (size_t i = 0; i < s->n_files; i++) {
+        snprintf(held, sizeof held, HELD "/%s", s->files[i]);
+        unlink(held);
+        unlink(s->files[i]);
+    }
+}
+
 static void
 put_files(const struct qm_torn_state *state, const char *dir)
 {
+    const bool here = strcmp(dir, ".") == 0;
+
     for (size_t i = 0; i < state->n_files; i++) {
         const struct qm_torn_file *f = &state->files[i];
-        char path[4096];
+        char path[4096], held[4096];
 
         snprintf(path, sizeof path, "%s/%s", dir, f->path);
-        if (f->gone)
+        snprintf(held, sizeof held, HELD "/%s", f->path);
+        if (f->gone) {
             unlink(path);
-        else if (f->changed || strcmp(dir, ".") != 0)
+            continue;
+        }
+        if (here && access(path, F_OK) != 0 && access(held, F_OK) == 0 && link(held, path) < 0)
+            abort();
+        if (f->changed || !here)
             qm_torn_save(path, f->at, f->len);
+        set_time(path);
     }
 }
 
@@ -86,14 +138,14 @@ try_second_state(const struct qm_torn_state *state, void *opaque)
 {
     struct harness *h = opaque;
     struct stage *s = h->stage;
-    uint64_t leaks = 0;
 
     if (h->n_failed >= h->failed_before + MAX_FAILED)
         return;
     put_files(state, ".");
     s->qemu = false;
+    s->by_journal = h->n_twice % BY_JOURNAL_ONE_IN == 0;
     h->n_twice++;
-    if (!stage_reads(s) || !stage_sound(s, &leaks) || !stage_again(s, leaks))
+    if (!stage_reads(s) || !stage_sound(s) || !stage_again(s))
         complain(h, state, "second time, ");
 }
 
@@ -101,20 +153,14 @@ static void
 cut_short_again(struct harness *h, const struct qm_torn_state *state)
 {
     const struct qm_torn_how how = {.seed = h->seed + state->number, .max = TWICE_STATES};
-    QM_FREE const char **there = calloc(state->n_files, sizeof *there);
+    struct stage *s = h->stage;
     struct qmeld_error err;
     struct qm_torn *t;
-    size_t n = 0;
     int rc;
 
-    if (!there)
-        abort();
     put_files(state, ".");
-    for (size_t i = 0; i < state->n_files; i++)
-        if (!state->files[i].gone)
-            there[n++] = state->files[i].path;
-    t = qm_torn_start_many(there, n);
-    rc = stage_commit(h->stage, &err); /* whether it may fail is asked by stage_again */
+    t = qm_torn_start_many(s->files, s->n_files);
+    rc = stage_commit(s, NULL, &err); /* whether it may fail is asked by stage_again */
     qm_torn_stop(t);
     if (rc == 0)
         qm_torn_replay_files(t, &how, try_second_state, h);
@@ -126,15 +172,15 @@ try_state(const struct qm_torn_state *state, void *opaque)
 {
     struct harness *h = opaque;
     struct stage *s = h->stage;
-    uint64_t leaks = 0;
 
     if (h->n_failed >= h->failed_before + MAX_FAILED)
         return;
     put_files(state, ".");
+    s->by_journal = h->n_states % BY_JOURNAL_ONE_IN == 0;
     s->qemu = h->qemu && h->n_states % QEMU_ONE_IN == 0;
     h->n_states++;
     h->n_qemu += s->qemu;
-    if (!stage_reads(s) || !stage_sound(s, &leaks) || !stage_again(s, leaks))
+    if (!stage_reads(s) || !stage_sound(s) || !stage_again(s))
         complain(h, state, "");
     else if (h->n_states % TWICE_ONE_IN == 0)
         cut_short_again(h, state);
@@ -150,8 +196,9 @@ record(struct harness *h, struct qm_torn **out)
     struct qmeld_error err;
     int rc;
 
-    *out = qm_torn_start_many(s->files, s->n);
-    rc = stage_commit(s, &err);
+    hold_files(s);
+    *out = qm_torn_start_many(s->files, s->n_files);
+    rc = stage_commit(s, NULL, &err);
     qm_torn_stop(*out);
     if (rc == 0)
         return stage_after(s);
@@ -174,8 +221,7 @@ run_stage(struct harness *h, struct stage *s, bool may_refuse)
 
     h->stage = s;
     h->failed_before = h->n_failed;
-    for (size_t i = 0; i < s->n; i++)
-        unlink(s->files[i]);
+    drop_files(s);
     stage_write(s);
     h->n_merges++;
     if (!stage_before(s) || !record(h, &t)) {
@@ -201,8 +247,7 @@ run_recipe(struct harness *h, const char *name, const char *text, bool random)
     for (size_t i = 0; stage_open(&s, name, text, i); i++) {
         if (!h->only || strstr(s.name, h->only))
             run_stage(h, &s, random);
-        for (size_t k = 0; k < s.n; k++)
-            unlink(s.files[k]);
+        drop_files(&s);
         stage_close(&s);
     }
 }

@@ -221,18 +221,17 @@ run_job(struct harness *h, struct job *j)
 static int
 run_merge(void *subject, struct qmeld_error *err)
 {
-    return stage_commit(subject, err);
+    return stage_commit(subject, NULL, err);
 }
 
 static bool
 merge_holds(void *subject, const struct qmeld_error *err, const char **why)
 {
     struct stage *s = subject;
-    uint64_t leaks = 0;
 
     (void)err;
     *why = s->why;
-    return stage_reads(s) && stage_sound(s, &leaks) && stage_again(s, leaks);
+    return stage_reads(s) && stage_sound(s) && stage_again(s);
 }
 
 static void
@@ -243,7 +242,7 @@ try_recipe(struct harness *h, const char *name, const char *text)
     for (size_t i = 0; stage_open(&s, name, text, i); i++) {
         struct job j = {.name = s.name,
                         .files = s.files,
-                        .n_files = s.n,
+                        .n_files = s.n_files,
                         .run = run_merge,
                         .holds = merge_holds,
                         .subject = &s};
@@ -252,17 +251,17 @@ try_recipe(struct harness *h, const char *name, const char *text)
         if (!h->only || strstr(s.name, h->only)) {
             remove_journals();
             stage_write(&s);
-            if (!stage_before(&s) || stage_commit(&s, &err) < 0 || !stage_after(&s)) {
+            if (!stage_before(&s) || stage_commit(&s, NULL, &err) < 0 || !stage_after(&s)) {
                 printf("FAIL %s: does not even merge undisturbed\n", s.name);
                 h->n_failed++;
             } else {
-                for (size_t k = 0; k < s.n; k++)
+                for (size_t k = 0; k < s.n_files; k++)
                     unlink(s.files[k]);
                 stage_write(&s);
                 run_job(h, &j);
             }
         }
-        for (size_t k = 0; k < s.n; k++)
+        for (size_t k = 0; k < s.n_files; k++)
             unlink(s.files[k]);
         stage_close(&s);
     }

@@ -130,13 +130,16 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
         die(name, &err);
     s->n = qm_forge_n_layers(s->forge);
     s->base = s->n - 1;
-    s->files = calloc(s->n, sizeof *s->files);
+    s->n_files = s->n + 1;
+    s->files = calloc(s->n_files, sizeof *s->files);
     if (!s->files)
         abort();
     for (size_t i = 0; i < s->n; i++)
         s->files[i] = qm_forge_file(s->forge, i);
     s->opts.threads = 1;
     set_options(s, line);
+    snprintf(s->journal, sizeof s->journal, ".%s.qmeld", s->files[s->base]);
+    s->files[s->n] = s->journal;
     return true;
 }
 
@@ -391,8 +394,9 @@ bitmap_tells(struct stage *s, struct qm_qcow2 *q, const struct qm_bitmap *m,
     return ok;
 }
 
+/* *out_valid: how many are not in_use. */
 static bool
-bitmaps_tell(struct stage *s)
+bitmaps_tell(struct stage *s, size_t *out_valid)
 {
     struct qm_bitmap_list list = {0};
     struct qmeld_error err = {0};
@@ -401,6 +405,7 @@ bitmaps_tell(struct stage *s)
     struct qm_file *file;
     bool ok;
 
+    *out_valid = 0;
     if (!is_qcow2(s, s->base))
         return true;
     if (qm_file_open(s->files[s->base], &file, &err) < 0)
@@ -415,6 +420,7 @@ bitmaps_tell(struct stage *s)
         no_because(s, "bitmaps", &err);
     QM_VEC_EACH (m, &list.list) {
         ok = ok && bitmap_tells(s, q, m, &now);
+        *out_valid += !(m->flags & QCOW2_BITMAP_IN_USE);
     }
     free(now.at);
     qm_bitmap_list_release(&list);
@@ -436,27 +442,20 @@ stage_before(struct stage *s)
         return no_because(s, "snapshots", &err);
     if (read_view(s, s->base, &s->base_view, &err) < 0)
         return no_because(s, "the base before the merge", &err);
-    return view_is(s, 0, &s->active_view, "the active layer before the merge");
-}
-
-bool
-stage_after(struct stage *s)
-{
-    struct stage_bytes covered;
-    struct qmeld_error err;
-
-    if (read_view(s, s->base, &s->done_view, &err) < 0)
-        return no_because(s, "the base after the merge", &err);
-    covered = s->done_view;
-    if (covered.len > s->top_view.len)
-        covered.len = s->top_view.len;
-    return same(s, "the base after the merge", &covered, &s->top_view);
+    return bitmaps_tell(s, &s->valid_bitmaps) &&
+           view_is(s, 0, &s->active_view, "the active layer before the merge");
 }
 
 int
-stage_commit(const struct stage *s, struct qmeld_error *err)
+stage_commit(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
-    return qmeld_commit(s->files[0], &s->opts, NULL, err);
+    struct qmeld_commit_report report;
+    const int rc = qmeld_commit(s->files[0], &s->opts, &report, err);
+
+    if (out_resumed)
+        *out_resumed = report.resumed;
+    qmeld_commit_report_free(&report);
+    return rc;
 }
 
 static bool
@@ -485,30 +484,39 @@ note_finding(const char *sentence, void *opaque)
         snprintf(first, 512, "%s", sentence);
 }
 
+static void
+copy_text(char *to, size_t room, const char *from)
+{
+    snprintf(to, room, "%s", from ? from : "");
+}
+
+/* *out_end is what the layer has now. */
 static bool
-check(struct stage *s, size_t layer, bool *out_dirty, uint64_t *out_leaks)
+check(struct stage *s, size_t layer, bool *out_dirty, struct stage_end *out_end)
 {
     struct qmeld_open_options how = {.format = "qcow2", .single = true};
     struct qmeld_check_result r;
-    struct qmeld_layer_info info;
+    struct qmeld_layer_info info = {0};
     struct qmeld_chain *chain;
     struct qmeld_error err;
     char first[512] = "";
     int rc;
 
     *out_dirty = false;
-    *out_leaks = 0;
+    *out_end = (struct stage_end){0};
     if (!is_qcow2(s, layer) || !is_there(s, layer))
         return true;
     if (qmeld_chain_open(s->files[layer], &how, &chain, &err) < 0)
         return no_because(s, "open", &err);
     rc = qmeld_chain_layer(chain, 0, &info, &err);
     *out_dirty = info.dirty;
+    copy_text(out_end->backing_name, sizeof out_end->backing_name, info.backing_name);
+    copy_text(out_end->backing_format, sizeof out_end->backing_format, info.backing_format);
     qmeld_chain_close(chain);
     if (rc < 0 ||
         qmeld_check(s->files[layer], "qcow2", QMELD_REPAIR_NONE, note_finding, first, &r, &err) < 0)
         return no_because(s, "check", &err);
-    *out_leaks = r.leaks;
+    out_end->leaks = r.leaks;
     if (*out_dirty || (r.corruptions == 0 && r.check_errors == 0))
         return *out_dirty || !s->qemu || qemu_checks(s, layer);
     return no(s, "%s: %" PRIu64 " corruptions, first finding: %s", s->files[layer], r.corruptions,
@@ -536,37 +544,35 @@ can_be_mended(struct stage *s, size_t layer)
     return true;
 }
 
-/* Leaks of the base, those behind its end included, which a check leaves out: clusters whose
+/* The base, its leaks counted with those behind its end, which a check leaves out: clusters whose
  * refcounts reached the disk, but not the length of the file that has them. */
 static bool
-count_leaks(struct stage *s, uint64_t *out)
+check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
 {
     const char *path = s->files[s->base];
     struct stat st;
-    bool dirty, ok;
+    bool ok;
 
-    *out = 0;
-    if (!is_qcow2(s, s->base))
-        return true;
+    if (!check(s, s->base, out_dirty, out_end) || !is_qcow2(s, s->base))
+        return is_qcow2(s, s->base) == false;
     if (stat(path, &st) < 0 || truncate(path, 2 * st.st_size + BEHIND_END) < 0)
         return no(s, "cannot make the base longer");
-    ok = check(s, s->base, &dirty, out);
+    ok = check(s, s->base, out_dirty, out_end);
     return truncate(path, st.st_size) == 0 && ok;
 }
 
 bool
-stage_sound(struct stage *s, uint64_t *out_leaks)
+stage_sound(struct stage *s)
 {
     const size_t layers[] = {s->base, s->top, s->top - 1};
     struct stage_bytes snaps;
+    struct stage_end end;
     struct qmeld_error err;
-    uint64_t leaks;
     bool dirty, ok = true;
+    size_t valid;
 
     for (size_t i = 0; i < (s->top > 0 ? 3 : 2); i++) {
-        if (!check(s, layers[i], &dirty, &leaks))
-            return false;
-        if (i == 0 && !count_leaks(s, out_leaks))
+        if (!(i == 0 ? check_base(s, &dirty, &end) : check(s, layers[i], &dirty, &end)))
             return false;
         if (!dirty)
             continue;
@@ -580,55 +586,162 @@ stage_sound(struct stage *s, uint64_t *out_leaks)
     else
         ok = same(s, "snapshots of the base", &snaps, &s->snapshots);
     free(snaps.at);
-    return ok && bitmaps_tell(s);
+    return ok && bitmaps_tell(s, &valid);
+}
+
+/* ---- the end ----------------------------------------------------------------------------------
+ */
+
+static bool
+look_at_end(struct stage *s, struct stage_end *base, struct stage_end *top, struct stage_end *child)
+{
+    bool dirty;
+
+    *child = (struct stage_end){0};
+    return check_base(s, &dirty, base) && check(s, s->top, &dirty, top) &&
+           (s->top == 0 || check(s, s->top - 1, &dirty, child));
+}
+
+bool
+stage_after(struct stage *s)
+{
+    struct stage_bytes covered;
+    struct qmeld_error err;
+
+    if (read_view(s, s->base, &s->done_view, &err) < 0)
+        return no_because(s, "the base after the merge", &err);
+    covered = s->done_view;
+    if (covered.len > s->top_view.len)
+        covered.len = s->top_view.len;
+    return same(s, "the base after the merge", &covered, &s->top_view) &&
+           look_at_end(s, &s->base_end, &s->top_end, &s->child_end);
+}
+
+static bool
+ends_as(struct stage *s, size_t layer, const struct stage_end *got, const struct stage_end *want)
+{
+    if (got->leaks > want->leaks)
+        return no(s, "%s has %" PRIu64 " leaks instead of %" PRIu64, s->files[layer], got->leaks,
+                  want->leaks);
+    if (strcmp(got->backing_name, want->backing_name) != 0 ||
+        strcmp(got->backing_format, want->backing_format) != 0)
+        return no(s, "%s stands on \"%s\" (%s), wanted \"%s\" (%s)", s->files[layer],
+                  got->backing_name, got->backing_format, want->backing_name, want->backing_format);
+    return true;
+}
+
+static int
+is_absent(const struct qmeld_extent *extent, void *opaque)
+{
+    (void)opaque;
+    return extent->present;
+}
+
+static bool
+is_empty(struct stage *s, size_t layer)
+{
+    struct qmeld_open_options how = {.format = "qcow2", .single = true};
+    struct qmeld_chain *chain;
+    struct qmeld_error err;
+    int rc;
+
+    if (qmeld_chain_open(s->files[layer], &how, &chain, &err) < 0)
+        return no_because(s, "open", &err);
+    rc = qmeld_map(chain, 0, UINT64_MAX, is_absent, NULL, &err);
+    qmeld_chain_close(chain);
+    return rc == 0 || no(s, "%s is not empty", s->files[layer]);
+}
+
+static bool
+is_settled(struct stage *s)
+{
+    if (s->opts.overlays == QMELD_OVERLAYS_DELETE)
+        for (size_t i = s->top; i < s->base; i++)
+            if (is_there(s, i))
+                return no(s, "%s is still there", s->files[i]);
+    if (access(s->journal, F_OK) == 0)
+        return no(s, "the journal is still there");
+    return s->opts.overlays != QMELD_OVERLAYS_EMPTY || is_empty(s, s->top);
+}
+
+static bool
+is_finished(struct stage *s)
+{
+    struct stage_end base, top, child;
+    size_t valid;
+
+    if (!view_is(s, s->base, &s->done_view, "the base, merged again") || !stage_reads(s) ||
+        !stage_sound(s) || !is_settled(s) || !look_at_end(s, &base, &top, &child) ||
+        !bitmaps_tell(s, &valid))
+        return false;
+    if (valid != s->valid_bitmaps)
+        return no(s, "%zu bitmaps are valid, %zu were", valid, s->valid_bitmaps);
+    return ends_as(s, s->base, &base, &s->base_end) && ends_as(s, s->top, &top, &s->top_end) &&
+           (s->top == 0 || ends_as(s, s->top - 1, &child, &s->child_end));
 }
 
 /* ---- the merge again -------------------------------------------------------------------------- */
 
-/* The child names the base already: the range is no part of the chain any more. */
+/* Its head is one sector, so the first bytes tell. */
 static bool
-was_repointed(const struct stage *s)
+has_journal(const struct stage *s)
+{
+    static const char head[] = "qmeld journal\n";
+    unsigned char *at;
+    size_t len;
+    bool yes;
+
+    if (access(s->journal, F_OK) != 0)
+        return false;
+    at = qm_torn_load(s->journal, &len);
+    yes = len >= sizeof head && memcmp(at, head, sizeof head) == 0;
+    free(at);
+    return yes;
+}
+
+/* The range is no part of the chain any more: then, without a journal, all must be over. */
+static bool
+is_over(const struct stage *s)
 {
     struct qmeld_chain *chain;
     struct qmeld_error err;
     size_t depth;
 
-    if (s->top == 0 || qmeld_chain_open(s->files[0], NULL, &chain, &err) < 0)
+    if (!is_there(s, 0))
+        return true;
+    if (qmeld_chain_open(s->files[0], NULL, &chain, &err) < 0)
         return false;
     depth = qmeld_chain_depth(chain);
     qmeld_chain_close(chain);
     return depth < s->n;
 }
 
-static bool
-is_finished(struct stage *s, uint64_t leaks)
+static int
+go_on(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
-    uint64_t now;
+    struct qmeld_commit_report report;
+    int rc;
 
-    if (!view_is(s, s->base, &s->done_view, "the base, merged again") || !stage_reads(s) ||
-        !stage_sound(s, &now))
-        return false;
-    if (now > leaks)
-        return no(s, "merged again, the base has %" PRIu64 " leaks instead of %" PRIu64, now,
-                  leaks);
-    for (size_t i = s->top; s->opts.overlays == QMELD_OVERLAYS_DELETE && i < s->base; i++)
-        if (is_there(s, i) && !was_repointed(s))
-            return no(s, "%s is still there", s->files[i]);
-    return true;
+    if (!s->by_journal)
+        return stage_commit(s, out_resumed, err);
+    rc = qmeld_resume(s->journal, NULL, &report, err);
+    *out_resumed = report.resumed;
+    qmeld_commit_report_free(&report);
+    return rc;
 }
 
 bool
-stage_again(struct stage *s, uint64_t leaks)
+stage_again(struct stage *s)
 {
-    const bool repointed = was_repointed(s);
+    const bool journal = has_journal(s);
     struct qmeld_error err;
+    bool resumed;
 
-    if (!is_there(s, 0))
-        return true;
-    if (stage_commit(s, &err) == 0)
-        return is_finished(s, leaks);
-    /* what was named is no part of the chain any more: the merge was done */
-    if (!repointed || err.code != QMELD_USAGE)
-        return no_because(s, "the same commit again", &err);
-    return is_finished(s, leaks);
+    if (!journal && is_over(s))
+        return is_finished(s);
+    if ((journal ? go_on(s, &resumed, &err) : stage_commit(s, &resumed, &err)) < 0)
+        return no_because(s, journal ? "going on" : "the same commit again", &err);
+    if (resumed != journal)
+        return no(s, journal ? "the journal was not used" : "resumed, but by what?");
+    return is_finished(s);
 }

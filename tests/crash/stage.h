@@ -21,12 +21,21 @@ struct stage_bytes {
     size_t len;
 };
 
+/* What an undisturbed merge makes of a layer. */
+struct stage_end {
+    uint64_t leaks;
+    char backing_name[512];
+    char backing_format[16];
+};
+
 struct stage {
     char name[512];
     char why[2048];
     struct qm_forge *forge;
-    const char **files; /* one a layer */
-    size_t n;
+    const char **files; /* one a layer, then the journal of the merge */
+    size_t n;           /* layers */
+    size_t n_files;
+    char journal[256];
     size_t base;
     size_t top;
     bool dirty_base; /* its refcounts need not be true before the merge */
@@ -36,7 +45,10 @@ struct stage {
     struct stage_bytes done_view; /* of the base, after the merge */
     struct stage_bytes snapshots; /* of the base */
     struct stage_bytes base_view; /* of the base, before the merge */
-    bool qemu;                    /* qemu-img is asked, too */
+    size_t valid_bitmaps;         /* of the base, before the merge */
+    struct stage_end base_end, top_end, child_end;
+    bool qemu;       /* qemu-img is asked, too */
+    bool by_journal; /* an unfinished merge is gone on with by qmeld_resume */
 };
 
 /* The n-th "# commit ..." line of a recipe; false: it has no such line.  A recipe that cannot
@@ -53,16 +65,18 @@ bool stage_before(struct stage *s);
 /* Looks at it after an undisturbed merge. */
 bool stage_after(struct stage *s);
 
-int stage_commit(const struct stage *s, struct qmeld_error *err) QM_CHECK;
+/* out_resumed may be NULL. */
+int stage_commit(const struct stage *s, bool *out_resumed, struct qmeld_error *err) QM_CHECK;
 
 /* Does the active layer read as before?  Gone, it must be replaced by a complete base. */
 bool stage_reads(struct stage *s);
 
 /* Are base, child and top free of corruption, the base's snapshots untouched, and its bitmaps
  * truthful or marked in_use? */
-bool stage_sound(struct stage *s, uint64_t *out_leaks);
+bool stage_sound(struct stage *s);
 
-/* Does the same commit again finish, with no more leaks than there were? */
-bool stage_again(struct stage *s, uint64_t leaks);
+/* Does the same commit again finish: by the journal if there is one, from the start if there is
+ * none?  Finished: all is as an undisturbed merge leaves it. */
+bool stage_again(struct stage *s);
 
 #endif

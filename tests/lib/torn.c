@@ -36,6 +36,7 @@
 struct change {
     enum qm_io_op op; /* QM_IO_SYNC ends an interval */
     size_t file;
+    bool appears; /* the file gets its name; op means nothing */
     uint64_t off;
     uint64_t len;
     unsigned char *bytes; /* QM_IO_WRITE */
@@ -51,8 +52,7 @@ struct content {
 
 struct file {
     char *path;
-    dev_t dev;
-    ino_t ino;
+    bool there; /* while it is recorded: it has its name */
     bool changed;
     struct content start;
     struct content durable;
@@ -67,10 +67,11 @@ struct qm_torn {
     QM_VEC(struct change) changes;
 };
 
+/* By inode, as an event may use another path; asked each time, as a file may be a new one. */
 static bool
 which_file(const struct qm_torn *t, const char *path, size_t *out)
 {
-    struct stat st;
+    struct stat st, own;
 
     if (stat(path, &st) < 0)
         return false;
@@ -78,17 +79,24 @@ which_file(const struct qm_torn *t, const char *path, size_t *out)
         *out = ALL_FILES;
         return true;
     }
-    for (*out = 0; *out < t->n_files; ++*out) {
-        struct file *f = &t->files[*out];
-
-        if (f->ino == 0 && strcmp(f->path, path) == 0) { /* it has come into being */
-            f->dev = st.st_dev;
-            f->ino = st.st_ino;
-        }
-        if (f->dev == st.st_dev && f->ino == st.st_ino)
+    for (*out = 0; *out < t->n_files; ++*out)
+        if (stat(t->files[*out].path, &own) == 0 && own.st_dev == st.st_dev &&
+            own.st_ino == st.st_ino)
             return true;
-    }
     return false;
+}
+
+static void
+note_name(struct qm_torn *t, size_t idx, enum qm_io_op op)
+{
+    struct file *f = &t->files[idx];
+
+    if (!f->there) {
+        const struct change c = {.op = op, .file = idx, .appears = true};
+
+        assert_true(qm_vec_push(&t->changes, &c));
+    }
+    f->there = op != QM_IO_UNLINK;
 }
 
 static int
@@ -99,6 +107,8 @@ record(const struct qm_io_event *ev, void *opaque)
 
     if (!which_file(t, ev->path, &c.file) || (c.file == ALL_FILES && ev->op != QM_IO_SYNC))
         return 0;
+    if (c.file != ALL_FILES)
+        note_name(t, c.file, ev->op);
     if (ev->op == QM_IO_WRITE && ev->len > 0) {
         c.bytes = malloc(ev->len);
         assert_non_null(c.bytes);
@@ -140,18 +150,13 @@ qm_torn_start_many(const char *const *paths, size_t n)
     t->n_files = n;
     for (size_t i = 0; i < n; i++) {
         struct file *f = &t->files[i];
-        struct stat st;
 
         f->path = strdup(paths[i]);
         assert_non_null(f->path);
-        if (stat(paths[i], &st) < 0) {
-            f->start.at = calloc(1, 1);
-            assert_non_null(f->start.at);
-            continue;
-        }
-        f->dev = st.st_dev;
-        f->ino = st.st_ino;
-        f->start.at = qm_torn_load(paths[i], &f->start.len);
+        f->there = access(paths[i], F_OK) == 0;
+        f->start.gone = !f->there;
+        if (f->there)
+            f->start.at = qm_torn_load(paths[i], &f->start.len);
     }
     qm_io_set_hook(record, t);
     return t;
@@ -218,7 +223,8 @@ static void
 copy_content(struct content *to, const struct content *from)
 {
     resize(to, from->len);
-    memcpy(to->at, from->at, from->len);
+    if (from->len)
+        memcpy(to->at, from->at, from->len);
     to->gone = from->gone;
     to->hash = from->hash;
 }
@@ -233,14 +239,15 @@ mix(uint64_t h, uint64_t v)
 static void
 hash_content(struct content *c)
 {
-    uint64_t h = mix(c->gone, c->len), word;
+    const size_t len = c->gone ? 0 : c->len; /* what a file without a name holds, nobody sees */
+    uint64_t h = mix(c->gone, len), word;
     size_t i;
 
-    for (i = 0; i + sizeof word <= c->len; i += sizeof word) {
+    for (i = 0; i + sizeof word <= len; i += sizeof word) {
         memcpy(&word, c->at + i, sizeof word);
         h = mix(h, word);
     }
-    for (; i < c->len; i++)
+    for (; i < len; i++)
         h = mix(h, c->at[i]);
     c->hash = h;
 }
@@ -248,7 +255,7 @@ hash_content(struct content *c)
 static size_t
 n_pieces(const struct change *c)
 {
-    if (c->op == QM_IO_TRUNCATE || c->op == QM_IO_UNLINK)
+    if (c->appears || c->op == QM_IO_TRUNCATE || c->op == QM_IO_UNLINK)
         return 1;
     return c->len ? (size_t)((c->off + c->len - 1) / SECTOR - c->off / SECTOR + 1) : 0;
 }
@@ -260,6 +267,10 @@ apply(struct content *f, const struct change *c, size_t piece)
     const uint64_t from = qm_max(c->off, sector), to = qm_min(c->off + c->len, sector + SECTOR);
     const uint64_t inside = from < f->len ? qm_min(to, f->len) - from : 0;
 
+    if (c->appears) {
+        f->gone = false;
+        return;
+    }
     switch (c->op) {
     case QM_IO_WRITE:
         if (to > f->len)
@@ -504,7 +515,7 @@ settle(struct replay *r, const struct change *sync)
 
     QM_VEC_EACH (p, &r->pending) {
         struct file *f = &r->t->files[p->change->file];
-        const bool name = p->change->op == QM_IO_UNLINK;
+        const bool name = p->change->appears || p->change->op == QM_IO_UNLINK;
 
         if (sync->file == ALL_FILES ? !name : name || sync->file != p->change->file) {
             r->pending.at[left++] = *p;
@@ -528,7 +539,6 @@ walk(struct replay *r)
 
         copy_content(&f->durable, &f->start);
         hash_content(&f->durable);
-        f->durable.gone = false;
     }
     r->interval = 0;
     qm_vec_clear(&r->pending);

@@ -4,9 +4,9 @@
  *
  * Why.  An order of writes is right if each state it can leave on a disk is right.  The model:
  * a sync makes durable what was done to that file before it, and to no other file; a sync of a
- * directory makes removed names durable.  What is not durable reaches the disk or not, each piece
- * for itself: writes and holes in sectors of 512 bytes, each whole or not at all; truncations and
- * removed names whole.  A discarded range may also read as anything.
+ * directory makes new and removed names durable.  What is not durable reaches the disk or not, each
+ * piece for itself: writes and holes in sectors of 512 bytes, each whole or not at all;
+ * truncations, new names and removed names whole.  A discarded range may also read as anything.
  *
  * A recorder takes down the changes of some files.  Replay then builds the states between any two
  * syncs: every subset where there are few pieces; otherwise none, all, each change missing, each
@@ -29,7 +29,7 @@ struct qm_torn_file {
     const char *path; /* as it was given */
     const unsigned char *at;
     size_t len;
-    bool gone;    /* its name is removed */
+    bool gone;    /* it has no name: not yet, or not any more */
     bool changed; /* something was done to it while it was recorded */
 };
 
@@ -47,8 +47,8 @@ struct qm_torn_how {
     size_t random; /* of each interval, so many sets at random; 0: 24 */
 };
 
-/* Takes down what happens to path from now on; the file is read into memory.  One that is not there
- * yet counts as empty. */
+/* Takes down what happens to path from now on; the file is read into memory.  It need not be there
+ * yet: its name appears with the first thing done to it. */
 struct qm_torn *qm_torn_start(const char *path);
 struct qm_torn *qm_torn_start_many(const char *const *paths, size_t n);
 void qm_torn_stop(struct qm_torn *t);
