@@ -215,6 +215,28 @@ qm_refs_used(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err)
 
 /* ---- allocating ---- */
 
+int
+qm_refs_end_of_used(struct qm_refs *refs, uint64_t from, uint64_t n, uint64_t *out,
+                    struct qmeld_error *err)
+{
+    const uint64_t end = qm_min(from + n, refs->n_entries * refs->per_block);
+    uint64_t c = from;
+
+    *out = from;
+    while (c < end) {
+        const uint64_t stop = qm_min(end, (c / refs->per_block + 1) * refs->per_block);
+        struct block *b;
+
+        if (load_block(refs, c, &b, err) < 0)
+            return -1;
+        for (; b && c < stop; c++)
+            if (count_in(refs, b, c) != 0)
+                *out = c + 1;
+        c = stop;
+    }
+    return 0;
+}
+
 /* More entries in memory, so that entry idx exists; the disk follows in qm_refs_write. */
 static int
 grow_table(struct qm_refs *r, uint64_t idx, struct qmeld_error *err)

@@ -37,6 +37,11 @@ int qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out, struct qm
 /* Number of clusters inside the file whose refcount is not 0. */
 int qm_refs_used(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err) QM_CHECK;
 
+/* The first cluster behind the last one in [from, from + n) whose refcount is not 0; from if
+ * there is none. */
+int qm_refs_end_of_used(struct qm_refs *refs, uint64_t from, uint64_t n, uint64_t *out,
+                        struct qmeld_error *err) QM_CHECK;
+
 /* Takes up to `want` adjacent free clusters, lowest free first; 1 <= *out_n <= want.  Their
  * refcount is staged to 1.  Same calls, same clusters: the order is part of the contract, as
  * plans predict it. */

@@ -9,6 +9,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#define BATCH_REACH (4ull << 30) /* several times what a batch holds, and tables for it */
+
 struct qm_seal {
     struct qm_file *file;
     uint64_t new_size;
@@ -33,12 +35,37 @@ refuse_growth(const struct qm_seal *s, struct qmeld_error *err)
                    s->q->img.size, s->new_size);
 }
 
+/* Refcounts may have reached the disk without the length of the file that has their clusters.  A
+ * check does not look there, so the file becomes as long as they say; a free tail is cut off
+ * at the end.  How far a batch can have reached is bounded, and so is this. */
+static int
+cover_counted(struct qm_seal *s, struct qmeld_error *err)
+{
+    const uint64_t cs = s->q->geo.cluster_size;
+    const uint64_t from = qm_div_up(s->file->size, cs);
+    struct qm_refs *refs;
+    uint64_t end;
+    int rc;
+
+    if (s->file->blockdev)
+        return 0;
+    if (qm_refs_open(s->q, &refs, err) < 0)
+        return -1;
+    rc = qm_refs_end_of_used(refs, from, BATCH_REACH / cs, &end, err);
+    qm_refs_close(refs);
+    if (rc < 0 || end == from)
+        return rc;
+    return qm_truncate(s->file, end * cs, err);
+}
+
 /* What an interrupted batch took and never used. */
 static int
 mend_leaks(struct qm_seal *s, struct qmeld_error *err)
 {
     struct qmeld_check_result found;
 
+    if (cover_counted(s, err) < 0)
+        return -1;
     return qm_qcow2_check(s->q, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
 }
 

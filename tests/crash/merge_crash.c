@@ -152,7 +152,8 @@ try_second_state(const struct qm_torn_state *state, void *opaque)
 static void
 cut_short_again(struct harness *h, const struct qm_torn_state *state)
 {
-    const struct qm_torn_how how = {.seed = h->seed + state->number, .max = TWICE_STATES};
+    const struct qm_torn_how how = {
+        .seed = h->seed + state->number, .max = TWICE_STATES, .strict = true};
     struct stage *s = h->stage;
     struct qmeld_error err;
     struct qm_torn *t;

@@ -83,6 +83,7 @@ struct job {
     int (*run)(void *subject, struct qmeld_error *err);
     bool (*holds)(void *subject, const struct qmeld_error *err, const char **why);
     void *subject;
+    const char *journal;        /* among the files; NULL: there is none */
     struct stage_bytes *before; /* of each file; at NULL: it was not there */
 };
 
@@ -120,13 +121,15 @@ restore_files(const struct job *j)
 }
 
 static bool
-files_are_old(const struct job *j, const char **why)
+files_are_old(const struct job *j, const struct fault *f, const char **why)
 {
     for (size_t i = 0; i < j->n_files; i++) {
         unsigned char *now = NULL;
         bool same;
         size_t len = 0;
 
+        if (f->stays && j->journal && !strcmp(j->files[i], j->journal))
+            continue; /* on such a disk it cannot be removed; the same call again uses it */
         if (access(j->files[i], F_OK) == 0)
             now = qm_torn_load(j->files[i], &len);
         same = !now == !j->before[i].at && len == j->before[i].len &&
@@ -152,7 +155,7 @@ judge(struct harness *h, const struct job *j, const struct fault *f, int rc,
     else if (err->code != code || err->sys_errno != f->error)
         snprintf(h->why, sizeof h->why, "code %s, errno %d", qmeld_code_name(err->code),
                  err->sys_errno);
-    else if (err->disk == QMELD_DISK_OLD && !files_are_old(j, &why))
+    else if (err->disk == QMELD_DISK_OLD && !files_are_old(j, f, &why))
         snprintf(h->why, sizeof h->why, "the disk is said to be OLD, but %s has changed", why);
     else if (!j->holds(j->subject, err, &why))
         snprintf(h->why, sizeof h->why, "disk %d: %s", (int)err->disk, why);
@@ -245,7 +248,8 @@ try_recipe(struct harness *h, const char *name, const char *text)
                         .n_files = s.n_files,
                         .run = run_merge,
                         .holds = merge_holds,
-                        .subject = &s};
+                        .subject = &s,
+                        .journal = s.journal};
         struct qmeld_error err;
 
         if (!h->only || strstr(s.name, h->only)) {

@@ -341,10 +341,20 @@ qemu_checks(struct stage *s, size_t layer)
 
 /* ---- bitmaps --------------------------------------------------------------------------------- */
 
+/* Do the guest bytes [from, from + len) read otherwise?  Behind a view's end: zeros. */
 static bool
-byte_differs(const struct stage_bytes *a, const struct stage_bytes *b, size_t i)
+differs(const struct stage_bytes *a, const struct stage_bytes *b, size_t from, size_t len)
 {
-    return (i < a->len ? a->at[i] : 0) != (i < b->len ? b->at[i] : 0);
+    const size_t common = a->len < b->len ? a->len : b->len;
+    const size_t both = from < common ? (len < common - from ? len : common - from) : 0;
+    const struct stage_bytes *longer = a->len > b->len ? a : b;
+
+    if (both > 0 && memcmp(a->at + from, b->at + from, both) != 0)
+        return true;
+    for (size_t i = from + both; i < from + len && i < longer->len; i++)
+        if (longer->at[i] != 0)
+            return true;
+    return false;
 }
 
 /* The stored bits of m, a byte each. */
@@ -387,9 +397,10 @@ bitmap_tells(struct stage *s, struct qm_qcow2 *q, const struct qm_bitmap *m,
         return true;
     if (read_bits(q, m, &bits, &err) < 0)
         ok = no_because(s, "bitmap", &err);
-    for (size_t i = 0; ok && (m->flags & QCOW2_BITMAP_AUTO) && i < now->len; i++)
-        if (byte_differs(now, &s->base_view, i) && !bits.at[i >> m->granularity_bits])
-            ok = no(s, "bitmap %s: byte %zu has changed, its bit is 0", m->name, i);
+    for (size_t i = 0; ok && (m->flags & QCOW2_BITMAP_AUTO) && i < bits.len; i++)
+        if (!bits.at[i] &&
+            differs(now, &s->base_view, i << m->granularity_bits, (size_t)1 << m->granularity_bits))
+            ok = no(s, "bitmap %s: bit %zu is 0, and guest bytes have changed", m->name, i);
     free(bits.at);
     return ok;
 }
@@ -561,15 +572,14 @@ check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
     return truncate(path, st.st_size) == 0 && ok;
 }
 
-bool
-stage_sound(struct stage *s)
+static bool
+is_sound(struct stage *s, size_t *out_valid_bitmaps)
 {
     const size_t layers[] = {s->base, s->top, s->top - 1};
     struct stage_bytes snaps;
     struct stage_end end;
     struct qmeld_error err;
     bool dirty, ok = true;
-    size_t valid;
 
     for (size_t i = 0; i < (s->top > 0 ? 3 : 2); i++) {
         if (!(i == 0 ? check_base(s, &dirty, &end) : check(s, layers[i], &dirty, &end)))
@@ -586,7 +596,15 @@ stage_sound(struct stage *s)
     else
         ok = same(s, "snapshots of the base", &snaps, &s->snapshots);
     free(snaps.at);
-    return ok && bitmaps_tell(s, &valid);
+    return ok && bitmaps_tell(s, out_valid_bitmaps);
+}
+
+bool
+stage_sound(struct stage *s)
+{
+    size_t valid;
+
+    return is_sound(s, &valid);
 }
 
 /* ---- the end ----------------------------------------------------------------------------------
@@ -671,8 +689,7 @@ is_finished(struct stage *s)
     size_t valid;
 
     if (!view_is(s, s->base, &s->done_view, "the base, merged again") || !stage_reads(s) ||
-        !stage_sound(s) || !is_settled(s) || !look_at_end(s, &base, &top, &child) ||
-        !bitmaps_tell(s, &valid))
+        !is_sound(s, &valid) || !is_settled(s) || !look_at_end(s, &base, &top, &child))
         return false;
     if (valid != s->valid_bitmaps)
         return no(s, "%zu bitmaps are valid, %zu were", valid, s->valid_bitmaps);

@@ -288,6 +288,7 @@ apply(struct content *f, const struct change *c, size_t piece)
         break;
     case QM_IO_UNLINK:
         f->gone = true;
+        resize(f, 0); /* a file that gets this name again is another one */
         break;
     case QM_IO_SYNC:
         break;
@@ -310,6 +311,7 @@ struct replay {
     uint64_t random;
     size_t n_random;
     size_t one_in;
+    bool strict;
     size_t interval;
     size_t n_candidates;
     size_t n_states;
@@ -418,7 +420,7 @@ candidate(struct replay *r, bool always, const char *choice, size_t which)
     char words[64];
 
     r->n_candidates++;
-    if (!r->fn || (!always && r->one_in > 1 && roll(r) % r->one_in != 0))
+    if (!r->fn || ((!always || r->strict) && r->one_in > 1 && roll(r) % r->one_in != 0))
         return;
     for (size_t i = 0; i < r->t->n_files; i++)
         r->t->files[i].state_is_durable = true;
@@ -563,6 +565,7 @@ qm_torn_replay_files(struct qm_torn *t, const struct qm_torn_how *how, qm_torn_f
                        .opaque = opaque,
                        .random = how ? how->seed : 0,
                        .n_random = how && how->random ? how->random : AT_RANDOM,
+                       .strict = how && how->strict,
                        .one_in = 1};
 
     walk(&r);

@@ -45,6 +45,8 @@ struct qm_torn_how {
     uint64_t seed;
     size_t max;    /* about so many states, chosen at random; 0: all */
     size_t random; /* of each interval, so many sets at random; 0: 24 */
+    bool strict;   /* max counts also for "none" and "all" of each interval, which else are
+                    * never left out */
 };
 
 /* Takes down what happens to path from now on; the file is read into memory.  It need not be there
