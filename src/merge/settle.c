@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "settle.h"
 
+#include "qcow2_check.h"
 #include "qcow2_empty.h"
 #include "qcow2_header.h"
 
@@ -103,6 +104,17 @@ qm_settle_has_work(const struct qm_settle *s)
     return s->n_repoints > 0 || s->cfg.overlays != QMELD_OVERLAYS_KEEP;
 }
 
+/* Emptying that was cut short leaves clusters that nothing refers to any more. */
+static int
+empty(struct qm_qcow2 *top, struct qmeld_error *err)
+{
+    struct qmeld_check_result found;
+
+    if (qm_header_before_write(top, err) < 0 || qm_qcow2_empty(top, err) < 0)
+        return -1;
+    return qm_qcow2_check(top, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
+}
+
 int
 qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
 {
@@ -120,9 +132,7 @@ qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
             return -1;
     }
     if (s->cfg.overlays == QMELD_OVERLAYS_EMPTY) {
-        struct qm_qcow2 *top = qm_qcow2_of(layers[s->cfg.top].img);
-
-        return qm_header_before_write(top, err) < 0 ? -1 : qm_qcow2_empty(top, err);
+        return empty(qm_qcow2_of(layers[s->cfg.top].img), err);
     }
     if (s->cfg.overlays == QMELD_OVERLAYS_DELETE) /* from the top: no file without its backing */
         for (size_t i = s->cfg.top; i > s->cfg.base; i--)
