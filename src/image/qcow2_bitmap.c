@@ -284,14 +284,35 @@ check_table(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_
 
 /* ---- begin ---- */
 
+/* qemu 7.2, block/qcow2-bitmap.c, qcow2_truncate_bitmaps_check: the same */
+int
+qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size, struct qmeld_error *err)
+{
+    struct qm_bitmap_list all;
+    int rc = 0;
+
+    if (new_size <= q->hdr.size)
+        return 0;
+    if (qm_bitmap_list_read(q, &all, err) < 0)
+        return -1;
+    for (size_t i = 0; rc == 0 && i < all.list.n; i++)
+        if (all.list.at[i].flags & QCOW2_BITMAP_IN_USE)
+            rc = qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
+                         "it must grow, and its bitmap \"%.100s\" was not closed cleanly and says "
+                         "nothing: remove it with `qemu-img bitmap --remove` first",
+                         all.list.at[i].name);
+    qm_bitmap_list_release(&all);
+    return rc;
+}
+
 static int
 check_growth(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_error *err)
 {
     const struct qm_qcow2 *q = b->q;
 
     /* One that is in_use may have a table of any length, and stays as it is (specification,
-     * "in_use"; qemu 7.2, block/qcow2-bitmap.c, check_dir_entry).  QEMU itself refuses to grow
-     * beside it; a merge that was cut short must be able to go on. */
+     * "in_use"; qemu 7.2, block/qcow2-bitmap.c, check_dir_entry).  A new merge does not come here
+     * with one; one that was cut short must be able to go on. */
     if (b->new_size == b->old_size || (m->flags & QCOW2_BITMAP_IN_USE))
         return 0;
     if (qm_bitmap_entries(q, m, b->new_size) > QCOW2_MAX_BITMAP_BYTES / q->geo.cluster_size)

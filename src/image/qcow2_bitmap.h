@@ -56,6 +56,11 @@ int qm_bitmaps_valid_names(const struct qm_qcow2 *q, struct qm_bitmap_names *out
                            struct qmeld_error *err) QM_CHECK;
 void qm_bitmap_names_release(struct qm_bitmap_names *names);
 
+/* USAGE if the image is to grow beside a bitmap that is in_use (QEMU refuses that, too).  For a new
+ * merge; one that goes on has left them so itself. */
+int qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size, struct qmeld_error *err)
+    QM_CHECK;
+
 /* Loads the enabled, valid bitmaps and marks them in_use on disk, durable.  new_size is the
  * virtual size the image will have at the end.  Bitmaps that are in_use already stay as they are,
  * also if that differs - but for those named in `trusted` (NULL: none), which count as valid:

@@ -208,13 +208,22 @@ give_up(struct qm_merge *m, const struct qmeld_error *err)
     return -1;
 }
 
+static int
+refuse_growth(const struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_qcow2 *q = qm_qcow2_of(m->chain->layers[m->transfer.base].img);
+
+    return q ? qm_bitmaps_let_grow(q, m->transfer.new_size, err) : 0;
+}
+
 int
 qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal_path,
                struct qmeld_error *err)
 {
     bool done;
 
-    if (prepare(m, intent, err) < 0 || qm_transfer_count(&m->transfer, err) < 0 ||
+    if (prepare(m, intent, err) < 0 || refuse_growth(m, err) < 0 ||
+        qm_transfer_count(&m->transfer, err) < 0 ||
         qm_transfer_is_done(&m->transfer, &done, err) < 0) {
         qm_intent_release(intent);
         return -1;

@@ -115,7 +115,7 @@ def c32(t):
     t.check("t")
 
 
-@case("c33", "an inconsistent bitmap stays as it is, also while the base grows")
+@case("c33", "an inconsistent bitmap stays as it is, and stops growth until it is removed")
 def c33(t):
     t.create("b 1M")
     t.img("bitmap --add b e")
@@ -130,11 +130,10 @@ def c33(t):
     t.create("-b b2 -F qcow2 t2 2M")
     t.write("t2", "write 0 64k")
     want = t.view("t2")
+    t.refused("commit", "t2", says="bitmap \"e\"")
+    t.img("bitmap --remove b2 e")
     t.commit("t2")
-    t.ok(t.q("b2").bitmaps()["e"][0] == 3, "in_use is gone")
     t.ok(t.view("b2") == want, "the grown base reads wrong")
-    t.check("b2")
-    t.img("bitmap --remove b2 e")  # QEMU finds its way in the short table
     t.check("b2")
 
 
