@@ -152,7 +152,8 @@ qm_cli_exit_code(const struct qmeld_error *err)
 {
     if (err->code == QMELD_CANCELED)
         return QM_EXIT_STOPPED;
-    if (err->code == QMELD_STALE) /* half-way it may be, but trying again will not help */
+    /* half-way it may be, but this call did nothing, and trying again at once will not help */
+    if (err->code == QMELD_STALE || err->code == QMELD_BUSY)
         return QM_EXIT_REFUSED;
     if (err->disk != QMELD_DISK_OLD)
         return QM_EXIT_OPEN;

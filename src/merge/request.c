@@ -318,6 +318,10 @@ commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
     struct qmeld_error first = {0}, unheard = {0};
     const int rc = qm_chain_open(path, &how, &m->chain, &first);
 
+    if (rc < 0 && first.code == QMELD_BUSY) {
+        *err = first; /* it names who is at work */
+        return -1;
+    }
     /* An interrupted merge may be why: a file is gone, or a raw base looks like qcow2.  Then a chain
      * that is good enough to look for its journal will do. */
     if (rc < 0 && qm_chain_open(path, &look, &m->chain, &unheard) < 0)

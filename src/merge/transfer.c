@@ -18,7 +18,7 @@ struct qm_transfer_limits
 static const struct qm_transfer_limits
 #endif
     qm_transfer_limits = {
-        .batch = 512ull << 20, .batch_weight = 16u << 20, .batch_sec = 5, .step = 64ull << 20};
+        .batch = 512ull << 20, .batch_weight = 16u << 20, .batch_sec = 5, .step = 4ull << 20};
 
 #define COMPARE_BYTES (1u << 20)
 

@@ -160,7 +160,7 @@ def slow_merge(qmeld, d, *args):
 def test_nobody_enters(qmeld, d):
     """QEMU cannot open a layer while it is merged; a second qmeld neither."""
     for base_fmt in ("qcow2", "raw"):
-        for name in "bmt":
+        for name in ("b", "m", "t", ".b.qmeld"):
             if os.path.exists(os.path.join(d, name)):
                 os.unlink(os.path.join(d, name))
         make_chain(d, base_fmt=base_fmt)
@@ -186,10 +186,13 @@ def refuses_second(qmeld, d, pid):
 
 
 def test_stop_and_go_on(qmeld, d):
-    """SIGTERM stops at a point with a name (exit 75); the same command finishes."""
+    """A signal stops at a point with a name (exit 75); the same command finishes."""
     make_chain(d)
     want = oracle.view("t", "qcow2", d)
     for sig in (signal.SIGTERM, signal.SIGINT):
+        shutil.rmtree(d)
+        os.mkdir(d)
+        make_chain(d)
         with slow_merge(qmeld, d) as p:
             p.send_signal(sig)
             try:
