@@ -265,7 +265,7 @@ open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_err
         m->chain->layers[i].path = strdup(l->path);
         if (!m->chain->layers[i].path)
             return qm_fail_nomem(err, "the chain");
-        if (i < intent->base || i > intent->top + 1)
+        if (i > intent->top + 1)
             continue;
         if (qm_chain_open(l->path, &how, &one, err) < 0) {
             if (deleted && err->sys_errno == ENOENT)
@@ -274,7 +274,7 @@ open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_err
         }
         m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
         qm_chain_close(one);
-        if (qm_journal_same(l, m->chain->layers[i].img->file, deleted, err) < 0)
+        if (qm_journal_same(l, m->chain->layers[i].img->file, deleted || i < intent->base, err) < 0)
             return -1;
     }
     return 0;
@@ -303,6 +303,45 @@ open_whole(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_erro
     return 0;
 }
 
+/* The journal knows what was in the base; if an older base was put back since, the merge
+ * must begin again. */
+static int
+find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
+{
+    bool there;
+
+    done.g = qm_min(done.g, m->chain->layers[m->transfer.base].img->size);
+    if (qm_transfer_still_there(&m->transfer, done, &there, err) < 0)
+        return -1;
+    m->transfer.from = there ? done : qm_guest(0);
+    return qm_journal_advance(
+        m->journal, (struct qm_cursor){.phase = QM_PHASE_COPY, .done = m->transfer.from}, err);
+}
+
+/* Before the last copies are given up: is all of it in the base?  Where some of them are gone or
+ * emptied already, that cannot be told any more. */
+static int
+check_complete(const struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_transfer *t = &m->transfer;
+    bool there;
+
+    if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY)
+        return 0;
+    for (size_t i = t->base + 1; i <= t->top; i++)
+        if (!m->chain->layers[i].img)
+            return 0;
+    if (qm_transfer_still_there(t, qm_guest(UINT64_MAX), &there, err) < 0)
+        return -1;
+    if (there)
+        return 0;
+    return qm_fail(
+        err, QMELD_STALE, qm_in(m->chain->layers[t->base].path),
+        "it does not hold what was merged into it any more: put the merged file back, or "
+        "remove the journal %s and give the merge command again",
+        qm_journal_file(m->journal));
+}
+
 int
 qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
 {
@@ -319,9 +358,10 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
         prepare(m, intent, err) < 0 || qm_journal_hold(m->journal, err) < 0)
         return -1;
     if (cursor.phase == QM_PHASE_SETTLE)
-        return settle(m, err);
-    m->transfer.from = cursor.done;
-    return qm_transfer_count(&m->transfer, err) < 0 ? -1 : work(m, true, err);
+        return check_complete(m, err) < 0 ? -1 : settle(m, err);
+    if (find_start(m, cursor.done, err) < 0 || qm_transfer_count(&m->transfer, err) < 0)
+        return -1;
+    return work(m, true, err);
 }
 
 void

@@ -204,8 +204,20 @@ compare_want(struct compare *c, const struct qm_want *want, bool *equal, struct 
     return rc;
 }
 
+/* The part of a want that lies before end. */
+static void
+clip(struct qm_want *want, uint64_t end)
+{
+    if (want->len <= end - want->guest.g)
+        return;
+    want->len = end - want->guest.g;
+    if (want->from)
+        want->ext = qm_extent_part(&want->ext, 0, want->len);
+}
+
 static int
-compare_all(struct compare *c, struct qm_plan *plan, bool *equal, struct qmeld_error *err)
+compare_all(struct compare *c, struct qm_plan *plan, uint64_t end, bool *equal,
+            struct qmeld_error *err)
 {
     while (*equal) {
         struct qm_want want;
@@ -213,37 +225,52 @@ compare_all(struct compare *c, struct qm_plan *plan, bool *equal, struct qmeld_e
 
         if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
             return -1;
-        if (done)
+        if (done || want.guest.g >= end)
             break;
+        clip(&want, end);
         if (compare_want(c, &want, equal, err) < 0)
             return -1;
     }
     return 0;
 }
 
-int
-qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err)
+/* *out: what is wanted before end is what the base reads as, if *out was true. */
+static int
+compare(const struct qm_transfer *t, uint64_t end, bool *out, struct qmeld_error *err)
 {
-    const struct qm_qcow2 *q = qm_qcow2_of(t->chain->layers[t->base].img);
     struct compare c = {.t = t, .codec = qm_codec_new()};
     QM_FREE unsigned char *want = malloc(COMPARE_BYTES);
     QM_FREE unsigned char *have = malloc(COMPARE_BYTES);
     struct qm_plan *plan = NULL;
     int rc = -1;
 
-    /* a dirty base has refcounts to rebuild, whatever it reads as */
-    *out = t->base_size == t->new_size && !(q && (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY));
     c.want = want;
     c.have = have;
     if (!c.codec || !want || !have)
         qm_fail_nomem(err, "comparing");
-    else if (!*out)
-        rc = 0;
-    else if (open_plan(t, &plan, err) == 0)
-        rc = compare_all(&c, plan, out, err);
+    else if (open_plan_at(t, qm_guest(0), &plan, err) == 0)
+        rc = compare_all(&c, plan, end, out, err);
     qm_plan_close(plan);
     qm_codec_free(c.codec);
     return rc;
+}
+
+int
+qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err)
+{
+    const struct qm_qcow2 *q = qm_qcow2_of(t->chain->layers[t->base].img);
+
+    /* a dirty base has refcounts to rebuild, whatever it reads as */
+    *out = t->base_size == t->new_size && !(q && (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY));
+    return *out ? compare(t, UINT64_MAX, out, err) : 0;
+}
+
+int
+qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
+                        struct qmeld_error *err)
+{
+    *out = true;
+    return compare(t, done.g, out, err);
 }
 
 /* ---- working ---- */

@@ -35,6 +35,11 @@ int qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err) QM_CHECK;
 /* *out: the base reads as wanted everywhere, and is not marked dirty.  Reads up to the first difference only. */
 int qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err) QM_CHECK;
 
+/* *out: what is wanted before `done` (within the base's present size) is in the base.  A journal only
+ * knows that it was: somebody may have put an older base back since. */
+int qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
+                            struct qmeld_error *err) QM_CHECK;
+
 /* Tells the target's bitmaps what lies before t->from: an earlier run wrote it. */
 int qm_transfer_mark(const struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err)
     QM_CHECK;
