@@ -100,7 +100,7 @@ void qm_domxml_free(struct qm_domxml *x); /* NULL is fine */
 /* By target ("vda"), or by path of its active layer, word for word.  NULL: none. */
 const struct qm_domxml_disk *qm_domxml_find(const struct qm_domxml *x, const char *disk);
 
-/* "file:/x", "nbd://host:port/name", "pool/volume": for people.  malloc'd, NULL: no memory. */
+/* "/x", "nbd://host:port/name", "pool/volume": for people.  malloc'd, NULL: no memory. */
 char *qm_domxml_source_text(const struct qm_domxml_source *s);
 
 /* ---- who mentions a file ---- */
