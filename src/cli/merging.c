@@ -110,8 +110,11 @@ catch_signals(void)
     sigemptyset(&action.sa_mask);
     sigemptyset(&ask.sa_mask);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-            (void)sigaction(numbers[i], &action, NULL); /* ignored: nohup, or a job in back */
+        /* nohup is obeyed.  An ignored SIGINT is only how shells start jobs in the background:
+         * who sends one all the same, means it. */
+        if (numbers[i] != SIGHUP ||
+            (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN))
+            (void)sigaction(numbers[i], &action, NULL);
     (void)sigaction(SIGUSR1, &ask, NULL);
     /* a reader of our progress that goes away is no reason to die in the middle */
     (void)signal(SIGPIPE, SIG_IGN);

@@ -13,8 +13,8 @@
  *                qm_edit_publish            COMMIT POINT: entries point there, durable
  *            and qm_edit_close.
  * Crash      Before publish nothing refers to the new clusters; during it each guest cluster
- *            reads in the old or in the new way; after it what is not needed any more is free
- *            in memory and becomes free on disk with the next prepare (or qm_refs_commit).
+ *            reads in the old or in the new way; after it what is not needed any more may be
+ *            released: it is free in memory and becomes free on disk with the next prepare (or qm_refs_commit).
  *            Moves may go in place only into clusters that nobody else refers to, and only to
  *            bytes that were wanted: the caller wants only what no reader sees.
  * Threads    One thread.
@@ -43,10 +43,14 @@ int qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves 
 /* Decides the last cluster of the batch.  The next want must lie in a later cluster. */
 int qm_edit_want_end(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
 
-/* Memory the batch takes so far, for the caller's bound. */
+/* Memory that what was decided since the last release takes, or took, for the caller's bound.
+ * It depends on the wants alone. */
 size_t qm_edit_weight(const struct qm_edit *e);
 
 int qm_edit_prepare(struct qm_edit *e, struct qmeld_error *err) QM_CHECK;
-int qm_edit_publish(struct qm_edit *e, struct qmeld_error *err) QM_CHECK;
+
+/* release: clusters replaced since the last release may be taken again from here on.  When that is said
+ * decides which clusters later batches take, so it must not depend on the clock. */
+int qm_edit_publish(struct qm_edit *e, bool release, struct qmeld_error *err) QM_CHECK;
 
 #endif

@@ -45,7 +45,8 @@ struct qm_edit {
     /* the batch */
     QM_VEC(struct qm_edit_entry) entries; /* ascending */
     QM_VEC(struct qm_edit_table) tables;  /* ascending */
-    QM_VEC(struct qm_edit_free) frees;
+    QM_VEC(struct qm_edit_free) frees;    /* since the last release */
+    size_t staged;                        /* entries since the last release */
     uint64_t host_end; /* of the last new data cluster: the file must reach that far */
     /* the part of one L2 table read last */
     unsigned char *slice;

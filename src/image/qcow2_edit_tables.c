@@ -175,6 +175,7 @@ qm_edit_zero_run(const struct qm_edit *e, uint64_t idx, uint64_t end)
 int
 qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)
 {
+    e->staged++;
     return qm_vec_push(&e->entries, entry) ? 0 : qm_fail_nomem(err, "new L2 entries");
 }
 
@@ -192,8 +193,7 @@ qm_edit_new_cluster(struct qm_edit *e, host_off *out, struct qmeld_error *err)
 size_t
 qm_edit_weight(const struct qm_edit *e)
 {
-    return e->entries.n * sizeof *e->entries.at + e->frees.n * sizeof *e->frees.at +
-           e->pending.n * sizeof *e->pending.at;
+    return e->staged * sizeof *e->entries.at + e->frees.n * sizeof *e->frees.at;
 }
 
 static void
@@ -296,22 +296,33 @@ write_l1_entry(struct qm_edit *e, const struct qm_edit_table *t, struct qmeld_er
 }
 
 static int
-free_what_is_unused(struct qm_edit *e, struct qmeld_error *err)
+note_tables(struct qm_edit *e, struct qmeld_error *err)
 {
     QM_VEC_EACH (t, &e->tables) {
+        const struct qm_edit_free old = {.off = t->old, .len = e->geo->cluster_size};
+
         e->l1[t->l1_idx] = t->new.h | QCOW2_COPIED;
-        if (t->old.h != 0 && qm_refs_free(e->refs, t->old, e->geo->cluster_size, err) < 0)
-            return -1;
+        if (t->old.h != 0 && !qm_vec_push(&e->frees, &old))
+            return qm_fail_nomem(err, "clusters to free");
     }
+    qm_vec_clear(&e->tables);
+    return 0;
+}
+
+static int
+release_frees(struct qm_edit *e, struct qmeld_error *err)
+{
     QM_VEC_EACH (f, &e->frees) {
         if (qm_refs_free(e->refs, f->off, f->len, err) < 0)
             return -1;
     }
+    qm_vec_clear(&e->frees);
+    e->staged = 0;
     return 0;
 }
 
 int
-qm_edit_publish(struct qm_edit *e, struct qmeld_error *err)
+qm_edit_publish(struct qm_edit *e, bool release, struct qmeld_error *err)
 {
     size_t t = 0;
 
@@ -331,11 +342,10 @@ qm_edit_publish(struct qm_edit *e, struct qmeld_error *err)
             return -1;
         }
     }
-    if (qm_sync(e->q->img.file, err) < 0 || free_what_is_unused(e, err) < 0)
+    if (qm_sync(e->q->img.file, err) < 0 || note_tables(e, err) < 0 ||
+        (release && release_frees(e, err) < 0))
         return -1;
     qm_vec_clear(&e->entries);
-    qm_vec_clear(&e->tables);
-    qm_vec_clear(&e->frees);
     e->slice_off = UINT64_MAX;
     qm_image_forget(&e->q->img);
     return 0;

@@ -173,11 +173,11 @@ qm_seal_prepare(struct qm_seal *s, struct qmeld_error *err)
 }
 
 int
-qm_seal_publish(struct qm_seal *s, struct qmeld_error *err)
+qm_seal_publish(struct qm_seal *s, bool release, struct qmeld_error *err)
 {
     if (qm_sync(s->file, err) < 0)
         return -1;
-    return s->q ? qm_edit_publish(s->edit, err) : 0;
+    return s->q ? qm_edit_publish(s->edit, release, err) : 0;
 }
 
 /* ---- the end ---- */

@@ -11,7 +11,8 @@
  *     batches    want ... want_end       decided in memory; moves for the copy
  *                prepare                 new tables, refcounts written (crash: leaks)
  *                ... the copy is drained
- *                publish                 sync; entries; sync: COMMIT POINT of the batch
+ *                publish                 sync; entries; sync: COMMIT POINT of the batch;
+ *                                        release: clusters replaced so far may be taken again
  *     finish     bitmaps, virtual size, space given back, length; sync
  *
  * At every instant the chain, read from its top, gives the same guest bytes: until publish nobody
@@ -55,11 +56,11 @@ int qm_seal_want(struct qm_seal *s, const struct qm_want *want, bool asked, stru
                  struct qmeld_error *err) QM_CHECK;
 int qm_seal_want_end(struct qm_seal *s, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
 
-/* Bytes of memory the batch takes so far. */
+/* Bytes of memory that what was wanted since the last release takes, or took. */
 size_t qm_seal_weight(const struct qm_seal *s);
 
 int qm_seal_prepare(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
-int qm_seal_publish(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
+int qm_seal_publish(struct qm_seal *s, bool release, struct qmeld_error *err) QM_CHECK;
 int qm_seal_finish(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
 void qm_seal_abandon(struct qm_seal *s); /* NULL is fine */
 

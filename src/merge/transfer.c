@@ -10,8 +10,8 @@
 #include <string.h>
 #include <time.h>
 
-/* A batch ends when it has this much data, lists this long, or took this long.  An interrupted merge
- * repeats at most one batch; each costs three syncs. */
+/* A batch ends when it has this much data, lists this long, or took this long.  An interrupted
+ * merge repeats at most one batch; each costs three syncs. */
 #ifdef QM_TESTING
 struct qm_transfer_limits
 #else
@@ -29,9 +29,11 @@ struct run {
     struct qm_journal *journal;
     struct qm_copy *copy;
     struct qm_moves moves;
-    uint64_t bytes; /* in the batch so far */
-    uint64_t end;   /* where its last want ends; 0: it has none */
-    time_t started; /* when it began */
+    uint64_t end;   /* where the batch's last want ends; 0: it has none */
+    time_t started; /* when the batch began */
+    /* Since clusters were released last; a batch that ends by the clock does not count, so that
+     * what is allocated where depends on the images alone. */
+    uint64_t bytes;
 };
 
 static int
@@ -354,16 +356,18 @@ now(void)
 }
 
 static int
-end_batch(struct run *r, struct qmeld_error *err)
+end_batch(struct run *r, bool release, struct qmeld_error *err)
 {
     const struct qm_cursor cursor = {.phase = QM_PHASE_COPY,
                                      .done = qm_guest(qm_max(r->end, r->t->from.g))};
 
     if (qm_seal_want_end(r->seal, &r->moves, err) < 0 || put_moves(r, err) < 0 ||
         qm_seal_prepare(r->seal, err) < 0 || qm_copy_drain(r->copy, err) < 0 ||
-        qm_seal_publish(r->seal, err) < 0 || qm_journal_advance(r->journal, cursor, err) < 0)
+        qm_seal_publish(r->seal, release, err) < 0 ||
+        qm_journal_advance(r->journal, cursor, err) < 0)
         return -1;
-    r->bytes = 0;
+    if (release)
+        r->bytes = 0;
     r->started = now();
     return 0;
 }
@@ -381,8 +385,13 @@ static bool
 is_full(const struct run *r)
 {
     return r->bytes >= qm_transfer_limits.batch ||
-           qm_seal_weight(r->seal) >= qm_transfer_limits.batch_weight ||
-           now() - r->started >= (time_t)qm_transfer_limits.batch_sec;
+           qm_seal_weight(r->seal) >= qm_transfer_limits.batch_weight;
+}
+
+static bool
+is_late(const struct run *r)
+{
+    return now() - r->started >= (time_t)qm_transfer_limits.batch_sec;
 }
 
 static int
@@ -390,8 +399,8 @@ run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_err
 {
     const bool stopped = qm_copy_stopped(r->copy);
 
-    if ((stopped || is_full(r)) && may_end(r, want->guest)) {
-        if (end_batch(r, err) < 0)
+    if ((stopped || is_full(r) || is_late(r)) && may_end(r, want->guest)) {
+        if (end_batch(r, is_full(r), err) < 0)
             return -1;
         if (stopped)
             return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
@@ -437,7 +446,7 @@ run_all(struct run *r, struct qm_plan *plan, struct qmeld_error *err)
         if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
             return -1;
         if (done)
-            return end_batch(r, err);
+            return end_batch(r, true, err);
         if (run_in_steps(r, &want, asked, err) < 0)
             return -1;
     }

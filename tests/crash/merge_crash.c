@@ -295,7 +295,8 @@ print_commit(FILE *f, const char *recipe, uint64_t seed)
         line += *line == '\n';
         layers += line[0] >= 'a' && line[0] <= 'z' && line[1] == ' ' && line[2] == '|';
     }
-    fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe", overlays[seed % 3]);
+    fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe%s", overlays[seed % 3],
+            seed % 4 ? "" : " sec=0");
     if (layers >= 3 && seed % 2) {
         const unsigned base = (unsigned)(seed / 2 % (layers - 2));
 

@@ -81,6 +81,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
         limits->batch = v;
     } else if (!strcmp(key, "weight") && qm_forge_number(value, 0, &v)) {
         limits->batch_weight = v;
+    } else if (!strcmp(key, "sec") && qm_forge_number(value, 0, &v)) {
+        limits->batch_sec = (unsigned)v;
     } else {
         fprintf(stderr, "%s: commit line: %s=%s\n", s->name, key, value);
         exit(2);
@@ -90,7 +92,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
 static void
 set_options(struct stage *s, const char *line)
 {
-    struct qm_transfer_limits limits = {.batch = 8192, .batch_weight = 2048, .step = 512};
+    struct qm_transfer_limits limits = {
+        .batch = 8192, .batch_weight = 2048, .batch_sec = 1000, .step = 512};
     char words[1024], *save = NULL;
 
     snprintf(words, sizeof words, "%.*s", (int)strcspn(line, "\n"), line);
@@ -754,8 +757,10 @@ stage_again(struct stage *s)
     struct qmeld_error err;
     bool resumed;
 
-    if (!journal && is_over(s))
+    if (!journal && is_over(s)) {
+        (void)unlink(s->journal); /* one that never became valid means nothing */
         return is_finished(s);
+    }
     if ((journal ? go_on(s, &resumed, &err) : stage_commit(s, &resumed, &err)) < 0)
         return no_because(s, journal ? "going on" : "the same commit again", &err);
     if (resumed != journal)

@@ -142,9 +142,11 @@ def test_held_raw_base(qmeld, d):
         refuses(qmeld, d, pid, "qemu-io")
 
 
+# SIGINT is ignored at first, as shells start background jobs: a merge listens all the same.
 @contextlib.contextmanager
 def slow_merge(qmeld, d, *args):
     p = subprocess.Popen([qmeld, "commit", "--bandwidth", "1M", *args, "t"], cwd=d,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                          stderr=subprocess.PIPE)
     try:
