@@ -199,6 +199,19 @@ enum qmeld_overlays {
                               * needs them: the active layer, too, if it was merged */
 };
 
+/* When a merge asks the caller for leave to go on. */
+enum qmeld_moment {
+    QMELD_MOMENT_LOCKED, /* every layer is locked, all that can be refused was looked at, and this call
+                          * has written nothing yet.  Not called if there is nothing to do. */
+    QMELD_MOMENT_DONE,   /* all is durable and the journal is gone; the layers are still locked.
+                          * Called, too, if there was nothing to do. */
+};
+
+/* Not 0, with *err filled: the call fails.  After LOCKED nothing more was changed; after DONE
+ * err->disk becomes NEW.  For callers who must put other things right while nobody can open the
+ * layers; a merge of another chain may be made from within. */
+typedef int qmeld_guard_fn(enum qmeld_moment moment, void *opaque, struct qmeld_error *err);
+
 struct qmeld_commit_options {
     const char *format;         /* of the active layer; NULL: by its content */
     const char *backing_format; /* for layers whose overlay stores none; NULL: refuse those */
@@ -213,6 +226,8 @@ struct qmeld_commit_options {
     uint64_t bandwidth;          /* bytes a second, 0: no limit */
     qmeld_progress_fn *progress; /* may be NULL */
     void *opaque;                /* for progress */
+    qmeld_guard_fn *guard;       /* may be NULL */
+    void *guard_opaque;
 };
 
 /* What became of a layer.  Two lists of them make the report. */
@@ -287,8 +302,8 @@ typedef int qmeld_unfinished_fn(const struct qmeld_unfinished *merge, void *opaq
 QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
                            void *opaque, struct qmeld_error *err) QMELD_CHECK;
 
-/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, progress and
- * opaque count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
+/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, progress, guard
+ * and their opaques count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
 QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 

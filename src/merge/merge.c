@@ -216,6 +216,13 @@ refuse_growth(const struct qm_merge *m, struct qmeld_error *err)
     return q ? qm_bitmaps_let_grow(q, m->transfer.new_size, err) : 0;
 }
 
+/* The last moment before something is written. */
+static int
+ask_guard(const struct qm_merge *m, struct qmeld_error *err)
+{
+    return m->opts->guard ? m->opts->guard(QMELD_MOMENT_LOCKED, m->opts->guard_opaque, err) : 0;
+}
+
 int
 qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal_path,
                struct qmeld_error *err)
@@ -224,7 +231,7 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
 
     if (prepare(m, intent, err) < 0 || refuse_growth(m, err) < 0 ||
         qm_transfer_count(&m->transfer, err) < 0 ||
-        qm_transfer_is_done(&m->transfer, &done, err) < 0) {
+        qm_transfer_is_done(&m->transfer, &done, err) < 0 || ask_guard(m, err) != 0) {
         qm_intent_release(intent);
         return -1;
     }
@@ -355,7 +362,8 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
                        "another process is at work on this merge: wait for it");
     if ((cursor.phase == QM_PHASE_COPY ? open_whole(m, intent, err) : open_listed(m, intent, err)) <
             0 ||
-        prepare(m, intent, err) < 0 || qm_journal_hold(m->journal, err) < 0)
+        prepare(m, intent, err) < 0 || qm_journal_hold(m->journal, err) < 0 ||
+        ask_guard(m, err) != 0)
         return -1;
     if (cursor.phase == QM_PHASE_SETTLE)
         return check_complete(m, err) < 0 ? -1 : settle(m, err);

@@ -370,6 +370,11 @@ run(int (*fn)(const char *path, struct qm_merge *m, struct qmeld_error *err), co
     memset(err, 0, sizeof *err);
     clock_gettime(CLOCK_MONOTONIC, &begun);
     rc = fn(path, &m, err);
+    if (rc == 0 && m.opts->guard &&
+        m.opts->guard(QMELD_MOMENT_DONE, m.opts->guard_opaque, err) != 0) {
+        qm_err_disk(err, QMELD_DISK_NEW);
+        rc = -1;
+    }
     clock_gettime(CLOCK_MONOTONIC, &ended);
     r->seconds_x1000 = (uint64_t)((ended.tv_sec - begun.tv_sec) * 1000 +
                                   (ended.tv_nsec - begun.tv_nsec) / 1000000);
