@@ -147,7 +147,7 @@ settle(struct qm_merge *m, struct qmeld_error *err)
 {
     struct qm_journal *j;
 
-    if (qm_settle_run(m->settle, err) < 0)
+    if (qm_settle_repoint(m->settle, err) < 0 || qm_settle_give_up(m->settle, err) < 0)
         return -1;
     err->disk = QMELD_DISK_NEW;
     j = QM_TAKE(m->journal);

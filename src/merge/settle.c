@@ -116,9 +116,9 @@ empty(struct qm_qcow2 *top, struct qmeld_error *err)
 }
 
 int
-qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
+qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err)
 {
-    struct qm_layer *layers = s->cfg.chain->layers;
+    const struct qm_layer *layers = s->cfg.chain->layers;
 
     /* COMMIT POINT S7: the base is durable and reads as the backing file did. */
     assert(!layers[s->cfg.top].img ||
@@ -131,6 +131,14 @@ qm_settle_run(struct qm_settle *s, struct qmeld_error *err)
             qm_header_set_backing(q, r->name, r->format, err) < 0)
             return -1;
     }
+    return 0;
+}
+
+int
+qm_settle_give_up(struct qm_settle *s, struct qmeld_error *err)
+{
+    struct qm_layer *layers = s->cfg.chain->layers;
+
     if (s->cfg.overlays == QMELD_OVERLAYS_EMPTY) {
         return empty(qm_qcow2_of(layers[s->cfg.top].img), err);
     }

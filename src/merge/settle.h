@@ -33,8 +33,13 @@ int qm_settle_check(const struct qm_settle_config *config, struct qm_settle **ou
 /* False if all files are to stay as they are. */
 bool qm_settle_has_work(const struct qm_settle *s);
 
-/* Does it, durably.  The chain's images are open still; removed files only lose their names. */
-int qm_settle_run(struct qm_settle *s, struct qmeld_error *err) QM_CHECK;
+/* Child, and top if it is to be emptied, name the base from here on.  Durable; merged layers are whole
+ * still. */
+int qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err) QM_CHECK;
+
+/* What is to become of the merged layers, durably; there is no way back from here.  The chain's images are open
+ * still; removed files only lose their names. */
+int qm_settle_give_up(struct qm_settle *s, struct qmeld_error *err) QM_CHECK;
 void qm_settle_free(struct qm_settle *s); /* NULL is fine */
 
 /* What layer is worth after the merge. */
