@@ -307,6 +307,36 @@ QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfi
 QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 
+/* ---- notes ---- */
+
+/* A note is a text beside an image that outlives a crash: what has to be put right, outside of the
+ * images, when a merge is done - the definition of a virtual machine, say.  The library keeps it whole
+ * or not at all, and gives it no meaning. */
+
+/* Where the note of a merge into base lies: the journal's path (see qmeld_commit_options), and
+ * "-domain" behind it.  malloc'd. */
+QMELD_API int qmeld_note_path(const char *base, const char *active, const char *journal_dir,
+                              char **out, struct qmeld_error *err) QMELD_CHECK;
+
+/* Durable on return.  USAGE if there is a valid one already: it stays. */
+QMELD_API int qmeld_note_write(const char *path, const char *text,
+                               struct qmeld_error *err) QMELD_CHECK;
+
+/* malloc'd; *out is NULL if there is none, or one that was never finished.  CORRUPT: damaged.  USAGE:
+ * somebody else's, whom we had better not obey. */
+QMELD_API int qmeld_note_read(const char *path, char **out, struct qmeld_error *err) QMELD_CHECK;
+
+/* Durable on return; that there is none is no failure. */
+QMELD_API int qmeld_note_remove(const char *path, struct qmeld_error *err) QMELD_CHECK;
+
+/* text is NULL if it cannot be read, for *problem.  Not 0: the walk ends, QMELD_CANCELED. */
+typedef int qmeld_note_fn(const char *path, const char *text, const struct qmeld_error *problem,
+                          void *opaque);
+
+/* Tells of each note in a directory. */
+QMELD_API int qmeld_notes(const char *dir, qmeld_note_fn *fn, void *opaque,
+                          struct qmeld_error *err) QMELD_CHECK;
+
 /* ---- check ---- */
 
 enum qmeld_repair {

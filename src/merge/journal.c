@@ -469,17 +469,16 @@ read_intent(struct qm_journal *j, const struct disk_head *h, struct qmeld_error 
     return good ? 0 : damaged(j, "content", err);
 }
 
-/* A journal makes us write to and remove the files it names: only our own, or root's, is obeyed. */
-static int
-check_owner(const struct qm_journal *j, struct qmeld_error *err)
+int
+qm_journal_is_ours(const struct qm_file *file, struct qmeld_error *err)
 {
     struct stat st;
 
-    if (fstat(j->file->fd, &st) < 0)
-        return qm_fail_sys(err, qm_in(j->file->path), "cannot stat");
+    if (fstat(file->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot stat");
     if ((st.st_uid == geteuid() || st.st_uid == 0) && !(st.st_mode & S_IWOTH))
         return 0;
-    return qm_fail(err, QMELD_USAGE, qm_in(j->file->path),
+    return qm_fail(err, QMELD_USAGE, qm_in(file->path),
                    "the journal belongs to user %u, or everybody may write to it, so it is not "
                    "gone by: let its owner finish the merge",
                    (unsigned)st.st_uid);
@@ -505,7 +504,7 @@ load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
                        "the journal has version %" PRIu32
                        ": finish the merge with the qmeld that began it",
                        be32_get(&h.version));
-    if (check_owner(j, err) < 0 || read_intent(j, &h, err) < 0 || read_cursor(j, err) < 0)
+    if (qm_journal_is_ours(j->file, err) < 0 || read_intent(j, &h, err) < 0 || read_cursor(j, err) < 0)
         return -1;
     *out_valid = true;
     return 0;

@@ -103,6 +103,10 @@ void qm_journal_close(struct qm_journal *j); /* the file stays; NULL is fine */
 int qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file, bool untouched,
                     struct qmeld_error *err) QM_CHECK;
 
+/* A journal, or what is like one, makes us write to and remove the files it names: USAGE unless it is our
+ * own, or root's. */
+int qm_journal_is_ours(const struct qm_file *file, struct qmeld_error *err) QM_CHECK;
+
 /* path made absolute, symbolic links kept; malloc'd, NULL if that cannot be. */
 char *qm_absolute_path(const char *path);
 
