@@ -193,10 +193,12 @@ typedef int qmeld_progress_fn(const struct qmeld_progress *progress, void *opaqu
 /* ---- commit ---- */
 
 enum qmeld_overlays {
-    QMELD_OVERLAYS_KEEP = 0, /* merged layers stay as they are */
-    QMELD_OVERLAYS_EMPTY,    /* the top of the range is emptied, as qemu-img commit does */
-    QMELD_OVERLAYS_DELETE,   /* merged layers are removed, where no other layer of the chain
+    QMELD_OVERLAYS_KEEP = 0,   /* merged layers stay as they are */
+    QMELD_OVERLAYS_EMPTY,      /* the top of the range is emptied, as qemu-img commit does */
+    QMELD_OVERLAYS_DELETE,     /* merged layers are removed, where no other layer of the chain
                               * needs them: the active layer, too, if it was merged */
+    QMELD_OVERLAYS_QUARANTINE, /* they are renamed instead: NAME becomes NAME.merged, or
+                                * NAME.merged.1 and so on if that is taken */
 };
 
 /* When a merge asks the caller for leave to go on. */
@@ -238,12 +240,14 @@ enum qmeld_fate {
     QMELD_FATE_INVALID,     /* a layer inside the range: reads wrong if opened by itself */
     QMELD_FATE_EMPTIED,
     QMELD_FATE_DELETED,
-    QMELD_FATE_REPOINTED, /* its header now names the base as backing file */
+    QMELD_FATE_REPOINTED,   /* its header now names the base as backing file */
+    QMELD_FATE_QUARANTINED, /* renamed; its own backing name may lead nowhere by now */
 };
 
 struct qmeld_commit_layer {
-    char *path;
+    char *path; /* before the merge */
     enum qmeld_fate fate;
+    char *moved_to; /* QUARANTINED: the path it has now; else NULL */
 };
 
 struct qmeld_commit_report {
@@ -287,7 +291,9 @@ struct qmeld_unfinished {
     uint64_t size;      /* of the guest's disk when it is finished */
     enum qmeld_overlays overlays;
 
-    const char *const *layers; /* of the chain before the merge; 0 = bottom */
+    const char *const *layers;   /* of the chain before the merge; 0 = bottom */
+    const char *const *moved_to; /* likewise: the name that a layer gets when the base is complete,
+                                  * or has by now; NULL: none */
     size_t n_layers;
     size_t base_layer;
     size_t top_layer;

@@ -37,21 +37,35 @@ qm_io_set_hook(qm_io_hook *hook, void *opaque)
 
 /* 0, or -1 with errno: the change must not happen */
 static int
-announce(enum qm_io_op op, const char *path, uint64_t off, uint64_t len, const void *buf)
+announce_event(const struct qm_io_event *ev)
 {
-    const struct qm_io_event ev = {op, path, off, len, buf};
     int e = 0;
 
     pthread_mutex_lock(&hook_lock);
     if (hook_fn)
-        e = hook_fn(&ev, hook_opaque);
+        e = hook_fn(ev, hook_opaque);
     pthread_mutex_unlock(&hook_lock);
     errno = e;
     return e ? -1 : 0;
 }
+
+static int
+announce(enum qm_io_op op, const char *path, uint64_t off, uint64_t len, const void *buf)
+{
+    return announce_event(
+        &(struct qm_io_event){.op = op, .path = path, .off = off, .len = len, .buf = buf});
+}
+
+static int
+announce_rename(const char *path, const char *to)
+{
+    return announce_event(&(struct qm_io_event){.op = QM_IO_RENAME, .path = path, .to = to});
+}
 #define ANNOUNCE(op, path, off, len, buf) announce(op, path, off, len, buf)
+#define ANNOUNCE_RENAME(path, to)         announce_rename(path, to)
 #else
 #define ANNOUNCE(op, path, off, len, buf) 0
+#define ANNOUNCE_RENAME(path, to)         0
 #endif
 
 /* ---- open and close ---- */
@@ -469,17 +483,23 @@ qm_writeback(struct qm_file *file, uint64_t off, uint64_t len)
     (void)sync_file_range(file->wfd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE);
 }
 
+/* malloc'd */
+static char *
+dir_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!slash)
+        return strdup(".");
+    return strndup(path, slash == path ? 1 : (size_t)(slash - path));
+}
+
 int
 qm_sync_dir_of(const char *path, struct qmeld_error *err)
 {
-    const char *slash = strrchr(path, '/');
-    QM_FREE char *dir = NULL;
+    QM_FREE char *dir = dir_of(path);
     int fd, rc;
 
-    if (!slash)
-        dir = strdup(".");
-    else
-        dir = strndup(path, slash == path ? 1 : (size_t)(slash - path));
     if (!dir)
         return qm_fail_nomem(err, "a path");
     fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -502,6 +522,58 @@ qm_unlink(const char *path, struct qmeld_error *err)
     if (ANNOUNCE(QM_IO_UNLINK, path, 0, 0, NULL) < 0 || unlink(path) < 0)
         return qm_fail_sys(err, qm_in(path), "cannot remove");
     return qm_sync_dir_of(path, err);
+}
+
+/* Where the file system knows no RENAME_NOREPLACE (NFS): the new name is taken first, by an empty file
+ * that nobody else can have made, and that is replaced.  Not link and unlink: a crash between the two
+ * would leave one file with two names, and whoever then writes to the quarantined one writes to
+ * the other; besides, many of these file systems have no links. */
+static int
+rename_over_our_own(const char *path, const char *to)
+{
+    const int fd = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    int e;
+
+    if (fd < 0)
+        return -1;
+    close(fd);
+    if (rename(path, to) == 0)
+        return 0;
+    e = errno;
+    (void)unlink(to);
+    errno = e;
+    return -1;
+}
+
+int
+qm_rename(const char *path, const char *to, struct qmeld_error *err)
+{
+    int rc = ANNOUNCE_RENAME(path, to);
+
+    if (rc == 0)
+        rc = renameat2(AT_FDCWD, path, AT_FDCWD, to, RENAME_NOREPLACE);
+    if (rc < 0 && (errno == EINVAL || errno == ENOSYS))
+        rc = rename_over_our_own(path, to);
+    if (rc < 0 && errno == EEXIST)
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "it cannot be renamed, as there is a %.400s by now: move that away and give "
+                       "the same command again",
+                       to);
+    if (rc < 0)
+        return qm_fail_sys(err, qm_in(path), "cannot rename to %.400s", to);
+    return qm_sync_dir_of(path, err);
+}
+
+int
+qm_names_may_change(const char *path, struct qmeld_error *err)
+{
+    QM_FREE char *dir = dir_of(path);
+
+    if (!dir)
+        return qm_fail_nomem(err, "a path");
+    if (faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) < 0)
+        return qm_fail_sys(err, qm_in(path), "its directory cannot be written to");
+    return 0;
 }
 
 int

@@ -113,6 +113,13 @@ void qm_writeback(struct qm_file *file, uint64_t off, uint64_t len);
 /* Removes a file's name and makes that durable. */
 int qm_unlink(const char *path, struct qmeld_error *err) QM_CHECK;
 
+/* Gives a file another name in its directory and makes that durable.  USAGE: the name is taken;
+ * what has it is never replaced. */
+int qm_rename(const char *path, const char *to, struct qmeld_error *err) QM_CHECK;
+
+/* May names be changed in the directory that holds path? */
+int qm_names_may_change(const char *path, struct qmeld_error *err) QM_CHECK;
+
 /* fsync of the directory that holds path. */
 int qm_sync_dir_of(const char *path, struct qmeld_error *err) QM_CHECK;
 
@@ -147,7 +154,15 @@ int qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint6
 /* ---- test builds only ---- */
 
 /* What can happen to a disk. */
-enum qm_io_op { QM_IO_WRITE, QM_IO_ZERO, QM_IO_DISCARD, QM_IO_TRUNCATE, QM_IO_SYNC, QM_IO_UNLINK };
+enum qm_io_op {
+    QM_IO_WRITE,
+    QM_IO_ZERO,
+    QM_IO_DISCARD,
+    QM_IO_TRUNCATE,
+    QM_IO_SYNC,
+    QM_IO_UNLINK,
+    QM_IO_RENAME
+};
 
 #ifdef QM_TESTING
 struct qm_io_event {
@@ -156,6 +171,7 @@ struct qm_io_event {
     uint64_t off;
     uint64_t len;
     const void *buf; /* QM_IO_WRITE only */
+    const char *to;  /* QM_IO_RENAME only */
 };
 
 /* Called before each change; a result other than 0 is the errno the change fails with, undone.

@@ -29,6 +29,8 @@ static const char help[] =
     "                               base and top are then wrong if opened by themselves\n"
     "        --overlays=empty       top of the range is emptied, as qemu-img commit does\n"
     "        --overlays=delete      merged layers are removed, IMAGE too if it was merged\n"
+    "        --overlays=quarantine  they are renamed instead: NAME to NAME.merged (.merged.1, ...\n"
+    "                               if that is taken)\n"
     "        --keep-relative        refuse rather than store an absolute backing name\n"
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the base,\n"
     "                               or, if that is a block device, beside IMAGE\n"
@@ -58,8 +60,10 @@ take_overlays(struct qmeld_commit_options *options, const char *arg)
         options->overlays = QMELD_OVERLAYS_EMPTY;
     else if (strcmp(arg, "delete") == 0)
         options->overlays = QMELD_OVERLAYS_DELETE;
+    else if (strcmp(arg, "quarantine") == 0)
+        options->overlays = QMELD_OVERLAYS_QUARANTINE;
     else {
-        qm_cli_usage("commit", "--overlays is keep, empty or delete, not \"%s\"", arg);
+        qm_cli_usage("commit", "--overlays is keep, empty, delete or quarantine, not \"%s\"", arg);
         return false;
     }
     return true;

@@ -37,11 +37,13 @@ struct request {
 /* What a layer is worth before the merge is finished. */
 enum worth {
     READS_AS_BEFORE,
-    WRONG,      /* the layer is between base and top */
-    HALF,       /* the base, while bytes are copied */
-    COMPLETE,   /* the base, afterwards */
-    GONE,       /* removed, as was asked for */
-    BEING_GONE, /* to be removed */
+    WRONG,       /* the layer is between base and top */
+    HALF,        /* the base, while bytes are copied */
+    COMPLETE,    /* the base, afterwards */
+    GONE,        /* removed, as was asked for */
+    BEING_GONE,  /* to be removed */
+    ASIDE,       /* renamed, as was asked for */
+    BEING_ASIDE, /* to be renamed */
 };
 
 static enum worth
@@ -53,6 +55,8 @@ worth_of(const struct qmeld_unfinished *merge, size_t layer)
         return merge->complete ? COMPLETE : HALF;
     if (merged && merge->complete && merge->overlays == QMELD_OVERLAYS_DELETE)
         return access(merge->layers[layer], F_OK) == 0 ? BEING_GONE : GONE;
+    if (merged && merge->complete && merge->moved_to[layer])
+        return access(merge->layers[layer], F_OK) == 0 ? BEING_ASIDE : ASIDE;
     return merged && layer < merge->top_layer ? WRONG : READS_AS_BEFORE;
 }
 
@@ -84,6 +88,10 @@ sentence_of(const struct qmeld_unfinished *merge, size_t layer)
         return "deleted";
     case BEING_GONE:
         return "merged, to be deleted";
+    case ASIDE:
+        return "merged, and put aside as";
+    case BEING_ASIDE:
+        return "merged, to be put aside as";
     }
     return "";
 }
@@ -112,9 +120,13 @@ print_merge(const struct qmeld_unfinished *merge)
         printf("  merged so far: %s of %s of the disk (%.0f %%)\n", qm_cli_size(merge->done).text,
                qm_cli_size(merge->size).text, percent(merge));
     for (size_t i = merge->n_layers; i-- > 0;) {
+        const enum worth worth = worth_of(merge, i);
         QM_CLI_FREE char *path = qm_cli_quote(merge->layers[i]);
+        QM_CLI_FREE char *now =
+            worth == ASIDE || worth == BEING_ASIDE ? qm_cli_quote(merge->moved_to[i]) : NULL;
 
-        printf("  [%zu] %s: %s\n", i + 1, path, sentence_of(merge, i));
+        printf("  [%zu] %s: %s%s%s\n", i + 1, path, sentence_of(merge, i), now ? " " : "",
+               now ? now : "");
     }
     if (!merge->running)
         printf("  to finish it: qmeld resume %s\n", journal);
@@ -138,6 +150,10 @@ word_of(enum worth worth)
         return "deleted";
     case BEING_GONE:
         return "to-be-deleted";
+    case ASIDE:
+        return "quarantined";
+    case BEING_ASIDE:
+        return "to-be-quarantined";
     }
     return "unknown";
 }
@@ -153,6 +169,8 @@ layers_json(const struct qmeld_unfinished *merge)
         qm_cli_json_add_u64(layer, "layer", i + 1);
         qm_cli_json_add(layer, "filename", qm_cli_json_string(merge->layers[i]));
         qm_cli_json_add(layer, "state", json_object_new_string(word_of(worth_of(merge, i))));
+        if (merge->moved_to[i])
+            qm_cli_json_add(layer, "moved-to", qm_cli_json_string(merge->moved_to[i]));
         json_object_array_add(layers, layer);
     }
     return layers;
@@ -161,7 +179,7 @@ layers_json(const struct qmeld_unfinished *merge)
 static struct json_object *
 merge_json(const struct qmeld_unfinished *merge)
 {
-    static const char *const overlays[] = {"keep", "empty", "delete"};
+    static const char *const overlays[] = {"keep", "empty", "delete", "quarantine"};
     struct json_object *object = json_object_new_object();
 
     qm_cli_json_add(object, "journal", qm_cli_json_string(merge->journal));

@@ -24,6 +24,8 @@ fate_name(enum qmeld_fate fate)
         return "deleted";
     case QMELD_FATE_REPOINTED:
         return "repointed";
+    case QMELD_FATE_QUARANTINED:
+        return "quarantined";
     }
     return "unknown";
 }
@@ -83,6 +85,12 @@ print_fate(const struct qmeld_commit_report *report, const struct range *range, 
     case QMELD_FATE_DELETED:
         printf("deleted");
         break;
+    case QMELD_FATE_QUARANTINED: {
+        QM_CLI_FREE char *now = qm_cli_quote(report->layers[i].moved_to);
+
+        printf("merged, and put aside: its file is %s now", now);
+        break;
+    }
     case QMELD_FATE_REPOINTED:
         printf("reads as before; its backing file is [%zu] now", range->base + 1);
         break;
@@ -164,6 +172,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
         qm_cli_json_add_u64(layer, "layer", i + 1);
         qm_cli_json_add(layer, "filename", qm_cli_json_string(report->layers[i].path));
         qm_cli_json_add(layer, "fate", json_object_new_string(fate_name(report->layers[i].fate)));
+        if (report->layers[i].moved_to)
+            qm_cli_json_add(layer, "moved-to", qm_cli_json_string(report->layers[i].moved_to));
         json_object_array_add(layers, layer);
     }
     qm_cli_json_add(object, "layers", layers);

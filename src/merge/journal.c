@@ -59,15 +59,21 @@ crc_of(const void *p, size_t len)
 /* ---- the intent as JSON ---- */
 
 void
+qm_journal_layer_release(struct qm_journal_layer *l)
+{
+    free(l->path);
+    free(l->format);
+    free(l->moved_to);
+}
+
+void
 qm_intent_release(struct qm_intent *i)
 {
     free(i->base_arg);
     free(i->top_arg);
     free(i->backing_format);
-    QM_VEC_EACH (l, &i->layers) {
-        free(l->path);
-        free(l->format);
-    }
+    QM_VEC_EACH (l, &i->layers)
+        qm_journal_layer_release(l);
     qm_vec_release(&i->layers);
     qm_bitmap_names_release(&i->bitmaps);
     *i = (struct qm_intent){.base_arg = NULL};
@@ -91,6 +97,8 @@ layer_to_json(const struct qm_journal_layer *l)
     json_object_object_add(o, "size", json_object_new_uint64(l->size));
     json_object_object_add(o, "mtime", json_object_new_int64(l->mtime_sec));
     json_object_object_add(o, "mtime-nsec", json_object_new_int64(l->mtime_nsec));
+    if (l->moved_to)
+        json_object_object_add(o, "moved-to", json_object_new_string(l->moved_to));
     return o;
 }
 
@@ -171,6 +179,16 @@ get_bool(struct json_object *o, const char *key, bool *out)
     return true;
 }
 
+/* Not there: NULL. */
+static bool
+get_new_path(struct json_object *o, const char *key, char **out)
+{
+    *out = NULL;
+    if (!json_object_object_get_ex(o, key, NULL))
+        return true;
+    return get_string(o, key, out) && *out && **out == '/';
+}
+
 static bool
 layer_from_json(struct json_object *o, struct qm_intent *i)
 {
@@ -180,10 +198,9 @@ layer_from_json(struct json_object *o, struct qm_intent *i)
         get_number(o, "size", &l.size) && get_time(o, "mtime", &l.mtime_sec) &&
         get_time(o, "mtime-nsec", &l.mtime_nsec) && get_string(o, "path", &l.path) && l.path &&
         l.path[0] == '/' && get_string(o, "format", &l.format) && l.format &&
-        qm_vec_push(&i->layers, &l))
+        get_new_path(o, "moved-to", &l.moved_to) && qm_vec_push(&i->layers, &l))
         return true;
-    free(l.path);
-    free(l.format);
+    qm_journal_layer_release(&l);
     return false;
 }
 
@@ -213,6 +230,19 @@ each(struct json_object *o, const char *key, struct qm_intent *i,
     return true;
 }
 
+/* Those that are to be put aside have new names, and no others. */
+static bool
+new_names_fit(const struct qm_intent *i)
+{
+    for (size_t k = 0; k < i->layers.n; k++) {
+        const bool aside = i->overlays == QMELD_OVERLAYS_QUARANTINE && k > i->base && k <= i->top;
+
+        if (aside != (i->layers.at[k].moved_to != NULL))
+            return false;
+    }
+    return true;
+}
+
 static bool
 intent_from_json(struct json_object *o, struct qm_intent *i)
 {
@@ -221,7 +251,7 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     if (!json_object_is_type(o, json_type_object))
         return false;
     if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
-        !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_DELETE ||
+        !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
         !get_number(o, "base", &base) || !get_number(o, "top", &top) ||
         !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))
         return false;
@@ -231,7 +261,8 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
-           i->base < i->top && i->top < i->layers.n && i->base_size <= i->new_size;
+           i->base < i->top && i->top < i->layers.n && i->base_size <= i->new_size &&
+           new_names_fit(i);
 }
 
 /* ---- where it lies ---- */
@@ -521,7 +552,9 @@ qm_journal_load(const char *path, struct qm_journal **out, struct qmeld_error *e
     if (!j)
         return qm_fail_nomem(err, "the journal");
     if (qm_file_open(path, &j->file, err) < 0) {
-        rc = err->sys_errno == ENOENT || err->sys_errno == ENOTDIR ? 0 : -1;
+        rc = err->sys_errno == ENOENT || err->sys_errno == ENOTDIR || err->sys_errno == ENAMETOOLONG
+                 ? 0
+                 : -1;
     } else {
         rc = load(j, &valid, err);
     }
@@ -610,9 +643,17 @@ qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, stru
     out->format = strdup(layer->img->ops->format);
     if (out->path && out->format)
         return 0;
-    free(out->path);
-    free(out->format);
+    qm_journal_layer_release(out);
     return qm_fail_nomem(err, "the journal");
+}
+
+const char *
+qm_journal_path_now(const struct qm_journal_layer *l)
+{
+    struct stat st;
+
+    return l->moved_to && stat(l->moved_to, &st) == 0 && st.st_ino == l->ino ? l->moved_to
+                                                                             : l->path;
 }
 
 int

@@ -27,6 +27,7 @@
 struct qm_journal_layer {
     char *path; /* absolute */
     char *format;
+    char *moved_to; /* QUARANTINE: the absolute path it is to have in the end; NULL: it stays */
     bool blockdev;
     uint64_t ino;
     uint64_t size;
@@ -64,6 +65,7 @@ struct qm_cursor {
 struct qm_journal;
 
 void qm_intent_release(struct qm_intent *i);
+void qm_journal_layer_release(struct qm_journal_layer *l);
 
 /* Where the journal of a merge into the target of path base lies: dir/.NAME.qmeld, dir being
  * journal_dir, or the target's own directory, or for a block device that of the active layer.
@@ -97,6 +99,9 @@ int qm_journal_advance(struct qm_journal *j, struct qm_cursor to, struct qmeld_e
 /* The merge is over: removes the file, durably, and frees j in every case. */
 int qm_journal_remove(struct qm_journal *j, struct qmeld_error *err) QM_CHECK;
 void qm_journal_close(struct qm_journal *j); /* the file stays; NULL is fine */
+
+/* The path that the layer's file has now: moved_to if it is there already. */
+const char *qm_journal_path_now(const struct qm_journal_layer *l);
 
 /* STALE, naming the layer, unless file is the same one (by inode) and, with untouched, still
  * looks as it did. */

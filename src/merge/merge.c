@@ -81,7 +81,9 @@ list_layers(const struct qm_merge *m, struct qmeld_error *err)
 
         l->fate = qm_settle_fate(&m->settle_config, i);
         l->path = strdup(m->chain->layers[i].path);
-        if (!l->path)
+        if (l->fate == QMELD_FATE_QUARANTINED)
+            l->moved_to = strdup(m->moved_to[i]);
+        if (!l->path || (l->fate == QMELD_FATE_QUARANTINED && !l->moved_to))
             return qm_fail_nomem(err, "the report");
     }
     return 0;
@@ -114,6 +116,18 @@ find_hidden_end(struct qm_merge *m, struct qmeld_error *err)
     return 0;
 }
 
+static int
+note_new_names(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
+{
+    m->moved_to = calloc(intent->layers.n, sizeof *m->moved_to);
+    if (!m->moved_to)
+        return qm_fail_nomem(err, "the layers' names");
+    for (size_t i = 0; i < intent->layers.n; i++)
+        m->moved_to[i] = intent->layers.at[i].moved_to;
+    m->settle_config.moved_to = m->moved_to;
+    return 0;
+}
+
 /* Everything that can be refused, is refused here. */
 static int
 prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
@@ -134,8 +148,8 @@ prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *
                                                  .top = t->top,
                                                  .overlays = intent->overlays,
                                                  .keep_relative = intent->keep_relative};
-    if (lock_layers(m, err) < 0 || find_hidden_end(m, err) < 0 ||
-        qm_settle_check(&m->settle_config, &m->settle, err) < 0)
+    if (note_new_names(m, intent, err) < 0 || lock_layers(m, err) < 0 ||
+        find_hidden_end(m, err) < 0 || qm_settle_check(&m->settle_config, &m->settle, err) < 0)
         return -1;
     return list_layers(m, err);
 }
@@ -265,8 +279,9 @@ open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_err
         const struct qm_journal_layer *l = &intent->layers.at[i];
         const struct qm_chain_options how = {
             .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
-        const bool deleted =
-            intent->overlays == QMELD_OVERLAYS_DELETE && i > intent->base && i <= intent->top;
+        const bool goes = (intent->overlays == QMELD_OVERLAYS_DELETE ||
+                           intent->overlays == QMELD_OVERLAYS_QUARANTINE) &&
+                          i > intent->base && i <= intent->top;
         struct qm_chain *one;
 
         m->chain->layers[i].path = strdup(l->path);
@@ -274,14 +289,14 @@ open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_err
             return qm_fail_nomem(err, "the chain");
         if (i > intent->top + 1)
             continue;
-        if (qm_chain_open(l->path, &how, &one, err) < 0) {
-            if (deleted && err->sys_errno == ENOENT)
+        if (qm_chain_open(qm_journal_path_now(l), &how, &one, err) < 0) {
+            if (goes && err->sys_errno == ENOENT)
                 continue;
             return -1;
         }
         m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
         qm_chain_close(one);
-        if (qm_journal_same(l, m->chain->layers[i].img->file, deleted || i < intent->base, err) < 0)
+        if (qm_journal_same(l, m->chain->layers[i].img->file, goes || i < intent->base, err) < 0)
             return -1;
     }
     return 0;
@@ -378,4 +393,5 @@ qm_merge_release(struct qm_merge *m)
     qm_settle_free(m->settle);
     qm_journal_close(m->journal);
     qm_chain_close(m->chain);
+    free(m->moved_to);
 }

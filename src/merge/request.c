@@ -270,9 +270,13 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
 
         if (qm_journal_note(&m->chain->layers[i], &l, err) < 0)
             return -1;
+        if (o->overlays == QMELD_OVERLAYS_QUARANTINE && i > base && i <= top &&
+            qm_settle_new_name(l.path, &l.moved_to, err) < 0) {
+            qm_journal_layer_release(&l);
+            return -1;
+        }
         if (!qm_vec_push(&out->layers, &l)) {
-            free(l.path);
-            free(l.format);
+            qm_journal_layer_release(&l);
             return qm_fail_nomem(err, "the journal");
         }
     }
@@ -401,8 +405,10 @@ qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
 void
 qmeld_commit_report_free(struct qmeld_commit_report *report)
 {
-    for (size_t i = 0; i < report->n_layers; i++)
+    for (size_t i = 0; i < report->n_layers; i++) {
         free(report->layers[i].path);
+        free(report->layers[i].moved_to);
+    }
     free(report->layers);
     report->layers = NULL;
     report->n_layers = 0;
@@ -422,7 +428,7 @@ static bool
 concerns(const struct qm_intent *i, const char *path)
 {
     QM_VEC_EACH (l, &i->layers)
-        if (same_file(path, l->path))
+        if (same_file(path, l->path) || (l->moved_to && same_file(path, l->moved_to)))
             return true;
     return false;
 }
@@ -463,7 +469,7 @@ tell(struct find *f, void *opaque, struct qmeld_error *err)
     struct telling *t = opaque;
     struct qmeld_unfinished u = {.journal = f->path, .problem = f->j ? NULL : &f->problem};
     QM_FREE char *dir = dir_of(f->path);
-    QM_FREE const char **layers = NULL;
+    QM_FREE const char **layers = NULL; /* and behind them their new names */
 
     if (t->told && dir && same_file(dir, t->told))
         return 0;
@@ -474,11 +480,14 @@ tell(struct find *f, void *opaque, struct qmeld_error *err)
         const struct qm_intent *i = qm_journal_intent(f->j);
 
         describe(f->j, &u);
-        u.layers = layers = calloc(i->layers.n, sizeof *layers);
+        u.layers = layers = calloc(i->layers.n, 2 * sizeof *layers);
         if (!layers)
             return qm_fail_nomem(err, "the layers' names");
-        for (size_t k = 0; k < i->layers.n; k++)
+        u.moved_to = layers + i->layers.n;
+        for (size_t k = 0; k < i->layers.n; k++) {
             layers[k] = i->layers.at[k].path;
+            layers[i->layers.n + k] = i->layers.at[k].moved_to;
+        }
     }
     t->any = true;
     if (t->fn(&u, t->opaque) != 0)

@@ -6,7 +6,14 @@
 #include "qcow2_header.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* Nobody keeps so many; a directory in which every name is taken must not cost for ever. */
+#define MAX_SET_ASIDE 1000u
 
 /* A layer whose header is to name the base. */
 struct repoint {
@@ -51,17 +58,55 @@ check_repoints(struct qm_settle *s, struct qmeld_error *err)
     return 0;
 }
 
+static bool
+names_go(const struct qm_settle_config *c)
+{
+    return c->overlays == QMELD_OVERLAYS_DELETE || c->overlays == QMELD_OVERLAYS_QUARANTINE;
+}
+
+/* The merged files are to lose their names. */
 static int
-check_delete(const struct qm_settle *s, struct qmeld_error *err)
+check_names(const struct qm_settle *s, struct qmeld_error *err)
 {
     for (size_t i = s->cfg.base + 1; i <= s->cfg.top; i++) {
         const struct qm_layer *layer = &s->cfg.chain->layers[i];
 
-        if (layer->img && layer->img->file->blockdev)
+        if (!layer->img)
+            continue;
+        if (layer->img->file->blockdev)
             return qm_fail(err, QMELD_USAGE, qm_in(layer->path),
-                           "a block device cannot be deleted: use --overlays=keep or empty");
+                           "a block device cannot be %s: use --overlays=keep or empty",
+                           s->cfg.overlays == QMELD_OVERLAYS_DELETE ? "deleted" : "renamed");
+        if (qm_names_may_change(layer->path, err) < 0)
+            return -1;
     }
     return 0;
+}
+
+int
+qm_settle_new_name(const char *path, char **out, struct qmeld_error *err)
+{
+    for (unsigned n = 0; n < MAX_SET_ASIDE; n++) {
+        struct stat st;
+        int rc = n == 0 ? asprintf(out, "%s.merged", path) : asprintf(out, "%s.merged.%u", path, n);
+
+        if (rc < 0) {
+            *out = NULL;
+            return qm_fail_nomem(err, "a file name");
+        }
+        if (lstat(*out, &st) < 0 && errno == ENOENT)
+            return 0;
+        free(*out);
+        *out = NULL;
+        if (errno == ENAMETOOLONG)
+            return qm_fail(err, QMELD_UNSUPPORTED, qm_in(path),
+                           "with .merged behind it the name is too long for the file system: use "
+                           "another --overlays than quarantine");
+    }
+    return qm_fail(err, QMELD_UNSUPPORTED, qm_in(path),
+                   "all names from .merged to .merged.%u are taken: remove what is not needed any "
+                   "more",
+                   MAX_SET_ASIDE - 1);
 }
 
 int
@@ -76,8 +121,8 @@ qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
         return qm_fail_nomem(err, "settling the overlays");
     s->cfg = *config;
     rc = check_repoints(s, err);
-    if (rc == 0 && config->overlays == QMELD_OVERLAYS_DELETE)
-        rc = check_delete(s, err);
+    if (rc == 0 && names_go(config))
+        rc = check_names(s, err);
     if (rc == 0 && config->overlays == QMELD_OVERLAYS_EMPTY)
         rc = qm_file_make_writable(config->chain->layers[config->top].img->file, err);
     if (rc < 0) {
@@ -115,6 +160,22 @@ empty(struct qm_qcow2 *top, struct qmeld_error *err)
     return qm_qcow2_check(top, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
 }
 
+/* Layer by layer, from the top: no file without its backing. */
+static int
+put_away(struct qm_settle *s, struct qmeld_error *err)
+{
+    for (size_t i = s->cfg.top; i > s->cfg.base; i--) {
+        const struct qm_layer *layer = &s->cfg.chain->layers[i];
+        const char *to = s->cfg.overlays == QMELD_OVERLAYS_QUARANTINE ? s->cfg.moved_to[i] : NULL;
+
+        if (!layer->img || (to && strcmp(layer->img->file->path, to) == 0))
+            continue; /* by the run that was interrupted */
+        if ((to ? qm_rename(layer->path, to, err) : qm_unlink(layer->path, err)) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 int
 qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err)
 {
@@ -137,16 +198,11 @@ qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err)
 int
 qm_settle_give_up(struct qm_settle *s, struct qmeld_error *err)
 {
-    struct qm_layer *layers = s->cfg.chain->layers;
+    const struct qm_layer *layers = s->cfg.chain->layers;
 
-    if (s->cfg.overlays == QMELD_OVERLAYS_EMPTY) {
+    if (s->cfg.overlays == QMELD_OVERLAYS_EMPTY)
         return empty(qm_qcow2_of(layers[s->cfg.top].img), err);
-    }
-    if (s->cfg.overlays == QMELD_OVERLAYS_DELETE) /* from the top: no file without its backing */
-        for (size_t i = s->cfg.top; i > s->cfg.base; i--)
-            if (layers[i].img && qm_unlink(layers[i].path, err) < 0)
-                return -1;
-    return 0;
+    return names_go(&s->cfg) ? put_away(s, err) : 0;
 }
 
 void
@@ -168,8 +224,9 @@ qm_settle_fate(const struct qm_settle_config *config, size_t layer)
         return QMELD_FATE_REPOINTED;
     if (layer < config->base || layer > config->top)
         return QMELD_FATE_UNTOUCHED;
-    if (config->overlays == QMELD_OVERLAYS_DELETE)
-        return QMELD_FATE_DELETED;
+    if (names_go(config))
+        return config->overlays == QMELD_OVERLAYS_DELETE ? QMELD_FATE_DELETED
+                                                         : QMELD_FATE_QUARANTINED;
     if (layer < config->top)
         return QMELD_FATE_INVALID;
     return config->overlays == QMELD_OVERLAYS_EMPTY ? QMELD_FATE_EMPTIED : QMELD_FATE_REDUNDANT;

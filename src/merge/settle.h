@@ -21,11 +21,16 @@ struct qm_settle_config {
     size_t top;
     enum qmeld_overlays overlays;
     bool keep_relative;
+    const char *const *moved_to; /* QUARANTINE: the new name of each merged layer, absolute */
 };
 
 struct qm_settle;
 
-/* A layer without image was removed by an earlier run.  Names are computed, room in headers and access are tested; layers that will be written are
+/* A free name for a file that is to be put aside: path.merged, path.merged.1, ...; malloc'd.
+ * UNSUPPORTED: there is none. */
+int qm_settle_new_name(const char *path, char **out, struct qmeld_error *err) QM_CHECK;
+
+/* A layer without image was removed by an earlier run; one whose file has its new name was renamed.  Names are computed, room in headers and access are tested; layers that will be written are
  * opened for it.  Writes nothing. */
 int qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
                     struct qmeld_error *err) QM_CHECK;

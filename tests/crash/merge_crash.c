@@ -63,10 +63,15 @@ hold_files(const struct stage *s)
     char held[4096];
 
     mkdir(HELD, 0777);
-    for (size_t i = 0; i < s->n; i++) {
+    for (size_t i = 0; i < s->n_files; i++) {
+        /* a layer that is put aside is the same file */
+        const char *file = s->files[i > s->n ? s->top + (i - s->n - 1) : i];
+
+        if (i == s->n) /* the journal: not there yet */
+            continue;
         snprintf(held, sizeof held, HELD "/%s", s->files[i]);
         unlink(held);
-        if (link(s->files[i], held) < 0) {
+        if (link(file, held) < 0) {
             perror(held);
             exit(2);
         }
@@ -288,15 +293,15 @@ run_recipes(struct harness *h)
 static void
 print_commit(FILE *f, const char *recipe, uint64_t seed)
 {
-    static const char *const overlays[] = {"keep", "empty", "delete"};
+    static const char *const overlays[] = {"keep", "empty", "delete", "quarantine"};
     unsigned layers = 0;
 
     for (const char *line = recipe; line; line = strchr(line, '\n')) {
         line += *line == '\n';
         layers += line[0] >= 'a' && line[0] <= 'z' && line[1] == ' ' && line[2] == '|';
     }
-    fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe%s", overlays[seed % 3],
-            seed % 4 ? "" : " sec=0");
+    fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe%s", overlays[seed % 4],
+            seed % 3 ? "" : " sec=0");
     if (layers >= 3 && seed % 2) {
         const unsigned base = (unsigned)(seed / 2 % (layers - 2));
 

@@ -168,7 +168,8 @@ judge(struct harness *h, const struct job *j, const struct fault *f, int rc,
 static bool
 run_once(struct harness *h, const struct job *j, struct fault *f)
 {
-    static const char *const ops[] = {"write", "zero", "discard", "truncate", "sync", "unlink"};
+    static const char *const ops[] = {"write", "zero",   "discard", "truncate",
+                                      "sync",  "unlink", "rename"};
     const size_t fds = open_files();
     struct qmeld_error err;
     size_t left;

@@ -70,9 +70,10 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
         s->top = layer_named(s, value);
         s->opts.top = s->files[s->top];
     } else if (!strcmp(key, "overlays")) {
-        s->opts.overlays = !strcmp(value, "empty")    ? QMELD_OVERLAYS_EMPTY
-                           : !strcmp(value, "delete") ? QMELD_OVERLAYS_DELETE
-                                                      : QMELD_OVERLAYS_KEEP;
+        s->opts.overlays = !strcmp(value, "empty")        ? QMELD_OVERLAYS_EMPTY
+                           : !strcmp(value, "delete")     ? QMELD_OVERLAYS_DELETE
+                           : !strcmp(value, "quarantine") ? QMELD_OVERLAYS_QUARANTINE
+                                                          : QMELD_OVERLAYS_KEEP;
     } else if (!strcmp(key, "backing_format")) {
         s->opts.backing_format = !strcmp(value, "raw") ? "raw" : "qcow2";
     } else if (!strcmp(key, "dirty")) {
@@ -112,6 +113,27 @@ set_options(struct stage *s, const char *line)
     qm_transfer_limits = limits;
 }
 
+const char *
+stage_aside(const struct stage *s, size_t layer)
+{
+    return s->files[s->n + 1 + (layer - s->top)];
+}
+
+/* Their new names, as this directory has nothing that could be in the way. */
+static void
+name_aside(struct stage *s)
+{
+    if (s->opts.overlays != QMELD_OVERLAYS_QUARANTINE)
+        return;
+    for (size_t i = s->top; i < s->base; i++) {
+        char *name;
+
+        if (asprintf(&name, "%s.merged", s->files[i]) < 0)
+            abort();
+        s->files[s->n_files++] = name;
+    }
+}
+
 bool
 stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
 {
@@ -134,7 +156,7 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     s->n = qm_forge_n_layers(s->forge);
     s->base = s->n - 1;
     s->n_files = s->n + 1;
-    s->files = calloc(s->n_files, sizeof *s->files);
+    s->files = calloc(2 * s->n + 1, sizeof *s->files);
     if (!s->files)
         abort();
     for (size_t i = 0; i < s->n; i++)
@@ -143,6 +165,7 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     set_options(s, line);
     snprintf(s->journal, sizeof s->journal, ".%s.qmeld", s->files[s->base]);
     s->files[s->n] = s->journal;
+    name_aside(s);
     return true;
 }
 
@@ -150,6 +173,11 @@ void
 stage_close(struct stage *s)
 {
     qm_forge_free(s->forge);
+    for (size_t i = s->n + 1; i < s->n_files; i++)
+        free((void *)s->files[i]);
+    for (size_t i = 0; s->aside && i < s->base - s->top; i++)
+        free(s->aside[i].at);
+    free(s->aside);
     free(s->files);
     free(s->active_view.at);
     free(s->top_view.at);
@@ -445,11 +473,24 @@ bitmaps_tell(struct stage *s, size_t *out_valid)
 /* ---- questions --------------------------------------------------------------------------------
  */
 
+static void
+remember_aside(struct stage *s)
+{
+    if (s->opts.overlays != QMELD_OVERLAYS_QUARANTINE)
+        return;
+    s->aside = calloc(s->base - s->top, sizeof *s->aside);
+    if (!s->aside)
+        abort();
+    for (size_t i = s->top; i < s->base; i++)
+        s->aside[i - s->top].at = qm_torn_load(s->files[i], &s->aside[i - s->top].len);
+}
+
 bool
 stage_before(struct stage *s)
 {
     struct qmeld_error err;
 
+    remember_aside(s);
     s->active_view = expected(s, 0);
     s->top_view = expected(s, s->top);
     if (read_snapshots(s, &s->snapshots, &err) < 0)
@@ -478,11 +519,19 @@ is_there(const struct stage *s, size_t layer)
     return access(s->files[layer], F_OK) == 0;
 }
 
+/* The merged layers lose their names. */
+static bool
+names_go(const struct stage *s)
+{
+    return s->opts.overlays == QMELD_OVERLAYS_DELETE ||
+           s->opts.overlays == QMELD_OVERLAYS_QUARANTINE;
+}
+
 bool
 stage_reads(struct stage *s)
 {
     if (!is_there(s, 0)) {
-        if (s->opts.overlays != QMELD_OVERLAYS_DELETE || s->top != 0)
+        if (!names_go(s) || s->top != 0)
             return no(s, "the active layer is gone");
         return view_is(s, s->base, &s->done_view, "the base that the active layer was merged into");
     }
@@ -673,13 +722,31 @@ is_empty(struct stage *s, size_t layer)
     return rc == 0 || no(s, "%s is not empty", s->files[layer]);
 }
 
+/* Put aside means: the same bytes under another name. */
+static bool
+is_aside(struct stage *s, size_t layer)
+{
+    const char *name = stage_aside(s, layer);
+    struct stage_bytes got;
+    bool ok;
+
+    if (access(name, F_OK) != 0)
+        return no(s, "%s is not there", name);
+    got.at = qm_torn_load(name, &got.len);
+    ok = same(s, name, &got, &s->aside[layer - s->top]);
+    free(got.at);
+    return ok;
+}
+
 static bool
 is_settled(struct stage *s)
 {
-    if (s->opts.overlays == QMELD_OVERLAYS_DELETE)
-        for (size_t i = s->top; i < s->base; i++)
-            if (is_there(s, i))
-                return no(s, "%s is still there", s->files[i]);
+    for (size_t i = s->top; names_go(s) && i < s->base; i++) {
+        if (is_there(s, i))
+            return no(s, "%s is still there", s->files[i]);
+        if (s->opts.overlays == QMELD_OVERLAYS_QUARANTINE && !is_aside(s, i))
+            return false;
+    }
     if (access(s->journal, F_OK) == 0)
         return no(s, "the journal is still there");
     return s->opts.overlays != QMELD_OVERLAYS_EMPTY || is_empty(s, s->top);

@@ -32,7 +32,8 @@ struct stage {
     char name[512];
     char why[2048];
     struct qm_forge *forge;
-    const char **files; /* one a layer, then the journal of the merge */
+    const char **files; /* one a layer, then the journal of the merge, then, for quarantine, the
+                         * merged layers' new names, from top on */
     size_t n;           /* layers */
     size_t n_files;
     char journal[256];
@@ -47,9 +48,13 @@ struct stage {
     struct stage_bytes base_view; /* of the base, before the merge */
     size_t valid_bitmaps;         /* of the base, before the merge */
     struct stage_end base_end, top_end, child_end;
-    bool qemu;       /* qemu-img is asked, too */
-    bool by_journal; /* an unfinished merge is gone on with by qmeld_resume */
+    struct stage_bytes *aside; /* quarantine: what the merged layers hold, from top on */
+    bool qemu;                 /* qemu-img is asked, too */
+    bool by_journal;           /* an unfinished merge is gone on with by qmeld_resume */
 };
+
+/* quarantine: the new name of a merged layer. */
+const char *stage_aside(const struct stage *s, size_t layer);
 
 /* The n-th "# commit ..." line of a recipe; false: it has no such line.  A recipe that cannot
  * be used ends the program. */

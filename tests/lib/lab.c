@@ -409,6 +409,7 @@ letter(const struct plan *p, const struct event *e)
     case QM_IO_SYNC:
         return '|';
     case QM_IO_UNLINK:
+    case QM_IO_RENAME:
         break;
     }
     return 'U';

@@ -36,6 +36,7 @@
 struct change {
     enum qm_io_op op; /* QM_IO_SYNC ends an interval */
     size_t file;
+    size_t to;    /* QM_IO_RENAME: the file that it becomes */
     bool appears; /* the file gets its name; op means nothing */
     uint64_t off;
     uint64_t len;
@@ -86,6 +87,26 @@ which_file(const struct qm_torn *t, const char *path, size_t *out)
     return false;
 }
 
+/* The file that a path that does not exist yet stands for: same name, same directory. */
+static size_t
+file_to_be(const struct qm_torn *t, const char *path)
+{
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    struct stat here, there;
+    size_t i = 0;
+
+    assert_non_null(dir);
+    assert_int_equal(stat(dir, &there), 0);
+    assert_int_equal(stat(".", &here), 0);
+    free(dir);
+    assert_true(here.st_dev == there.st_dev && here.st_ino == there.st_ino);
+    while (i < t->n_files && strcmp(t->files[i].path, name) != 0)
+        i++;
+    assert_true(i < t->n_files); /* a file goes where nobody looks */
+    return i;
+}
+
 static void
 note_name(struct qm_torn *t, size_t idx, enum qm_io_op op)
 {
@@ -96,7 +117,7 @@ note_name(struct qm_torn *t, size_t idx, enum qm_io_op op)
 
         assert_true(qm_vec_push(&t->changes, &c));
     }
-    f->there = op != QM_IO_UNLINK;
+    f->there = op != QM_IO_UNLINK && op != QM_IO_RENAME;
 }
 
 static int
@@ -109,6 +130,10 @@ record(const struct qm_io_event *ev, void *opaque)
         return 0;
     if (c.file != ALL_FILES)
         note_name(t, c.file, ev->op);
+    if (ev->op == QM_IO_RENAME) {
+        c.to = file_to_be(t, ev->to);
+        t->files[c.to].there = t->files[c.to].changed = true;
+    }
     if (ev->op == QM_IO_WRITE && ev->len > 0) {
         c.bytes = malloc(ev->len);
         assert_non_null(c.bytes);
@@ -255,9 +280,18 @@ hash_content(struct content *c)
 static size_t
 n_pieces(const struct change *c)
 {
-    if (c->appears || c->op == QM_IO_TRUNCATE || c->op == QM_IO_UNLINK)
+    if (c->appears || c->op == QM_IO_TRUNCATE || c->op == QM_IO_UNLINK || c->op == QM_IO_RENAME)
         return 1;
     return c->len ? (size_t)((c->off + c->len - 1) / SECTOR - c->off / SECTOR + 1) : 0;
+}
+
+/* What was not durable of the file is still said of its old name: nobody renames such a file here. */
+static void
+rename_to(struct content *from, struct content *to)
+{
+    copy_content(to, from);
+    from->gone = true;
+    resize(from, 0);
 }
 
 static void
@@ -291,6 +325,7 @@ apply(struct content *f, const struct change *c, size_t piece)
         resize(f, 0); /* a file that gets this name again is another one */
         break;
     case QM_IO_SYNC:
+    case QM_IO_RENAME: /* concerns two files: rename_to */
         break;
     }
 }
@@ -360,6 +395,15 @@ remember(struct replay *r, uint64_t hash)
     return true;
 }
 
+static struct content *
+state_of(struct file *f)
+{
+    if (f->state_is_durable)
+        copy_content(&f->state, &f->durable);
+    f->state_is_durable = false;
+    return &f->state;
+}
+
 /* Applies the pieces in keep[] to what is durable. */
 static uint64_t
 build(struct replay *r)
@@ -373,10 +417,10 @@ build(struct replay *r)
         for (size_t k = 0; k < p->n; k++) {
             if (!r->keep[p->first + k])
                 continue;
-            if (f->state_is_durable)
-                copy_content(&f->state, &f->durable);
-            f->state_is_durable = false;
-            apply(&f->state, p->change, k);
+            if (p->change->op == QM_IO_RENAME && !p->change->appears)
+                rename_to(state_of(f), state_of(&t->files[p->change->to]));
+            else
+                apply(state_of(f), p->change, k);
         }
     }
     for (size_t i = 0; i < t->n_files; i++) {
@@ -517,12 +561,15 @@ settle(struct replay *r, const struct change *sync)
 
     QM_VEC_EACH (p, &r->pending) {
         struct file *f = &r->t->files[p->change->file];
-        const bool name = p->change->appears || p->change->op == QM_IO_UNLINK;
+        const bool name =
+            p->change->appears || p->change->op == QM_IO_UNLINK || p->change->op == QM_IO_RENAME;
 
         if (sync->file == ALL_FILES ? !name : name || sync->file != p->change->file) {
             r->pending.at[left++] = *p;
             continue;
         }
+        if (p->change->op == QM_IO_RENAME && !p->change->appears)
+            rename_to(&f->durable, &r->t->files[p->change->to].durable);
         for (size_t k = 0; k < p->n; k++)
             apply(&f->durable, p->change, k);
     }

@@ -6,7 +6,7 @@
  * a sync makes durable what was done to that file before it, and to no other file; a sync of a
  * directory makes new and removed names durable.  What is not durable reaches the disk or not, each
  * piece for itself: writes and holes in sectors of 512 bytes, each whole or not at all;
- * truncations, new names and removed names whole.  A discarded range may also read as anything.
+ * truncations, new names, removed and changed names whole.  A discarded range may also read as anything.
  *
  * A recorder takes down the changes of some files.  Replay then builds the states between any two
  * syncs: every subset where there are few pieces; otherwise none, all, each change missing, each

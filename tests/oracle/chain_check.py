@@ -48,7 +48,7 @@ def pick_any_merge(rng, chain):
         args += ["--shallow"]
     elif m.base != 0 or rng.random() < 0.3:
         args += ["--base", layer_name(rng, chain, m.base)]
-    m.overlays = rng.choice(["keep", "keep", "empty", "delete"])
+    m.overlays = rng.choice(["keep", "keep", "empty", "delete", "quarantine"])
     if m.overlays == "empty" and chain.easy and m.base != m.top - 1:
         m.overlays = "keep"
     if m.overlays != "keep" or rng.random() < 0.3:
@@ -258,6 +258,10 @@ def check_others(m):
     for i in range(m.n):
         path = m.chain.path(i)
         inside = m.base < i <= m.top
+        if inside and m.overlays == "quarantine":
+            if os.path.lexists(path) or oracle.digest(path + ".merged") != m.digest[path]:
+                raise Fail(f"layer {i + 1} was to be renamed to {path}.merged, and no more")
+            continue
         exists = os.path.exists(path)
         if inside and m.overlays == "delete":
             if exists:

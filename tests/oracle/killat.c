@@ -130,6 +130,8 @@ SIMPLE(fdatasync, fd, (int fd), (fd))
 SIMPLE(fsync, fd, (int fd), (fd))
 SIMPLE(unlink, -1, (const char *path), (path))
 SIMPLE(rename, -1, (const char *from, const char *to), (from, to))
+SIMPLE(renameat2, -1, (int from_dir, const char *from, int to_dir, const char *to, unsigned flags),
+       (from_dir, from, to_dir, to, flags))
 
 ssize_t
 copy_file_range(int in, off64_t *in_off, int out, off64_t *out_off, size_t len, unsigned flags)

@@ -129,6 +129,42 @@ io__a_fifo_is_refused_without_waiting(void **state)
     assert_null(f);
 }
 
+/* No RENAME_NOREPLACE, as on NFS. */
+static int
+knows_no_flags(const struct qm_io_event *ev, void *opaque)
+{
+    (void)opaque;
+    return ev->op == QM_IO_RENAME ? EINVAL : 0;
+}
+
+static void
+io__a_rename_replaces_nothing(void **state)
+{
+    (void)state;
+    for (int plain = 0; plain < 2; plain++) {
+        struct qmeld_error err = {0};
+        struct stat was, now;
+
+        qm_file_close(make("old-name", 'a', 10));
+        qm_file_close(make("taken", 'b', 20));
+        qm_io_set_hook(plain ? knows_no_flags : NULL, NULL);
+        assert_int_equal(stat("old-name", &was), 0);
+        assert_int_equal(qm_rename("old-name", "taken", &err), -1);
+        assert_int_equal(err.code, QMELD_USAGE);
+        assert_int_equal(stat("taken", &now), 0);
+        assert_int_equal(now.st_size, 20);
+        assert_int_equal(qm_rename("old-name", "free", &err), 0);
+        assert_int_equal(access("old-name", F_OK), -1);
+        assert_int_equal(stat("free", &now), 0);
+        assert_true(now.st_ino == was.st_ino);
+        assert_int_equal(qm_rename("not-there", "free-too", &err), -1);
+        assert_int_equal(err.sys_errno, ENOENT);
+        assert_int_equal(access("free-too", F_OK), -1); /* nothing is left of the attempt */
+        qm_io_set_hook(NULL, NULL);
+        unlink("free");
+    }
+}
+
 static void
 window__a_range_longer_than_the_window_is_written_whole(void **state)
 {
@@ -177,6 +213,7 @@ main(void)
         cmocka_unit_test(io__offsets_no_file_can_have_are_refused),
         cmocka_unit_test(io__a_path_that_leads_elsewhere_now_is_stale),
         cmocka_unit_test(io__a_fifo_is_refused_without_waiting),
+        cmocka_unit_test(io__a_rename_replaces_nothing),
         cmocka_unit_test(window__a_range_longer_than_the_window_is_written_whole),
         cmocka_unit_test(window__a_source_that_shrinks_is_named_with_the_offset),
     };

@@ -369,6 +369,11 @@ journal__length_of_gigabytes_is_not_believed(void **state)
 #define SIZES   "\"base-size\": 1, \"new-size\": 2, "
 #define LAYERS  "\"layers\": [" LAYER("/a") ", " LAYER("/b") "], "
 #define BITMAPS "\"bitmaps\": []"
+#define ASIDE(to)                                                                                  \
+    "\"layers\": [" LAYER(                                                                         \
+        "/a") ", {\"moved-to\": \"" to "\", \"path\": \"/b\", "                                    \
+              "\"format\": \"raw\", \"block-device\": false, \"inode\": 1, \"size\": 1, "          \
+              "\"mtime\": 1, \"mtime-nsec\": 1}], "
 
 static void
 forge_intent(const char *text)
@@ -400,7 +405,12 @@ journal__hostile_intent_is_refused(void **state)
         "{" WORDS NUMBERS "\"layers\": [" LAYER("/a") "], " BITMAPS "}",
         "{" WORDS NUMBERS "\"layers\": [" LAYER("/a") ", " LAYER("b") "], " BITMAPS "}",
         "{" WORDS NUMBERS "\"layers\": [" LAYER("/a") ", {\"path\": \"/b\"}], " BITMAPS "}",
+        "{" WORDS FLAGS "\"overlays\": 4, \"base\": 0, \"top\": 1, " SIZES LAYERS BITMAPS "}",
         "{" WORDS FLAGS "\"overlays\": 3, \"base\": 0, \"top\": 1, " SIZES LAYERS BITMAPS "}",
+        "{" WORDS FLAGS "\"overlays\": 3, \"base\": 0, \"top\": 1, " SIZES ASIDE("b.merged") BITMAPS
+        "}",
+        "{" WORDS FLAGS "\"overlays\": 2, \"base\": 0, \"top\": 1, " SIZES ASIDE("/b.merged")
+            BITMAPS "}",
         "{" WORDS FLAGS "\"overlays\": -1, \"base\": 0, \"top\": 1, " SIZES LAYERS BITMAPS "}",
         "{" WORDS FLAGS "\"overlays\": 0, \"base\": 1, \"top\": 1, " SIZES LAYERS BITMAPS "}",
         "{" WORDS FLAGS "\"overlays\": 0, \"base\": 0, \"top\": 2, " SIZES LAYERS BITMAPS "}",
@@ -417,6 +427,13 @@ journal__hostile_intent_is_refused(void **state)
     forge_intent("{" WORDS NUMBERS LAYERS BITMAPS "}"); /* what all the others are changed from */
     j = load();
     assert_non_null(j);
+    qm_journal_close(j);
+    forge_intent("{" WORDS FLAGS
+                 "\"overlays\": 3, \"base\": 0, \"top\": 1, " SIZES ASIDE("/b.merged") BITMAPS "}");
+    j = load();
+    assert_non_null(j);
+    assert_null(qm_journal_intent(j)->layers.at[0].moved_to);
+    assert_string_equal(qm_journal_intent(j)->layers.at[1].moved_to, "/b.merged");
     qm_journal_close(j);
     for (size_t i = 0; i < sizeof intents / sizeof *intents; i++) {
         forge_intent(intents[i]);

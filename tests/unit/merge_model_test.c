@@ -107,7 +107,7 @@ draw(struct trial *t)
         return;
     t->base = any(t, 3) ? 0 : any(t, t->n - 1);
     t->top = any(t, 2) ? t->n - 1 : t->base + 1 + any(t, t->n - 1 - t->base);
-    t->overlays = any(t, 3) ? QMELD_OVERLAYS_KEEP : (enum qmeld_overlays)any(t, 3);
+    t->overlays = any(t, 3) ? QMELD_OVERLAYS_KEEP : (enum qmeld_overlays)any(t, 4);
 }
 
 /* Free space of base is full of rubbish: what is taken must be filled, or flagged, to the last
@@ -202,7 +202,23 @@ may_change(const struct trial *t, size_t layer)
 static bool
 is_gone(const struct trial *t, size_t layer)
 {
-    return t->overlays == QMELD_OVERLAYS_DELETE && layer > t->base && layer <= t->top;
+    return (t->overlays == QMELD_OVERLAYS_DELETE || t->overlays == QMELD_OVERLAYS_QUARANTINE) &&
+           layer > t->base && layer <= t->top;
+}
+
+/* Frees before. */
+static void
+check_gone(const struct trial *t, size_t layer, struct qm_bytes before)
+{
+    char name[4096];
+
+    assert_int_equal(access(file(t, layer), F_OK), -1);
+    snprintf(name, sizeof name, "%s.merged", file(t, layer));
+    if (t->overlays == QMELD_OVERLAYS_QUARANTINE)
+        qm_lab_same(qm_lab_file(name), before, name);
+    else
+        free(before.at);
+    unlink(name);
 }
 
 static void
@@ -210,13 +226,11 @@ check_others(const struct trial *t, struct qm_bytes *before, bool merged)
 {
     for (size_t i = 0; i < t->n; i++) {
         if (merged && is_gone(t, i))
-            assert_int_equal(access(file(t, i), F_OK), -1);
+            check_gone(t, i, before[i]);
         else if (!merged || !may_change(t, i))
             qm_lab_same(qm_lab_file(file(t, i)), before[i], file(t, i));
         else
             before[i].at = (free(before[i].at), NULL);
-        if (merged && is_gone(t, i))
-            free(before[i].at);
     }
 }
 
