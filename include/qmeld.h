@@ -328,14 +328,19 @@ QMELD_API int qmeld_note_path(const char *base, const char *active, const char *
 QMELD_API int qmeld_note_write(const char *path, const char *text,
                                struct qmeld_error *err) QMELD_CHECK;
 
-/* malloc'd; *out is NULL if there is none, or one that was never finished.  CORRUPT: damaged.  USAGE:
- * somebody else's, whom we had better not obey. */
-QMELD_API int qmeld_note_read(const char *path, char **out, struct qmeld_error *err) QMELD_CHECK;
+/* malloc'd; *out is NULL if there is none, or one that was never finished.  *step is 0 in a new note.
+ * CORRUPT: damaged.  USAGE: somebody else's, whom we had better not obey. */
+QMELD_API int qmeld_note_read(const char *path, char **out, unsigned *step,
+                              struct qmeld_error *err) QMELD_CHECK;
+
+/* Notes how far things came; the text stays.  Durable on return; after a crash the old step or the
+ * new one is there. */
+QMELD_API int qmeld_note_step(const char *path, unsigned step, struct qmeld_error *err) QMELD_CHECK;
 
 /* Durable on return; that there is none is no failure. */
 QMELD_API int qmeld_note_remove(const char *path, struct qmeld_error *err) QMELD_CHECK;
 
-/* text is NULL if it cannot be read, for *problem.  Not 0: the walk ends, QMELD_CANCELED. */
+/* text is NULL if the note cannot be read, for *problem.  Not 0: the walk ends, QMELD_CANCELED. */
 typedef int qmeld_note_fn(const char *path, const char *text, const struct qmeld_error *problem,
                           void *opaque);
 

@@ -33,10 +33,11 @@ struct disk_note {
     be32 version;
     be32 len;
     be32 text_crc;
+    be32 step;
     be32 crc; /* of all before it */
-    unsigned char zero[32];
+    unsigned char zero[28];
 };
-static_assert(offsetof(struct disk_note, crc) == 28, "format");
+static_assert(offsetof(struct disk_note, crc) == 32, "format");
 static_assert(sizeof(struct disk_note) == HEAD_LEN, "format");
 
 static uint32_t
@@ -91,7 +92,7 @@ refuse_old(const char *path, struct qmeld_error *err)
     QM_FREE char *old = NULL;
     struct stat st;
 
-    if (qmeld_note_read(path, &old, err) < 0)
+    if (qmeld_note_read(path, &old, NULL, err) < 0)
         return -1;
     if (old)
         return qm_fail(err, QMELD_USAGE, qm_in(path),
@@ -148,30 +149,42 @@ damaged(const struct qm_file *file, struct qmeld_error *err)
                    "virtual machine's definition names the right files, then remove it");
 }
 
+/* *out_valid: it has a head. */
 static int
-read_text(const struct qm_file *file, char **out, struct qmeld_error *err)
+read_head(const struct qm_file *file, struct disk_note *d, bool *out_valid, struct qmeld_error *err)
+{
+    *out_valid = false;
+    if (qm_pread_padded(file, 0, d, sizeof *d, err) < 0)
+        return -1;
+    if (memcmp(d->magic, nothing, sizeof nothing) == 0)
+        return 0;
+    if (memcmp(d->magic, magic, sizeof magic) != 0 ||
+        be32_get(&d->crc) != crc_of(d, offsetof(struct disk_note, crc)))
+        return damaged(file, err);
+    if (be32_get(&d->version) != VERSION)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
+                       "the note has version %u: finish with the qmeld that began",
+                       (unsigned)be32_get(&d->version));
+    *out_valid = true;
+    return qm_journal_is_ours(file, err);
+}
+
+static int
+read_text(const struct qm_file *file, char **out, unsigned *step, struct qmeld_error *err)
 {
     QM_FREE char *text = NULL;
     struct disk_note d;
     uint32_t len;
+    bool valid;
 
-    if (qm_pread_padded(file, 0, &d, sizeof d, err) < 0)
+    if (read_head(file, &d, &valid, err) < 0)
         return -1;
-    if (memcmp(d.magic, nothing, sizeof nothing) == 0)
+    if (!valid)
         return 0;
-    if (memcmp(d.magic, magic, sizeof magic) != 0 ||
-        be32_get(&d.crc) != crc_of(&d, offsetof(struct disk_note, crc)))
-        return damaged(file, err);
-    if (be32_get(&d.version) != VERSION)
-        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
-                       "the note has version %u: finish with the qmeld that began",
-                       (unsigned)be32_get(&d.version));
-    if (qm_journal_is_ours(file, err) < 0)
-        return -1;
     len = be32_get(&d.len);
-    text = len <= MAX_TEXT ? calloc((size_t)len + 1, 1) : NULL;
     if (len > MAX_TEXT)
         return damaged(file, err);
+    text = calloc((size_t)len + 1, 1);
     if (!text)
         return qm_fail_nomem(err, "a note");
     if (qm_pread_padded(file, HEAD_LEN, text, len, err) < 0)
@@ -179,11 +192,13 @@ read_text(const struct qm_file *file, char **out, struct qmeld_error *err)
     if (be32_get(&d.text_crc) != crc_of(text, len))
         return damaged(file, err);
     *out = QM_TAKE(text);
+    if (step)
+        *step = be32_get(&d.step);
     return 0;
 }
 
 int
-qmeld_note_read(const char *path, char **out, struct qmeld_error *err)
+qmeld_note_read(const char *path, char **out, unsigned *step, struct qmeld_error *err)
 {
     struct qm_file *file;
     int rc;
@@ -192,7 +207,39 @@ qmeld_note_read(const char *path, char **out, struct qmeld_error *err)
     memset(err, 0, sizeof *err);
     if (qm_file_open(path, &file, err) < 0)
         return err->sys_errno == ENOENT || err->sys_errno == ENOTDIR ? 0 : -1;
-    rc = read_text(file, out, err);
+    rc = read_text(file, out, step, err);
+    qm_file_close(file);
+    return rc;
+}
+
+/* The head lies in one sector, which is written whole or not at all. */
+static int
+write_step(struct qm_file *file, unsigned step, struct qmeld_error *err)
+{
+    struct disk_note d;
+    bool valid;
+
+    if (read_head(file, &d, &valid, err) < 0)
+        return -1;
+    if (!valid)
+        return damaged(file, err);
+    be32_put(&d.step, step);
+    be32_put(&d.crc, crc_of(&d, offsetof(struct disk_note, crc)));
+    if (qm_file_make_writable(file, err) < 0 || qm_pwrite(file, 0, &d, sizeof d, err) < 0)
+        return -1;
+    return qm_sync(file, err);
+}
+
+int
+qmeld_note_step(const char *path, unsigned step, struct qmeld_error *err)
+{
+    struct qm_file *file;
+    int rc;
+
+    memset(err, 0, sizeof *err);
+    if (qm_file_open(path, &file, err) < 0)
+        return -1;
+    rc = write_step(file, step, err);
     qm_file_close(file);
     return rc;
 }
@@ -225,7 +272,7 @@ qmeld_notes(const char *dir, qmeld_note_fn *fn, void *opaque, struct qmeld_error
         if (asprintf(&path, "%s%s%s", dir, dir[strlen(dir) - 1] == '/' ? "" : "/", e->d_name) < 0) {
             path = NULL;
             rc = qm_fail_nomem(err, "a path");
-        } else if (qmeld_note_read(path, &text, &problem) < 0 || text) {
+        } else if (qmeld_note_read(path, &text, NULL, &problem) < 0 || text) {
             if (fn(path, text, text ? NULL : &problem, opaque) != 0)
                 rc = qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
         }

@@ -25,7 +25,7 @@ reads_as(const char *wanted)
 {
     QM_FREE char *text = NULL;
 
-    OK(qmeld_note_read(PATH, &text, err));
+    OK(qmeld_note_read(PATH, &text, NULL, err));
     if (!wanted) {
         assert_null(text);
         return;
@@ -40,7 +40,7 @@ refused(enum qmeld_code code)
     struct qmeld_error err = {0};
     char *text;
 
-    assert_int_equal(qmeld_note_read(PATH, &text, &err), -1);
+    assert_int_equal(qmeld_note_read(PATH, &text, NULL, &err), -1);
     assert_int_equal(err.code, code);
     assert_null(text);
 }
@@ -86,7 +86,7 @@ note__with_any_byte_changed_is_damaged(void **state)
     whole = qm_torn_load(PATH, &len);
     assert_int_equal(len, 64 + strlen(TEXT));
     for (size_t at = 0; at < len; at++) {
-        if (at == 32) /* behind the head */
+        if (at == 36) /* behind the head */
             at = 64;
         whole[at] ^= 1;
         qm_torn_save(PATH, whole, len);
@@ -110,6 +110,7 @@ note__that_everybody_may_write_is_not_obeyed(void **state)
 struct seen {
     size_t none;
     size_t whole;
+    size_t steps[2];
 };
 
 static void
@@ -117,14 +118,17 @@ check_state(const unsigned char *file, size_t len, void *opaque)
 {
     struct seen *seen = opaque;
     QM_FREE char *text = NULL;
+    unsigned step = 7;
 
     qm_torn_save(PATH, file, len);
-    OK(qmeld_note_read(PATH, &text, err));
+    OK(qmeld_note_read(PATH, &text, &step, err));
     if (!text) {
         seen->none++;
         return;
     }
     seen->whole++;
+    assert_in_range(step, 0, 1);
+    seen->steps[step]++;
     assert_string_equal(text, TEXT);
 }
 
@@ -140,6 +144,23 @@ note__power_cut_while_it_is_made_leaves_none_or_all(void **state)
     assert_in_range(qm_torn_replay(t, check_state, &seen), 3, 1000);
     qm_torn_free(t);
     assert_true(seen.none > 0 && seen.whole > 0);
+}
+
+static void
+note__power_cut_while_a_step_is_made_leaves_one_of_two(void **state)
+{
+    struct seen seen = {0};
+    struct qm_torn *t;
+
+    (void)state;
+    OK(qmeld_note_write(PATH, TEXT, err));
+    t = qm_torn_start(PATH);
+    OK(qmeld_note_step(PATH, 1, err));
+    qm_torn_stop(t);
+    assert_in_range(qm_torn_replay(t, check_state, &seen), 2, 100);
+    qm_torn_free(t);
+    assert_int_equal(seen.none, 0);
+    assert_true(seen.steps[0] > 0 && seen.steps[1] > 0);
 }
 
 static int
@@ -181,6 +202,7 @@ main(void)
         FACT(with_any_byte_changed_is_damaged),
         FACT(that_everybody_may_write_is_not_obeyed),
         FACT(power_cut_while_it_is_made_leaves_none_or_all),
+        FACT(power_cut_while_a_step_is_made_leaves_one_of_two),
         FACT(of_a_directory_are_found),
     };
 
