@@ -463,6 +463,11 @@ qm_qcow2_reload(struct qm_qcow2 *q, struct qmeld_error *err)
 {
     struct qcow2_header hdr;
 
+    if (q->stage) {
+        q->img.size = q->hdr.size;
+        forget(&q->img);
+        return 0;
+    }
     if (read_header(q->img.file, q->flags, &hdr, err) < 0)
         return -1;
     adopt_header(q, &hdr);

@@ -35,12 +35,16 @@ struct qm_snapshots {
     uint64_t table_len; /* bytes of the table in the file */
 };
 
+struct qm_stage;
+
 struct qm_qcow2 {
     struct qm_image img; /* first: a qm_image of format "qcow2" is a qm_qcow2; its backing_name and
                           * backing_format are hdr's own strings, not copies */
     struct qcow2_header hdr;
     struct qcow2_geo geo;
     unsigned flags; /* enum qcow2_decode_flags: the tolerance it was opened with, and keeps */
+    const struct qm_stage *stage; /* NULL, or the image is changed beside itself (qcow2_stage.h);
+                                   * borrowed */
     /* caches of the walk: slices of the L1 and of one L2 table; NULL until it begins */
     struct qm_qcow2_walk *walk;
 };
@@ -78,7 +82,7 @@ int qm_qcow2_read_snapshots(const struct qm_qcow2 *q, struct qm_snapshots *out,
 void qm_snapshots_release(struct qm_snapshots *s);
 
 /* Re-reads the header after we wrote it (virtual size, L1, reftable, backing name).  On failure
- * q keeps what it knew. */
+ * q keeps what it knew.  A staged image's header is the one in memory. */
 int qm_qcow2_reload(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
 /* The sentence for an L2 verdict, e.g. "L2 entry: zero flag in a version 2 image". */

@@ -10,7 +10,7 @@
  */
 #include "qcow2_bitmap_int.h"
 
-#include "qcow2_header.h"
+#include "qcow2_stage.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -379,6 +379,30 @@ resume(struct qm_bitmaps *b, const struct qm_bitmap_names *trusted, struct qmeld
     return 0;
 }
 
+/* The directory of a staged image gets a new place, for flags and tables change in it. */
+static int
+move_dir(struct qm_bitmaps *b, struct qmeld_error *err)
+{
+    struct qcow2_header *h = &b->q->hdr;
+    const uint64_t cs = b->q->geo.cluster_size, n = qm_div_up(h->bitmap_dir_len, cs);
+    const host_off old = qm_host(h->bitmap_dir_off);
+    QM_FREE unsigned char *dir = calloc(n, cs);
+    host_off at;
+
+    if (qm_stage_may_write(b->q, old.h))
+        return 0;
+    if (!dir)
+        return qm_fail_nomem(err, "the bitmap directory");
+    if (qm_pread(b->q->img.file, old.h, dir, h->bitmap_dir_len, err) < 0 ||
+        qm_refs_alloc_adjacent(b->refs, n, &at, err) < 0 ||
+        qm_pwrite(b->q->img.file, at.h, dir, n * cs, err) < 0 || qm_refs_commit(b->refs, err) < 0)
+        return -1;
+    h->bitmap_dir_off = at.h;
+    if (qm_header_store(b->q, err) < 0)
+        return -1;
+    return qm_refs_free(b->refs, old, h->bitmap_dir_len, err);
+}
+
 static int
 load(struct qm_bitmaps *b, const struct qm_bitmap_names *trusted, struct qmeld_error *err)
 {
@@ -452,7 +476,7 @@ qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
     b->old_size = q->hdr.size;
     b->new_size = qm_max(new_size, b->old_size);
     b->piece_bytes = qm_min(MAX_PIECE_BYTES, q->geo.cluster_size);
-    if (load(b, trusted, err) < 0 || set_in_use(b, err) < 0) {
+    if (load(b, trusted, err) < 0 || move_dir(b, err) < 0 || set_in_use(b, err) < 0) {
         qm_bitmaps_free(b);
         return -1;
     }

@@ -30,10 +30,13 @@
  *   5 to 6     the new table with the new length, its bits as before: changed in place
  *   after 6    the size is new: nothing to grow, all bits are there, in_use is to be taken off
  * What the interrupted run allocated and no table names is leaked.
+ *
+ * In a staged image (qcow2_stage.h) what lies below the floor is replaced instead: the directory at the
+ * beginning, clusters of bits and, with them, tables here.
  */
 #include "qcow2_bitmap_int.h"
 
-#include "qcow2_header.h"
+#include "qcow2_stage.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -61,6 +64,7 @@ struct store {
     unsigned char *before;
     QM_VEC(struct change) changes;
     QM_VEC(struct moved) moved;
+    QM_VEC(uint64_t) replaced; /* offsets of clusters of bits that a staged image wrote elsewhere */
 };
 
 /* ---- step 1: bits ---- */
@@ -141,6 +145,7 @@ store_entry(struct store *s, const struct qm_bitmap *m, const struct tracked *t,
     const uint64_t old_bits = qm_bitmap_bits(m, s->b->old_size);
     const uint64_t per = s->cs * 8;
     const bool tail = s->grows && old_bits > i * per && old_bits < (i + 1) * per;
+    const bool stays = table[i] > BITMAP_ALL_ONES && qm_stage_may_write(s->b->q, table[i]);
     host_off at = qm_host(table[i]);
     uint64_t n;
 
@@ -152,7 +157,9 @@ store_entry(struct store *s, const struct qm_bitmap *m, const struct tracked *t,
         clear_from(s, i * per, t->n_bits);
     if (memcmp(s->bits, s->before, s->cs) == 0)
         return 0;
-    if (table[i] <= BITMAP_ALL_ONES && qm_refs_alloc(s->b->refs, 1, &at, &n, err) < 0)
+    if (!stays && table[i] > BITMAP_ALL_ONES && !qm_vec_push(&s->replaced, &table[i]))
+        return qm_fail_nomem(err, "clusters of bits");
+    if (!stays && qm_refs_alloc(s->b->refs, 1, &at, &n, err) < 0)
         return -1;
     table[i] = at.h;
     return qm_pwrite(s->b->q->img.file, at.h, s->bits, s->cs, err);
@@ -210,8 +217,9 @@ store_bitmap(struct store *s, size_t idx, const struct tracked *t, struct qmeld_
     for (uint64_t i = 0; i < n; i++)
         if (store_entry(s, m, t, table, i, err) < 0)
             return -1;
-    return n != m->table_entries ? move_table(s, idx, table, n, err)
-                                 : note_changes(s, m, old, table, err);
+    if (n != m->table_entries || (n > 0 && !qm_stage_may_write(s->b->q, m->table.h)))
+        return move_table(s, idx, table, n, err);
+    return note_changes(s, m, old, table, err);
 }
 
 static int
@@ -333,7 +341,11 @@ free_tables(struct store *s, struct qmeld_error *err)
         if (qm_refs_free(s->b->refs, v->old_table, v->old_entries * sizeof(be64), err) < 0)
             return -1;
     }
-    return s->moved.n ? qm_refs_commit(s->b->refs, err) : 0;
+    QM_VEC_EACH (off, &s->replaced) {
+        if (qm_refs_free(s->b->refs, qm_host(*off), s->cs, err) < 0)
+            return -1;
+    }
+    return s->moved.n || s->replaced.n ? qm_refs_commit(s->b->refs, err) : 0;
 }
 
 int
@@ -357,6 +369,7 @@ qm_bitmaps_end(struct qm_bitmaps *b, struct qmeld_error *err)
     free(s.before);
     qm_vec_release(&s.changes);
     qm_vec_release(&s.moved);
+    qm_vec_release(&s.replaced);
     qm_bitmaps_free(b);
     return rc;
 }

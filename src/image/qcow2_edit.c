@@ -16,6 +16,8 @@
  */
 #include "qcow2_edit_int.h"
 
+#include "qcow2_stage.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -334,7 +336,7 @@ look_up(struct qm_edit *e, struct slot *s, struct qmeld_error *err)
         return 0;
     if (qm_refs_get(e->refs, s->old.host.h >> e->geo->cluster_bits, &count, err) < 0)
         return -1;
-    s->owned = count == 1;
+    s->owned = count == 1 && qm_stage_may_write(e->q, s->old.host.h);
     return 0;
 }
 

@@ -9,7 +9,7 @@
  */
 #include "qcow2_edit_int.h"
 
-#include "qcow2_header.h"
+#include "qcow2_stage.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -20,7 +20,7 @@
 
 /* ---- L1 ---- */
 
-/* Moves the L1 table to where it has room for new_entries.  The virtual size stays. */
+/* Moves the L1 table to where it has room for new_entries, at least one.  The virtual size stays. */
 static int
 grow_l1(struct qm_edit *e, uint64_t new_entries, struct qmeld_error *err)
 {
@@ -86,7 +86,9 @@ qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint
         qm_edit_close(e);
         return qm_fail_nomem(err, "an edit");
     }
-    if (load_l1(e, want, err) < 0 || (want > e->l1_entries && grow_l1(e, want, err) < 0)) {
+    if (load_l1(e, want, err) < 0 ||
+        ((want > e->l1_entries || !qm_stage_may_write(q, q->hdr.l1_off)) &&
+         grow_l1(e, qm_max(qm_max(want, e->l1_entries), 1), err) < 0)) {
         qm_edit_close(e);
         return -1;
     }
@@ -252,7 +254,8 @@ qm_edit_prepare(struct qm_edit *e, struct qmeld_error *err)
         end = end_of_table(e, i);
         if (l2.h != 0 && qm_refs_get(e->refs, l2.h >> e->geo->cluster_bits, &count, err) < 0)
             return -1;
-        if (count != 1 && write_new_table(e, l2, i, end, err) < 0)
+        if ((count != 1 || !qm_stage_may_write(e->q, l2.h)) &&
+            write_new_table(e, l2, i, end, err) < 0)
             return -1;
     }
     return qm_refs_write(e->refs, err);

@@ -33,28 +33,45 @@
  */
 #include "qcow2_header.h"
 
+#include "qcow2_stage.h"
+
 #include <assert.h>
 #include <string.h>
 
-#define SECTOR ((uint64_t)512)
+#define SECTOR ((uint64_t)QM_HEADER_SECTOR)
 static_assert(sizeof(struct qcow2_disk_header) <= SECTOR, "S5: one sector holds all fixed fields");
 
 /* ---- the fixed fields ---- */
 
 int
-qm_header_store(struct qm_qcow2 *q, struct qmeld_error *err)
+qm_header_sector(const struct qm_qcow2 *q, unsigned char out[QM_HEADER_SECTOR],
+                 struct qmeld_error *err)
 {
-    unsigned char sector[SECTOR];
     struct qcow2_disk_header disk;
     size_t len = sizeof disk;
 
     if (q->hdr.header_len < len) /* what follows is the first extension's already */
         len = q->hdr.header_len;
-    if (qm_pread_padded(q->img.file, 0, sector, sizeof sector, err) < 0)
+    if (qm_pread_padded(q->img.file, 0, out, SECTOR, err) < 0)
         return -1;
     memset(&disk, 0, sizeof disk);
     qcow2_header_encode(&q->hdr, &disk);
-    memcpy(sector, &disk, len);
+    memcpy(out, &disk, len);
+    return 0;
+}
+
+int
+qm_header_store(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    unsigned char sector[SECTOR];
+
+    if (q->stage) {
+        const struct qm_staged fields = qm_stage_fields(q);
+
+        return q->stage->store(&fields, q->stage->opaque, err);
+    }
+    if (qm_header_sector(q, sector, err) < 0)
+        return -1;
     if (qm_pwrite(q->img.file, 0, sector, sizeof sector, err) < 0)
         return -1;
     return qm_sync(q->img.file, err);

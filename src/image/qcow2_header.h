@@ -16,8 +16,14 @@
 
 #include "qcow2.h"
 
+#define QM_HEADER_SECTOR 512u /* written whole or not at all */
+
+/* The first sector with the fixed fields from q->hdr; its other bytes as they stand on disk. */
+int qm_header_sector(const struct qm_qcow2 *q, unsigned char out[QM_HEADER_SECTOR],
+                     struct qmeld_error *err) QM_CHECK;
+
 /* Writes the fixed fields from q->hdr (sizes, tables, feature words) in one sector write and syncs.
- * Bytes of that sector that are not fixed fields stay. */
+ * Bytes of that sector that are not fixed fields stay.  Of a staged image they are given to whoever keeps them. */
 int qm_header_store(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
 /* What a writer owes the format before its first write: unknown autoclear bits are cleared

@@ -13,7 +13,7 @@
  */
 #include "qcow2_refs.h"
 
-#include "qcow2_header.h"
+#include "qcow2_stage.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -46,6 +46,8 @@ struct qm_refs {
     bool new_blocks;      /* some block is not linked */
     struct run new_table; /* n > 0: written, the header does not point at it yet */
     uint64_t old_file_size;
+    uint64_t floor;           /* first cluster that may change; 0 unless the image is staged */
+    QM_VEC(uint64_t) moved;   /* clusters that blocks left for ones behind the floor */
     QM_VEC(struct run) freed; /* reached 0 since open */
 };
 
@@ -105,6 +107,8 @@ qm_refs_open(struct qm_qcow2 *q, struct qm_refs **out, struct qmeld_error *err)
     r->q = q;
     r->per_block = 1ull << q->geo.refblock_bits;
     r->old_file_size = q->img.file->size;
+    if (q->stage)
+        r->floor = r->free_hint = q->stage->floor >> q->geo.cluster_bits;
     if (read_table(r, err) < 0) {
         qm_refs_close(r);
         return -1;
@@ -124,6 +128,7 @@ qm_refs_close(struct qm_refs *refs)
     free(refs->blocks);
     free(refs->table);
     qm_vec_release(&refs->freed);
+    qm_vec_release(&refs->moved);
     free(refs);
 }
 
@@ -293,6 +298,37 @@ add_block(struct qm_refs *r, uint64_t idx, uint64_t cluster, struct qmeld_error 
     return 0;
 }
 
+/* Block idx of a staged image must move before it changes. */
+static bool
+is_below(const struct qm_refs *r, uint64_t idx)
+{
+    return idx < r->n_entries && r->table[idx] != 0 &&
+           r->table[idx] >> r->q->geo.cluster_bits < r->floor;
+}
+
+/* Block idx goes to `cluster`, a free one that this block, or one that may be changed, counts.  The cluster
+ * it leaves is freed with the next write, not here: each could make another block move, as deep as
+ * there are blocks. */
+static int
+move_block(struct qm_refs *r, uint64_t idx, uint64_t cluster, struct qmeld_error *err)
+{
+    const uint64_t old = r->table[idx] >> r->q->geo.cluster_bits;
+    struct block *b;
+
+    if (load_block(r, idx * r->per_block, &b, err) < 0)
+        return -1;
+    if (!qm_vec_push(&r->moved, &old))
+        return qm_fail_nomem(err, "refcount blocks that move");
+    r->table[idx] = cluster << r->q->geo.cluster_bits;
+    b->dirty = true;
+    b->written = b->linked = false;
+    r->new_blocks = true;
+    if (load_block(r, cluster, &b, err) < 0)
+        return -1;
+    set_in(r, b, cluster, 1);
+    return 0;
+}
+
 /* First free cluster at or after `from`; its block may not exist yet. */
 static int
 next_free(struct qm_refs *r, uint64_t from, uint64_t *out, struct qmeld_error *err)
@@ -343,7 +379,7 @@ free_run(struct qm_refs *r, uint64_t first, uint64_t want, uint64_t *out, struct
 
         if (load_block(r, first + n, &b, err) < 0)
             return -1;
-        if (!b)
+        if (!b || is_below(r, (first + n) / r->per_block))
             break;
         count = count_in(r, b, first + n);
         if (count != 0)
@@ -354,7 +390,8 @@ free_run(struct qm_refs *r, uint64_t first, uint64_t want, uint64_t *out, struct
     return 0;
 }
 
-/* First free cluster from `from` on that has a block, adding one if necessary. */
+/* First free cluster from `from` on that has a block that may be changed; the block is added, or moves, to
+ * the cluster it begins with if necessary. */
 static int
 next_countable(struct qm_refs *r, uint64_t from, uint64_t *out, struct qmeld_error *err)
 {
@@ -363,13 +400,33 @@ next_countable(struct qm_refs *r, uint64_t from, uint64_t *out, struct qmeld_err
 
         if (next_free(r, from, &from, err) < 0 || load_block(r, from, &b, err) < 0)
             return -1;
-        if (b)
+        if (b && !is_below(r, from / r->per_block))
             break;
-        if (add_block(r, from / r->per_block, from, err) < 0)
+        if ((b ? move_block(r, from / r->per_block, from, err)
+               : add_block(r, from / r->per_block, from, err)) < 0)
             return -1;
     }
     *out = from;
     return 0;
+}
+
+/* As load_block, for who lowers a count. */
+static int
+own_block(struct qm_refs *r, uint64_t cluster, struct block **out, struct qmeld_error *err)
+{
+    const uint64_t idx = cluster / r->per_block;
+    uint64_t to;
+
+    if (is_below(r, idx)) {
+        if (next_countable(r, r->free_hint, &to, err) < 0)
+            return -1;
+        if (is_below(r, idx)) { /* finding a place may have moved this very block */
+            r->free_hint = to + 1;
+            if (move_block(r, idx, to, err) < 0)
+                return -1;
+        }
+    }
+    return load_block(r, cluster, out, err);
 }
 
 int
@@ -410,6 +467,12 @@ find_end(struct qm_refs *r, uint64_t *out, struct qmeld_error *err)
     return 0;
 }
 
+int
+qm_refs_end(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err)
+{
+    return find_end(refs, out, err);
+}
+
 /* How many blocks are missing for the clusters [first, first + n). */
 static uint64_t
 missing_blocks(const struct qm_refs *r, uint64_t first, uint64_t n)
@@ -417,7 +480,7 @@ missing_blocks(const struct qm_refs *r, uint64_t first, uint64_t n)
     uint64_t missing = 0;
 
     for (uint64_t i = first / r->per_block; i <= (first + n - 1) / r->per_block; i++)
-        missing += i >= r->n_entries || r->table[i] == 0;
+        missing += i >= r->n_entries || r->table[i] == 0 || is_below(r, i);
     return missing;
 }
 
@@ -428,16 +491,20 @@ qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, struct q
     uint64_t first, end, blocks = 0;
 
     if (find_end(refs, &end, err) < 0 ||
-        next_countable(refs, end >> refs->q->geo.cluster_bits, &first, err) < 0)
+        next_countable(refs, qm_max(refs->floor, end >> refs->q->geo.cluster_bits), &first, err) <
+            0)
         return -1;
     while (missing_blocks(refs, first, blocks + n) > blocks)
         blocks = missing_blocks(refs, first, blocks + n);
     end = first + blocks + n;
     for (uint64_t i = first / refs->per_block; i <= (end - 1) / refs->per_block; i++) {
-        if (i < refs->n_entries && refs->table[i] != 0)
+        const bool there = i < refs->n_entries && refs->table[i] != 0;
+
+        if (there && !is_below(refs, i))
             continue;
-        if (add_block(refs, i, first++, err) < 0)
+        if ((there ? move_block(refs, i, first, err) : add_block(refs, i, first, err)) < 0)
             return -1;
+        first++;
     }
     first = end - n;
     *out = qm_host(first << refs->q->geo.cluster_bits);
@@ -451,6 +518,8 @@ note_freed(struct qm_refs *r, uint64_t cluster, struct qmeld_error *err)
 {
     const struct run one = {cluster, 1};
 
+    if (cluster < r->floor) /* the old header needs it */
+        return 0;
     if (cluster < r->free_hint)
         r->free_hint = cluster;
     if (r->freed.n > 0 && qm_vec_last(&r->freed)->first + qm_vec_last(&r->freed)->n == cluster) {
@@ -471,7 +540,7 @@ qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_erro
         struct block *b;
         uint64_t count;
 
-        if (load_block(refs, c, &b, err) < 0)
+        if (own_block(refs, c, &b, err) < 0)
             return -1;
         count = b ? count_in(refs, b, c) : 0;
         if (count == 0)
@@ -526,11 +595,30 @@ place_table(struct qm_refs *r, struct qmeld_error *err)
     return 0;
 }
 
+/* Blocks that moved have left clusters; freeing those may make more blocks move. */
+static int
+free_moved(struct qm_refs *r, struct qmeld_error *err)
+{
+    while (r->moved.n > 0) {
+        const uint64_t cluster = r->moved.at[--r->moved.n];
+
+        if (qm_refs_free(r, qm_host(cluster << r->q->geo.cluster_bits), cluster_size(r), err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 int
 qm_refs_write(struct qm_refs *refs, struct qmeld_error *err)
 {
-    if (refs->n_entries > refs->disk_entries && place_table(refs, err) < 0)
-        return -1;
+    const bool below = refs->q->hdr.reftable_off >> refs->q->geo.cluster_bits < refs->floor;
+
+    do { /* each may make the other necessary */
+        if ((below || refs->n_entries > refs->disk_entries) && place_table(refs, err) < 0)
+            return -1;
+        if (free_moved(refs, err) < 0)
+            return -1;
+    } while (refs->n_entries > refs->disk_entries && refs->new_table.n < clusters_of_table(refs));
     for (uint64_t i = 0; i < refs->n_entries; i++) {
         struct block *b = &refs->blocks[i];
 
@@ -640,7 +728,7 @@ qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
 {
     const uint32_t bits = refs->q->geo.cluster_bits;
     struct qm_file *file = refs->q->img.file;
-    uint64_t end, keep = refs->old_file_size;
+    uint64_t end, keep = refs->floor ? refs->floor << bits : refs->old_file_size;
 
     if (find_end(refs, &end, err) < 0)
         return -1;
@@ -663,5 +751,26 @@ qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
     refs->freed.n = 0;
     if (!file->blockdev && file->size > keep)
         return qm_truncate(file, keep, err);
+    return 0;
+}
+
+int
+qm_refs_discard_free(struct qm_refs *refs, uint64_t end, struct qmeld_error *err)
+{
+    const uint32_t bits = refs->q->geo.cluster_bits;
+    const uint64_t stop = qm_min(end, qm_div_up(refs->q->img.file->size, cluster_size(refs)));
+    uint64_t from = 0;
+
+    for (uint64_t c = 0; c <= stop; c++) {
+        uint64_t count = 1;
+
+        if (c < stop && qm_refs_get(refs, c, &count, err) < 0)
+            return -1;
+        if (count == 0)
+            continue;
+        if (c > from && qm_discard(refs->q->img.file, from << bits, (c - from) << bits, err) < 0)
+            return -1;
+        from = c + 1;
+    }
     return 0;
 }

@@ -15,6 +15,9 @@
  *     qm_refs_free what it pointed at before; the next qm_refs_write brings that to disk
  * A crash anywhere leaves refcounts too high at worst: leaks.
  *
+ * Staged images (qcow2_stage.h): clusters are taken from the floor on only; blocks and the table move behind
+ * it before they change; what is freed below it is not given back to the file system.
+ *
  * Threads    One thread.
  * Ownership  The image is borrowed and stays open longer.
  * Units      Cluster numbers (host offset >> cluster_bits) where a name says cluster.
@@ -41,6 +44,9 @@ int qm_refs_used(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err) Q
  * there is none. */
 int qm_refs_end_of_used(struct qm_refs *refs, uint64_t from, uint64_t n, uint64_t *out,
                         struct qmeld_error *err) QM_CHECK;
+
+/* First byte behind the last cluster whose refcount is not 0; 0 if there is none. */
+int qm_refs_end(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err) QM_CHECK;
 
 /* Takes up to `want` adjacent free clusters, lowest free first; 1 <= *out_n <= want.  Their
  * refcount is staged to 1.  Same calls, same clusters: the order is part of the contract, as
@@ -73,5 +79,8 @@ int qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
  * again: their space is given back to the file system; a free tail is cut off the file.
  * Call when everything is durable. */
 int qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
+
+/* Gives back the space of all free clusters below `end`. */
+int qm_refs_discard_free(struct qm_refs *refs, uint64_t end, struct qmeld_error *err) QM_CHECK;
 
 #endif

@@ -8,6 +8,7 @@
 
 #include "qcow2_header.h"
 #include "qcow2_refs.h"
+#include "qcow2_stage.h"
 
 #include <inttypes.h>
 
@@ -33,7 +34,8 @@ mend_block(struct qm_qcow2 *q, const struct qm_census *c, const struct qm_refblo
         const uint64_t counted = qm_count_get(&c->count, b->first + i);
         const uint64_t disk = qcow2_refcount_get(b->data, order, i);
 
-        if (counted == disk || !(what & (counted > disk ? QM_REPAIR_RAISE : QM_REPAIR_LOWER)))
+        if (counted == disk || !qm_stage_may_write(q, (b->first + i) << q->geo.cluster_bits) ||
+            !(what & (counted > disk ? QM_REPAIR_RAISE : QM_REPAIR_LOWER)))
             continue;
         qcow2_refcount_put(b->data, order, i, counted);
         first = qm_min(first, i << order >> 3);
