@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <json.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -54,215 +53,6 @@ static uint32_t
 crc_of(const void *p, size_t len)
 {
     return (uint32_t)crc32_z(0, p, len);
-}
-
-/* ---- the intent as JSON ---- */
-
-void
-qm_journal_layer_release(struct qm_journal_layer *l)
-{
-    free(l->path);
-    free(l->format);
-    free(l->moved_to);
-}
-
-void
-qm_intent_release(struct qm_intent *i)
-{
-    free(i->base_arg);
-    free(i->top_arg);
-    free(i->backing_format);
-    QM_VEC_EACH (l, &i->layers)
-        qm_journal_layer_release(l);
-    qm_vec_release(&i->layers);
-    qm_bitmap_names_release(&i->bitmaps);
-    *i = (struct qm_intent){.base_arg = NULL};
-}
-
-static struct json_object *
-string_or_null(const char *s)
-{
-    return s ? json_object_new_string(s) : NULL;
-}
-
-static struct json_object *
-layer_to_json(const struct qm_journal_layer *l)
-{
-    struct json_object *o = json_object_new_object();
-
-    json_object_object_add(o, "path", json_object_new_string(l->path));
-    json_object_object_add(o, "format", json_object_new_string(l->format));
-    json_object_object_add(o, "block-device", json_object_new_boolean(l->blockdev));
-    json_object_object_add(o, "inode", json_object_new_uint64(l->ino));
-    json_object_object_add(o, "size", json_object_new_uint64(l->size));
-    json_object_object_add(o, "mtime", json_object_new_int64(l->mtime_sec));
-    json_object_object_add(o, "mtime-nsec", json_object_new_int64(l->mtime_nsec));
-    if (l->moved_to)
-        json_object_object_add(o, "moved-to", json_object_new_string(l->moved_to));
-    return o;
-}
-
-static struct json_object *
-intent_to_json(const struct qm_intent *i)
-{
-    struct json_object *o = json_object_new_object();
-    struct json_object *layers = json_object_new_array(), *bitmaps = json_object_new_array();
-
-    json_object_object_add(o, "base-arg", string_or_null(i->base_arg));
-    json_object_object_add(o, "top-arg", string_or_null(i->top_arg));
-    json_object_object_add(o, "backing-format", string_or_null(i->backing_format));
-    json_object_object_add(o, "shallow", json_object_new_boolean(i->shallow));
-    json_object_object_add(o, "keep-relative", json_object_new_boolean(i->keep_relative));
-    json_object_object_add(o, "overlays", json_object_new_int((int)i->overlays));
-    json_object_object_add(o, "base", json_object_new_uint64(i->base));
-    json_object_object_add(o, "top", json_object_new_uint64(i->top));
-    json_object_object_add(o, "base-size", json_object_new_uint64(i->base_size));
-    json_object_object_add(o, "new-size", json_object_new_uint64(i->new_size));
-    QM_VEC_EACH (l, &i->layers)
-        json_object_array_add(layers, layer_to_json(l));
-    QM_VEC_EACH (b, &i->bitmaps.list)
-        json_object_array_add(bitmaps, json_object_new_string(*b));
-    json_object_object_add(o, "layers", layers);
-    json_object_object_add(o, "bitmaps", bitmaps);
-    return o;
-}
-
-/* The checksum was right, so a field that is missing means a bug or a forger: both are CORRUPT. */
-static bool
-get_string(struct json_object *o, const char *key, char **out)
-{
-    struct json_object *v;
-
-    *out = NULL;
-    if (!json_object_object_get_ex(o, key, &v))
-        return false;
-    if (!v)
-        return true;
-    if (!json_object_is_type(v, json_type_string))
-        return false;
-    *out = strdup(json_object_get_string(v));
-    return *out != NULL;
-}
-
-static bool
-get_number(struct json_object *o, const char *key, uint64_t *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int) ||
-        json_object_get_int64(v) < 0)
-        return false;
-    *out = json_object_get_uint64(v);
-    return true;
-}
-
-/* A time may lie before 1970. */
-static bool
-get_time(struct json_object *o, const char *key, int64_t *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int))
-        return false;
-    *out = json_object_get_int64(v);
-    return true;
-}
-
-static bool
-get_bool(struct json_object *o, const char *key, bool *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_boolean))
-        return false;
-    *out = json_object_get_boolean(v);
-    return true;
-}
-
-/* Not there: NULL. */
-static bool
-get_new_path(struct json_object *o, const char *key, char **out)
-{
-    *out = NULL;
-    if (!json_object_object_get_ex(o, key, NULL))
-        return true;
-    return get_string(o, key, out) && *out && **out == '/';
-}
-
-static bool
-layer_from_json(struct json_object *o, struct qm_intent *i)
-{
-    struct qm_journal_layer l = {.path = NULL};
-
-    if (get_bool(o, "block-device", &l.blockdev) && get_number(o, "inode", &l.ino) &&
-        get_number(o, "size", &l.size) && get_time(o, "mtime", &l.mtime_sec) &&
-        get_time(o, "mtime-nsec", &l.mtime_nsec) && get_string(o, "path", &l.path) && l.path &&
-        l.path[0] == '/' && get_string(o, "format", &l.format) && l.format &&
-        get_new_path(o, "moved-to", &l.moved_to) && qm_vec_push(&i->layers, &l))
-        return true;
-    qm_journal_layer_release(&l);
-    return false;
-}
-
-static bool
-bitmap_from_json(struct json_object *o, struct qm_intent *i)
-{
-    char *name =
-        json_object_is_type(o, json_type_string) ? strdup(json_object_get_string(o)) : NULL;
-
-    if (name && qm_vec_push(&i->bitmaps.list, &name))
-        return true;
-    free(name);
-    return false;
-}
-
-static bool
-each(struct json_object *o, const char *key, struct qm_intent *i,
-     bool (*fn)(struct json_object *, struct qm_intent *))
-{
-    struct json_object *array;
-
-    if (!json_object_object_get_ex(o, key, &array) || !json_object_is_type(array, json_type_array))
-        return false;
-    for (size_t k = 0; k < json_object_array_length(array); k++)
-        if (!fn(json_object_array_get_idx(array, k), i))
-            return false;
-    return true;
-}
-
-/* Those that are to be put aside have new names, and no others. */
-static bool
-new_names_fit(const struct qm_intent *i)
-{
-    for (size_t k = 0; k < i->layers.n; k++) {
-        const bool aside = i->overlays == QMELD_OVERLAYS_QUARANTINE && k > i->base && k <= i->top;
-
-        if (aside != (i->layers.at[k].moved_to != NULL))
-            return false;
-    }
-    return true;
-}
-
-static bool
-intent_from_json(struct json_object *o, struct qm_intent *i)
-{
-    uint64_t overlays, base, top;
-
-    if (!json_object_is_type(o, json_type_object))
-        return false;
-    if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
-        !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
-        !get_number(o, "base", &base) || !get_number(o, "top", &top) ||
-        !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))
-        return false;
-    i->overlays = (enum qmeld_overlays)overlays;
-    i->base = base;
-    i->top = top;
-    return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
-           get_string(o, "backing-format", &i->backing_format) &&
-           each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
-           i->base < i->top && i->top < i->layers.n && i->base_size <= i->new_size &&
-           new_names_fit(i);
 }
 
 /* ---- where it lies ---- */
@@ -375,18 +165,15 @@ make_file(const char *path, struct qm_file **out, struct qmeld_error *err)
 static int
 create(struct qm_journal *j, const char *path, struct qmeld_error *err)
 {
-    struct json_object *o = intent_to_json(&j->intent);
+    QM_FREE char *text = qm_intent_text(&j->intent);
     int rc;
 
-    if (!o)
+    if (!text)
         return qm_fail_nomem(err, "the journal");
     rc = make_file(path, &j->file, err);
     if (rc == 0)
         rc = lock_it(j, err);
-    if (rc == 0)
-        rc = write_intent(j, json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY), err);
-    json_object_put(o);
-    return rc;
+    return rc == 0 ? write_intent(j, text, err) : -1;
 }
 
 int
@@ -482,8 +269,6 @@ read_intent(struct qm_journal *j, const struct disk_head *h, struct qmeld_error 
 {
     const size_t len = be32_get(&h->intent_len);
     QM_FREE char *text = NULL;
-    struct json_object *o;
-    bool good;
 
     if (len > MAX_INTENT)
         return damaged(j, "length", err);
@@ -494,10 +279,7 @@ read_intent(struct qm_journal *j, const struct disk_head *h, struct qmeld_error 
         return -1;
     if (be32_get(&h->intent_crc) != crc_of(text, len))
         return damaged(j, "checksum", err);
-    o = json_tokener_parse(text);
-    good = o && intent_from_json(o, &j->intent);
-    json_object_put(o);
-    return good ? 0 : damaged(j, "content", err);
+    return qm_intent_parse(text, &j->intent) ? 0 : damaged(j, "content", err);
 }
 
 int
@@ -535,7 +317,8 @@ load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
                        "the journal has version %" PRIu32
                        ": finish the merge with the qmeld that began it",
                        be32_get(&h.version));
-    if (qm_journal_is_ours(j->file, err) < 0 || read_intent(j, &h, err) < 0 || read_cursor(j, err) < 0)
+    if (qm_journal_is_ours(j->file, err) < 0 || read_intent(j, &h, err) < 0 ||
+        read_cursor(j, err) < 0)
         return -1;
     *out_valid = true;
     return 0;

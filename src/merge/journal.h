@@ -20,37 +20,7 @@
 #define QM_JOURNAL_H
 
 #include "chain.h"
-#include "qcow2_bitmap.h"
-#include "vec.h"
-
-/* How a layer looked when the merge began; what it looks like now tells whether it changed. */
-struct qm_journal_layer {
-    char *path; /* absolute */
-    char *format;
-    char *moved_to; /* QUARANTINE: the absolute path it is to have in the end; NULL: it stays */
-    bool blockdev;
-    uint64_t ino;
-    uint64_t size;
-    int64_t mtime_sec;
-    int64_t mtime_nsec;
-};
-
-struct qm_intent {
-    /* the request, word for word: the same words again mean "go on" */
-    char *base_arg; /* NULL: not given; so the other two */
-    char *top_arg;
-    char *backing_format;
-    bool shallow;
-    bool keep_relative;
-    enum qmeld_overlays overlays;
-    /* what it came to */
-    size_t base;
-    size_t top;
-    uint64_t base_size; /* virtual sizes of the target, before and after */
-    uint64_t new_size;
-    QM_VEC(struct qm_journal_layer) layers; /* [0] = bottom of the chain */
-    struct qm_bitmap_names bitmaps;         /* of the target: valid when the merge began */
-};
+#include "intent.h"
 
 enum qm_phase {
     QM_PHASE_COPY,   /* guest bytes below the cursor are in the target, durably */
@@ -63,9 +33,6 @@ struct qm_cursor {
 };
 
 struct qm_journal;
-
-void qm_intent_release(struct qm_intent *i);
-void qm_journal_layer_release(struct qm_journal_layer *l);
 
 /* Where the journal of a merge into the target of path base lies: dir/.NAME.qmeld, dir being
  * journal_dir, or the target's own directory, or for a block device that of the active layer.

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * intent.h - what a merge is to do, as its journal keeps it.
+ *
+ * Why.  What was asked for, what that came to, and how the layers looked is written once, before the first
+ * byte of an image changes, and obeyed by whoever goes on with the merge.  docs/format.md, "The
+ * journal", has its form.
+ *
+ * Ownership  An intent owns its strings: qm_intent_release.
+ */
+#ifndef QM_INTENT_H
+#define QM_INTENT_H
+
+#include "qcow2_bitmap.h"
+#include "qmeld.h"
+#include "vec.h"
+
+/* How a layer looked when the merge began; what it looks like now tells whether it changed. */
+struct qm_journal_layer {
+    char *path; /* absolute */
+    char *format;
+    char *moved_to; /* QUARANTINE: the absolute path it is to have in the end; NULL: it stays */
+    bool blockdev;
+    uint64_t ino;
+    uint64_t size;
+    int64_t mtime_sec;
+    int64_t mtime_nsec;
+};
+
+struct qm_intent {
+    /* the request, word for word: the same words again mean "go on" */
+    char *base_arg; /* NULL: not given; so the other two */
+    char *top_arg;
+    char *backing_format;
+    bool shallow;
+    bool keep_relative;
+    enum qmeld_overlays overlays;
+    /* what it came to */
+    size_t base;
+    size_t top;
+    uint64_t base_size; /* virtual sizes of the target, before and after */
+    uint64_t new_size;
+    QM_VEC(struct qm_journal_layer) layers; /* [0] = bottom of the chain */
+    struct qm_bitmap_names bitmaps;         /* of the target: valid when the merge began */
+};
+
+void qm_intent_release(struct qm_intent *i);
+void qm_journal_layer_release(struct qm_journal_layer *l);
+
+/* As JSON, NUL-terminated, malloc'd; NULL: no memory. */
+char *qm_intent_text(const struct qm_intent *i);
+
+/* False: text is no intent, or one that contradicts itself.  Release *out in every case. */
+bool qm_intent_parse(const char *text, struct qm_intent *out);
+
+#endif
