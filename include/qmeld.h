@@ -183,7 +183,7 @@ QMELD_API int qmeld_read(struct qmeld_chain *chain, uint64_t off, void *buf, siz
 struct qmeld_progress {
     uint64_t done_bytes;  /* of real work: guest bytes copied, compressed ones as inflated */
     uint64_t total_bytes; /* of real work, exact; 0 while it is being counted */
-    const char *phase;    /* "count" (looking, nothing is written), "copy" */
+    const char *phase;    /* "count", "compare" (looking, nothing is written), "copy", "verify" */
 };
 
 /* Called a few times a second on the calling thread.  A result other than 0 asks to stop:
@@ -205,7 +205,7 @@ enum qmeld_overlays {
 enum qmeld_moment {
     QMELD_MOMENT_LOCKED, /* every layer is locked, all that can be refused was looked at, and this call
                           * has written nothing yet.  Not called if there is nothing to do. */
-    QMELD_MOMENT_DONE,   /* all is durable and the journal is gone; the layers are still locked.
+    QMELD_MOMENT_DONE, /* all is durable and the journal is gone; the layers are still locked.
                           * Called, too, if there was nothing to do. */
 };
 
@@ -221,6 +221,8 @@ struct qmeld_commit_options {
     const char *top;            /* likewise; NULL: the active layer */
     bool shallow;               /* base is what lies directly under top */
     bool keep_relative;         /* refuse rather than write an absolute backing name */
+    bool verify; /* read back what was written, from the disk where the page cache can
+                                 * be got out of the way, before any overlay is settled */
     enum qmeld_overlays overlays;
     const char *journal_dir;     /* where the journal of the merge lies while it runs; NULL:
                                   * beside the base (of a block device: beside the active layer) */
@@ -251,12 +253,14 @@ struct qmeld_commit_layer {
 };
 
 struct qmeld_commit_report {
-    bool nothing_to_do;     /* the image has no backing file */
-    bool already_merged;    /* the base held all of it before: no guest byte was written */
-    bool resumed;           /* an interrupted merge was gone on with */
-    uint64_t bytes_copied;  /* data moved into the base, compressed clusters as inflated */
-    uint64_t bytes_filled;  /* old content copied along because clusters were only partly new */
-    uint64_t bytes_zeroed;  /* guest bytes that became holes, zero clusters or zeros */
+    bool nothing_to_do;    /* the image has no backing file */
+    bool already_merged;   /* the base held all of it before: no guest byte was written */
+    bool resumed;          /* an interrupted merge was gone on with */
+    uint64_t bytes_copied; /* data moved into the base, compressed clusters as inflated */
+    uint64_t bytes_filled; /* old content copied along because clusters were only partly new */
+    uint64_t bytes_zeroed; /* guest bytes that became holes, zero clusters or zeros */
+    bool verified;         /* all of it was read back, and is what was to be written */
+    uint64_t bytes_verified;
     uint64_t base_old_size; /* virtual size before and after */
     uint64_t base_new_size;
     uint64_t seconds_x1000;
@@ -308,7 +312,7 @@ typedef int qmeld_unfinished_fn(const struct qmeld_unfinished *merge, void *opaq
 QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
                            void *opaque, struct qmeld_error *err) QMELD_CHECK;
 
-/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, progress, guard
+/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, verify, progress, guard
  * and their opaques count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
 QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;

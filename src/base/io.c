@@ -478,6 +478,16 @@ qm_prefetch(const struct qm_file *file, uint64_t off, uint64_t len)
 }
 
 void
+qm_drop_cache(const struct qm_file *file, uint64_t off, uint64_t len)
+{
+    /* pages that lie only partly in the range are kept by the kernel: all of them are meant */
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), from = qm_align_down(off, page);
+    const uint64_t end = len ? qm_min(qm_align_up(off + len, page), QM_MAX_OFF) : 0;
+
+    (void)posix_fadvise(file->fd, (off_t)from, len ? (off_t)(end - from) : 0, POSIX_FADV_DONTNEED);
+}
+
+void
 qm_writeback(struct qm_file *file, uint64_t off, uint64_t len)
 {
     (void)sync_file_range(file->wfd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE);

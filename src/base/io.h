@@ -107,6 +107,11 @@ int qm_sync(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 /* Asks the kernel to read [off, off + len) ahead now.  Only a hint. */
 void qm_prefetch(const struct qm_file *file, uint64_t off, uint64_t len);
 
+/* Asks the kernel to forget its copy of [off, off + len), so that the next read asks the disk; len 0: up to
+ * the end.  It does so for what is durable and nobody has mapped; a file system in memory has no
+ * other place to read from. */
+void qm_drop_cache(const struct qm_file *file, uint64_t off, uint64_t len);
+
 /* Asks the kernel to start writing [off, off + len) back now.  Only a hint. */
 void qm_writeback(struct qm_file *file, uint64_t off, uint64_t len);
 

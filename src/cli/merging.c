@@ -68,6 +68,9 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
     case QM_OPT_JOURNAL_DIR:
         merging->options.journal_dir = optarg;
         return true;
+    case QM_OPT_VERIFY:
+        merging->options.verify = true;
+        return true;
     case 'q':
         merging->quiet = true;
         return true;
@@ -199,6 +202,18 @@ explain(const struct qm_cli_merging *merging, const char *path, bool go_on,
     qm_cli_outcome_explain(&failure);
 }
 
+static void
+explain_unverified(const char *path)
+{
+    QM_CLI_FREE char *shown = qm_cli_quote(path);
+
+    fprintf(
+        stderr,
+        "qmeld: %s: not read back: an earlier run had begun to give up what it would be compared "
+        "with\n",
+        shown);
+}
+
 int
 qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, bool go_on,
                    struct qmeld_commit_report *report, struct qmeld_error *err)
@@ -212,6 +227,8 @@ qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, bool go_on,
     rc = go_on ? qmeld_resume(path, &merging->options, report, err)
                : qmeld_commit(path, &merging->options, report, err);
     qm_cli_progress_end(&merging->progress);
+    if (rc == 0 && merging->options.verify && !report->verified && !report->nothing_to_do)
+        explain_unverified(path);
     if (rc == 0)
         return QM_EXIT_DONE;
     explain(merging, path, go_on, err);

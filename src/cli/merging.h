@@ -32,6 +32,7 @@ enum {
     QM_OPT_PROGRESS,
     QM_OPT_DEADLINE,
     QM_OPT_JOURNAL_DIR,
+    QM_OPT_VERIFY,
     QM_OPT_MERGING_FIRST, /* a command's own begin here */
 };
 
@@ -41,6 +42,7 @@ enum {
         {"threads", required_argument, NULL, QM_OPT_THREADS},                                      \
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},                                    \
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},                                    \
+        {"verify", no_argument, NULL, QM_OPT_VERIFY},                                              \
     {                                                                                              \
         "quiet", no_argument, NULL, 'q'                                                            \
     }
@@ -51,6 +53,8 @@ enum {
     "        --threads=N            copy with N threads (as many as processors, at most 16)\n"     \
     "        --deadline=TIME        stop after so long, as a signal would do; seconds, or 30m,\n"  \
     "                               2h, 1d\n"                                                      \
+    "        --verify               read back from the disk what was written, and compare it,\n"   \
+    "                               before a merged layer is touched\n"                            \
     "        --progress=auto|bar|json|none\n"                                                      \
     "                               on stderr; auto: a bar if that is a terminal\n"                \
     "    -q, --quiet                no report, no bar; errors only\n"                              \

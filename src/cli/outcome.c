@@ -107,7 +107,8 @@ print_sum(const struct qmeld_commit_report *report)
         return;
     }
     if (report->already_merged) {
-        puts("already merged: the base held all of it");
+        printf("already merged: the base held all of it%s\n",
+               report->verified ? "; it was read back from the disk and compared" : "");
         return;
     }
     printf("%s: %s copied", report->resumed ? "resumed, and merged" : "merged",
@@ -116,6 +117,8 @@ print_sum(const struct qmeld_commit_report *report)
         printf(", %s zeroed", qm_cli_size(report->bytes_zeroed).text);
     if (report->bytes_filled)
         printf(", %s of old content copied along", qm_cli_size(report->bytes_filled).text);
+    if (report->verified)
+        printf(", read back and compared");
     printf(", in %.*f s", seconds < 10 ? 2 : 0, seconds);
     if (report->seconds_x1000 >= 1000 && report->bytes_copied) /* less is mostly waiting for sync */
         printf(" (%s/s)", qm_cli_size((uint64_t)((double)report->bytes_copied / seconds)).text);
@@ -163,6 +166,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
     qm_cli_json_add_u64(object, "bytes-copied", report->bytes_copied);
     qm_cli_json_add_u64(object, "bytes-filled", report->bytes_filled);
     qm_cli_json_add_u64(object, "bytes-zeroed", report->bytes_zeroed);
+    qm_cli_json_add_bool(object, "verified", report->verified);
+    qm_cli_json_add_u64(object, "bytes-verified", report->bytes_verified);
     qm_cli_json_add_u64(object, "base-old-size", report->base_old_size);
     qm_cli_json_add_u64(object, "base-new-size", report->base_new_size);
     qm_cli_json_add_u64(object, "milliseconds", report->seconds_x1000);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "copy.h"
 
+#include "pace.h"
 #include "work.h"
 
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <time.h>
 
 #define MAX_THREADS 16u
 #define PIECE_BYTES                                                                                \
@@ -39,8 +39,7 @@ struct qm_copy {
     struct worker_state *workers; /* each its worker's own */
     /* the calling thread's */
     struct piece held; /* DATA that the next move may continue; len 0: none */
-    struct timespec started;
-    uint64_t put_bytes; /* for the bandwidth limit */
+    struct qm_pace pace;
     bool stopped;
     /* any thread's */
     _Atomic uint64_t done;
@@ -157,7 +156,7 @@ qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qm
     c->piece_bytes = PIECE_BYTES;
     if (config->bandwidth) /* no piece longer than a quarter of a second */
         c->piece_bytes = qm_max(4096, qm_min(PIECE_BYTES, config->bandwidth / 4));
-    clock_gettime(CLOCK_MONOTONIC, &c->started);
+    qm_pace_begin(&c->pace, config->bandwidth);
     c->workers = calloc(c->threads, sizeof *c->workers);
     pool.threads = c->threads;
     if (!c->workers) {
@@ -176,22 +175,12 @@ qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qm
 static int
 throttle(struct qm_copy *c, uint64_t n, struct qmeld_error *err)
 {
-    if (c->cfg.bandwidth == 0)
-        return 0;
-    while (!c->stopped) {
-        struct timespec now, nap = {.tv_nsec = 20000000};
-        double passed;
-
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        passed = (double)(now.tv_sec - c->started.tv_sec) +
-                 (double)(now.tv_nsec - c->started.tv_nsec) / 1e9;
-        if ((double)c->put_bytes <= passed * (double)c->cfg.bandwidth)
-            break;
+    while (!c->stopped && qm_pace_is_ahead(&c->pace)) {
         if (tick(c) != 0)
             return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
-        nanosleep(&nap, NULL);
+        qm_pace_nap();
     }
-    c->put_bytes += n;
+    c->pace.done += n;
     return 0;
 }
 

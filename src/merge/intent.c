@@ -60,6 +60,8 @@ intent_to_json(const struct qm_intent *i)
     json_object_object_add(o, "backing-format", string_or_null(i->backing_format));
     json_object_object_add(o, "shallow", json_object_new_boolean(i->shallow));
     json_object_object_add(o, "keep-relative", json_object_new_boolean(i->keep_relative));
+    if (i->verify)
+        json_object_object_add(o, "verify", json_object_new_boolean(true));
     json_object_object_add(o, "overlays", json_object_new_int((int)i->overlays));
     json_object_object_add(o, "base", json_object_new_uint64(i->base));
     json_object_object_add(o, "top", json_object_new_uint64(i->top));
@@ -198,6 +200,7 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     if (!json_object_is_type(o, json_type_object))
         return false;
     if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
+        (json_object_object_get_ex(o, "verify", NULL) && !get_bool(o, "verify", &i->verify)) ||
         !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
         !get_number(o, "base", &base) || !get_number(o, "top", &top) ||
         !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))

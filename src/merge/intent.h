@@ -34,6 +34,7 @@ struct qm_intent {
     char *backing_format;
     bool shallow;
     bool keep_relative;
+    bool verify; /* not one of the words that tell one merge from another */
     enum qmeld_overlays overlays;
     /* what it came to */
     size_t base;

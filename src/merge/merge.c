@@ -141,6 +141,7 @@ prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *
     t->top = intent->top;
     t->base_size = intent->base_size;
     t->new_size = intent->new_size;
+    t->verify = intent->verify || m->opts->verify;
     m->report->base_old_size = t->base_size;
     m->report->base_new_size = t->new_size;
     m->settle_config = (struct qm_settle_config){.chain = m->chain,
@@ -152,6 +153,46 @@ prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *
         find_hidden_end(m, err) < 0 || qm_settle_check(&m->settle_config, &m->settle, err) < 0)
         return -1;
     return list_layers(m, err);
+}
+
+/* ---- reading back ---- */
+
+/* The base is opened anew, so that nothing is believed that this process remembers; what the page cache remembers
+ * is dropped.  The locks that are held keep everybody else out. */
+static int
+read_back(const struct qm_merge *m, const char *backing_format, struct qm_compare_result *out,
+          struct qmeld_error *err)
+{
+    const struct qm_layer *base = &m->chain->layers[m->transfer.base];
+    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
+                                         .format = base->img->ops->format,
+                                         .backing_format = backing_format,
+                                         .resumed = true};
+    struct qm_chain *anew;
+    int rc;
+
+    qm_drop_cache(base->img->file, 0, 0);
+    if (qm_chain_open(base->path, &how, &anew, err) < 0)
+        return -1;
+    rc = qm_transfer_read_back(&m->transfer, anew, out, err);
+    qm_chain_close(anew);
+    if (rc == 0)
+        m->report->bytes_verified += out->bytes;
+    return rc;
+}
+
+/* If it is asked for; everything is durable. */
+static int
+verify(const struct qm_merge *m, const char *backing_format, struct qmeld_error *err)
+{
+    struct qm_compare_result found;
+
+    if (!m->transfer.verify)
+        return 0;
+    if (read_back(m, backing_format, &found, err) < 0)
+        return -1;
+    m->report->verified = found.equal;
+    return found.equal ? 0 : qm_transfer_lost(&m->transfer, found.differs, err);
 }
 
 /* ---- the work ---- */
@@ -200,6 +241,7 @@ work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
                                        .done = qm_guest(m->transfer.new_size)};
 
     if ((!m->report->already_merged && transfer(m, resumed, err) < 0) ||
+        verify(m, qm_journal_intent(m->journal)->backing_format, err) < 0 ||
         qm_journal_advance(m->journal, complete, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN);
@@ -256,8 +298,10 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         return -1;
     }
     if (done && !qm_settle_has_work(m->settle)) {
+        const int rc = verify(m, intent->backing_format, err);
+
         qm_intent_release(intent);
-        return 0;
+        return rc;
     }
     if (qm_journal_create(journal_path, intent, &m->journal, err) < 0)
         return -1;
@@ -345,17 +389,21 @@ find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
 static int
 check_complete(const struct qm_merge *m, struct qmeld_error *err)
 {
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
     const struct qm_transfer *t = &m->transfer;
-    bool there;
+    struct qm_compare_result found;
 
+    m->report->verified = intent->verify; /* before the journal said so */
     if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY)
         return 0;
     for (size_t i = t->base + 1; i <= t->top; i++)
         if (!m->chain->layers[i].img)
             return 0;
-    if (qm_transfer_still_there(t, qm_guest(UINT64_MAX), &there, err) < 0)
+    if (t->verify ? read_back(m, intent->backing_format, &found, err) < 0
+                  : qm_transfer_still_there(t, qm_guest(UINT64_MAX), &found.equal, err) < 0)
         return -1;
-    if (there)
+    m->report->verified = t->verify && found.equal;
+    if (found.equal)
         return 0;
     return qm_fail(
         err, QMELD_STALE, qm_in(m->chain->layers[t->base].path),

@@ -257,6 +257,7 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
 
     *out = (struct qm_intent){.shallow = o->shallow,
                               .keep_relative = o->keep_relative,
+                              .verify = o->verify,
                               .overlays = o->overlays,
                               .base = base,
                               .top = top,

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "transfer.h"
 
+#include "compare.h"
 #include "copy.h"
-#include "plan.h"
 #include "qcow2.h"
 #include "space.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 /* A batch ends when it has this much data, lists this long, or took this long.  An interrupted
@@ -20,8 +20,6 @@ static const struct qm_transfer_limits
     qm_transfer_limits = {
         .batch = 512ull << 20, .batch_weight = 16u << 20, .batch_sec = 5, .step = 4ull << 20};
 
-#define COMPARE_BYTES (1u << 20)
-
 /* The walk that writes. */
 struct run {
     struct qm_transfer *t;
@@ -29,24 +27,31 @@ struct run {
     struct qm_journal *journal;
     struct qm_copy *copy;
     struct qm_moves moves;
-    uint64_t end;   /* where the batch's last want ends; 0: it has none */
-    time_t started; /* when the batch began */
+    struct qm_moves filled; /* OLD moves of the batch, if it is to be verified */
+    uint64_t end;           /* where the batch's last want ends; 0: it has none */
+    time_t started;         /* when the batch began */
     /* Since clusters were released last; a batch that ends by the clock does not count, so that
      * what is allocated where depends on the images alone. */
     uint64_t bytes;
 };
 
+static struct qm_plan_config
+plan_config(const struct qm_transfer *t, guest_off from)
+{
+    return (struct qm_plan_config){.chain = t->chain,
+                                   .base = t->base,
+                                   .top = t->top,
+                                   .from = from,
+                                   .base_size = t->base_size,
+                                   .new_size = t->new_size,
+                                   .hidden_end = t->hidden_end};
+}
+
 static int
 open_plan_at(const struct qm_transfer *t, guest_off from, struct qm_plan **out,
              struct qmeld_error *err)
 {
-    const struct qm_plan_config config = {.chain = t->chain,
-                                          .base = t->base,
-                                          .top = t->top,
-                                          .from = from,
-                                          .base_size = t->base_size,
-                                          .new_size = t->new_size,
-                                          .hidden_end = t->hidden_end};
+    const struct qm_plan_config config = plan_config(t, from);
 
     return qm_plan_open(&config, out, err);
 }
@@ -150,111 +155,34 @@ qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err)
 
 /* ---- comparing ---- */
 
-struct compare {
-    const struct qm_transfer *t;
-    struct qm_codec *codec;
-    unsigned char *want; /* COMPARE_BYTES each */
-    unsigned char *have;
-};
-
-/* Does [skip, skip + len) of a want equal what span, a part of the base's view, has? */
+/* What is wanted before end against what layer have_top of have reads. */
 static int
-compare_span(struct compare *c, const struct qm_want *want, const struct qm_map_span *span,
-             bool *equal, struct qmeld_error *err)
+compare(const struct qm_transfer *t, uint64_t end, const struct qm_chain *have, size_t have_top,
+        const char *phase, bool tell_all, struct qm_compare_result *out, struct qmeld_error *err)
 {
-    const bool bytes = span->ext.kind == QM_DATA || span->ext.kind == QM_COMPRESSED;
+    const struct qm_compare_config config = {.plan = plan_config(t, qm_guest(0)),
+                                             .end = qm_guest(end),
+                                             .have = have,
+                                             .have_top = have_top,
+                                             .bandwidth = t->opts->bandwidth,
+                                             .phase = phase,
+                                             .tell_all = tell_all,
+                                             .progress = t->opts->progress,
+                                             .opaque = t->opts->opaque};
 
-    for (uint64_t done = 0; *equal && done < span->len;) {
-        const uint64_t n = qm_min(span->len - done, COMPARE_BYTES);
-        const struct qm_extent have = qm_extent_part(&span->ext, done, n);
-        struct qm_extent ext;
+    return qm_compare(&config, out, err);
+}
 
-        if (!bytes && !want->from)
-            return 0;
-        memset(c->want, 0, n);
-        memset(c->have, 0, n);
-        if (want->from) {
-            ext = qm_extent_part(&want->ext, span->guest.g + done - want->guest.g, n);
-            if (qm_extent_read(want->from, &ext, c->codec, c->want, err) < 0)
-                return -1;
-        }
-        if (bytes &&
-            qm_extent_read(c->t->chain->layers[span->layer].img, &have, c->codec, c->have, err) < 0)
-            return -1;
-        *equal = memcmp(c->want, c->have, n) == 0;
-        done += n;
-    }
+/* *out: what is wanted before end is what the base reads as. */
+static int
+is_there(const struct qm_transfer *t, uint64_t end, bool *out, struct qmeld_error *err)
+{
+    struct qm_compare_result found;
+
+    if (compare(t, end, t->chain, t->base, "compare", false, &found, err) < 0)
+        return -1;
+    *out = found.equal;
     return 0;
-}
-
-static int
-compare_want(struct compare *c, const struct qm_want *want, bool *equal, struct qmeld_error *err)
-{
-    struct qm_map *map;
-    bool done = false;
-    int rc = qm_map_open(c->t->chain, 0, c->t->base, want->guest, want->len, &map, err);
-
-    while (rc == 0 && *equal) {
-        struct qm_map_span span;
-
-        rc = qm_map_next(map, &span, &done, err);
-        if (rc < 0 || done)
-            break;
-        rc = compare_span(c, want, &span, equal, err);
-    }
-    qm_map_close(map);
-    return rc;
-}
-
-/* The part of a want that lies before end. */
-static void
-clip(struct qm_want *want, uint64_t end)
-{
-    if (want->len <= end - want->guest.g)
-        return;
-    want->len = end - want->guest.g;
-    if (want->from)
-        want->ext = qm_extent_part(&want->ext, 0, want->len);
-}
-
-static int
-compare_all(struct compare *c, struct qm_plan *plan, uint64_t end, bool *equal,
-            struct qmeld_error *err)
-{
-    while (*equal) {
-        struct qm_want want;
-        bool asked, done;
-
-        if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
-            return -1;
-        if (done || want.guest.g >= end)
-            break;
-        clip(&want, end);
-        if (compare_want(c, &want, equal, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* *out: what is wanted before end is what the base reads as, if *out was true. */
-static int
-compare(const struct qm_transfer *t, uint64_t end, bool *out, struct qmeld_error *err)
-{
-    struct compare c = {.t = t, .codec = qm_codec_new()};
-    QM_FREE unsigned char *want = malloc(COMPARE_BYTES);
-    QM_FREE unsigned char *have = malloc(COMPARE_BYTES);
-    struct qm_plan *plan = NULL;
-    int rc = -1;
-
-    c.want = want;
-    c.have = have;
-    if (!c.codec || !want || !have)
-        qm_fail_nomem(err, "comparing");
-    else if (open_plan_at(t, qm_guest(0), &plan, err) == 0)
-        rc = compare_all(&c, plan, end, out, err);
-    qm_plan_close(plan);
-    qm_codec_free(c.codec);
-    return rc;
 }
 
 int
@@ -264,15 +192,30 @@ qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *
 
     /* a dirty base has refcounts to rebuild, whatever it reads as */
     *out = t->base_size == t->new_size && !(q && (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY));
-    return *out ? compare(t, UINT64_MAX, out, err) : 0;
+    return *out ? is_there(t, UINT64_MAX, out, err) : 0;
 }
 
 int
 qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
                         struct qmeld_error *err)
 {
-    *out = true;
-    return compare(t, done.g, out, err);
+    return is_there(t, done.g, out, err);
+}
+
+int
+qm_transfer_read_back(const struct qm_transfer *t, const struct qm_chain *have,
+                      struct qm_compare_result *out, struct qmeld_error *err)
+{
+    return compare(t, UINT64_MAX, have, have->n - 1, "verify", true, out, err);
+}
+
+int
+qm_transfer_lost(const struct qm_transfer *t, guest_off at, struct qmeld_error *err)
+{
+    return qm_fail(err, QMELD_IO, qm_in(t->chain->layers[t->base].path),
+                   "at guest offset %" PRIu64 " the disk gave back other bytes than were written: "
+                   "find out what is wrong with it; the same command then writes them again",
+                   at.g);
 }
 
 /* ---- working ---- */
@@ -338,12 +281,41 @@ static int
 put_moves(struct run *r, struct qmeld_error *err)
 {
     QM_VEC_EACH (move, &r->moves.list) {
+        if (r->t->verify && move->kind == QM_MOVE_OLD && !qm_vec_push(&r->filled.list, move))
+            return qm_fail_nomem(err, "the list of moves");
         if ((move->kind == QM_MOVE_OLD ? put_old(r, move, err) : qm_copy_put(r->copy, move, err)) <
             0)
             return -1;
     }
     qm_vec_clear(&r->moves.list);
     return 0;
+}
+
+/* What clusters that are only partly new were filled up with cannot be read back when the merge is complete:
+ * what it was copied from may be gone by then.  Here it is what the base reads as still. */
+static int
+verify_filled(struct run *r, struct qmeld_error *err)
+{
+    const struct qm_transfer *t = r->t;
+    const struct qm_compare_config config = {.plan = plan_config(t, qm_guest(0)),
+                                             .end = qm_guest(UINT64_MAX),
+                                             .have = t->chain,
+                                             .have_top = t->base,
+                                             .bandwidth = t->opts->bandwidth};
+    struct qm_file *file = t->chain->layers[t->base].img->file;
+    struct qm_compare_result found;
+
+    if (r->filled.list.n == 0)
+        return 0;
+    if (qm_sync(file, err) < 0)
+        return -1;
+    QM_VEC_EACH (move, &r->filled.list)
+        qm_drop_cache(file, move->to.h, move->len);
+    if (qm_compare_moves(&config, &r->filled, &found, err) < 0)
+        return -1;
+    t->report->bytes_verified += found.bytes;
+    qm_vec_clear(&r->filled.list);
+    return found.equal ? 0 : qm_transfer_lost(t, found.differs, err);
 }
 
 static time_t
@@ -363,7 +335,7 @@ end_batch(struct run *r, bool release, struct qmeld_error *err)
 
     if (qm_seal_want_end(r->seal, &r->moves, err) < 0 || put_moves(r, err) < 0 ||
         qm_seal_prepare(r->seal, err) < 0 || qm_copy_drain(r->copy, err) < 0 ||
-        qm_seal_publish(r->seal, release, err) < 0 ||
+        verify_filled(r, err) < 0 || qm_seal_publish(r->seal, release, err) < 0 ||
         qm_journal_advance(r->journal, cursor, err) < 0)
         return -1;
     if (release)
@@ -391,7 +363,8 @@ is_full(const struct run *r)
 static bool
 is_late(const struct run *r)
 {
-    return now() - r->started >= (time_t)qm_transfer_limits.batch_sec;
+    return now() - r->started >= (time_t)qm_transfer_limits.batch_sec ||
+           r->filled.list.n * sizeof *r->filled.list.at >= qm_transfer_limits.batch_weight;
 }
 
 static int
@@ -467,5 +440,6 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
     qm_plan_close(plan);
     qm_copy_free(r.copy);
     qm_vec_release(&r.moves.list);
+    qm_vec_release(&r.filled.list);
     return rc;
 }

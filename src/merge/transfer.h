@@ -14,6 +14,7 @@
 #ifndef QM_TRANSFER_H
 #define QM_TRANSFER_H
 
+#include "compare.h"
 #include "journal.h"
 #include "seal.h"
 
@@ -26,6 +27,7 @@ struct qm_transfer {
     uint64_t hidden_end; /* as in plan.h */
     guest_off from;      /* guest bytes below are in the base already */
     uint64_t total;      /* bytes to copy, from there on; qm_transfer_count sets it */
+    bool verify;         /* what is written is to be read back */
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report; /* bytes_* are added up here */
 };
@@ -39,6 +41,13 @@ int qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_err
  * knows that it was: somebody may have put an older base back since. */
 int qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
                             struct qmeld_error *err) QM_CHECK;
+
+/* After it: is all that is wanted what the base reads as, which is the active layer of `have`, opened anew? */
+int qm_transfer_read_back(const struct qm_transfer *t, const struct qm_chain *have,
+                          struct qm_compare_result *out, struct qmeld_error *err) QM_CHECK;
+
+/* Says that what was written is not what the disk gave back. */
+int qm_transfer_lost(const struct qm_transfer *t, guest_off at, struct qmeld_error *err);
 
 /* Tells the target's bitmaps what lies before t->from: an earlier run wrote it. */
 int qm_transfer_mark(const struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err)

@@ -76,6 +76,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
                                                           : QMELD_OVERLAYS_KEEP;
     } else if (!strcmp(key, "backing_format")) {
         s->opts.backing_format = !strcmp(value, "raw") ? "raw" : "qcow2";
+    } else if (!strcmp(key, "verify")) {
+        s->opts.verify = true;
     } else if (!strcmp(key, "dirty")) {
         s->dirty_base = true;
     } else if (!strcmp(key, "batch") && qm_forge_number(value, 0, &v)) {

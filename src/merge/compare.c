@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "compare.h"
+
+#include "pace.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK_BYTES (1u << 20)
+#define TICK_SEC    0.2
+
+struct compare {
+    const struct qm_compare_config *cfg;
+    struct qm_compare_result *out;
+    struct qm_codec *codec;
+    unsigned char *want; /* BLOCK_BYTES each */
+    unsigned char *have;
+    struct qm_pace pace;
+    double ticked; /* when progress was told last */
+    bool told;
+};
+
+/* Bytes of an image; from NULL: zeros. */
+struct side {
+    const struct qm_image *from;
+    struct qm_extent ext;
+};
+
+static double
+now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* True: the wish to stop. */
+static bool
+tell(struct compare *c, uint64_t at)
+{
+    const struct qm_compare_config *cfg = c->cfg;
+    const struct qmeld_progress p = {.done_bytes = at,
+                                     .total_bytes = qm_min(cfg->end.g, cfg->plan.new_size),
+                                     .phase = cfg->phase};
+
+    c->ticked = now();
+    c->told = true;
+    return cfg->progress(&p, cfg->opaque) != 0;
+}
+
+/* Keeps to the bandwidth, and tells how far it is. */
+static int
+pause_and_tell(struct compare *c, guest_off at, struct qmeld_error *err)
+{
+    for (;;) {
+        const bool ahead = qm_pace_is_ahead(&c->pace);
+
+        if (c->cfg->progress && now() - c->ticked >= TICK_SEC && tell(c, at.g))
+            return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
+        if (!ahead)
+            return 0;
+        qm_pace_nap();
+    }
+}
+
+static int
+read_side(struct compare *c, const struct side *s, uint64_t skip, uint64_t len, unsigned char *buf,
+          struct qmeld_error *err)
+{
+    struct qm_extent part;
+
+    if (!s->from) {
+        memset(buf, 0, len);
+        return 0;
+    }
+    part = qm_extent_part(&s->ext, skip, len);
+    return qm_extent_read(s->from, &part, c->codec, buf, err);
+}
+
+/* The guest range [at, at + len) begins both sides. */
+static int
+compare_sides(struct compare *c, guest_off at, uint64_t len, const struct side *want,
+              const struct side *have, struct qmeld_error *err)
+{
+    if (!want->from && !have->from)
+        c->out->bytes += len;
+    for (uint64_t done = 0; (want->from || have->from) && c->out->equal && done < len;) {
+        const uint64_t n = qm_min(len - done, BLOCK_BYTES);
+        uint64_t same = 0;
+
+        if (pause_and_tell(c, qm_guest(at.g + done), err) < 0 ||
+            read_side(c, want, done, n, c->want, err) < 0 ||
+            read_side(c, have, done, n, c->have, err) < 0)
+            return -1;
+        if (memcmp(c->want, c->have, n) != 0) {
+            while (c->want[same] == c->have[same])
+                same++;
+            c->out->equal = false;
+            c->out->differs = qm_guest(at.g + done + same);
+        }
+        c->out->bytes += n;
+        c->pace.done += have->from ? n : 0;
+        done += n;
+    }
+    return 0;
+}
+
+/* A guest range of side against what layer have_top reads there. */
+static int
+compare_range(struct compare *c, guest_off at, uint64_t len, const struct side *side,
+              struct qmeld_error *err)
+{
+    struct qm_map *map;
+    int rc = qm_map_open(c->cfg->have, 0, c->cfg->have_top, at, len, &map, err);
+
+    while (rc == 0 && c->out->equal) {
+        struct qm_map_span span;
+        struct side part = *side, reads = {NULL};
+        bool done;
+
+        rc = qm_map_next(map, &span, &done, err);
+        if (rc < 0 || done)
+            break;
+        if (part.from)
+            part.ext = qm_extent_part(&side->ext, span.guest.g - at.g, span.len);
+        if (span.ext.kind == QM_DATA || span.ext.kind == QM_COMPRESSED)
+            reads = (struct side){c->cfg->have->layers[span.layer].img, span.ext};
+        rc = compare_sides(c, span.guest, span.len, &part, &reads, err);
+    }
+    qm_map_close(map);
+    return rc;
+}
+
+/* The part of a want that lies before end. */
+static void
+clip(struct qm_want *want, uint64_t end)
+{
+    if (want->len <= end - want->guest.g)
+        return;
+    want->len = end - want->guest.g;
+    if (want->from)
+        want->ext = qm_extent_part(&want->ext, 0, want->len);
+}
+
+static int
+compare_plan(struct compare *c, struct qm_plan *plan, struct qmeld_error *err)
+{
+    while (c->out->equal) {
+        struct qm_want want;
+        bool asked, done;
+
+        if (qm_plan_next(plan, &want, &asked, &done, err) < 0 ||
+            (!done && pause_and_tell(c, want.guest, err) < 0))
+            return -1;
+        if (done || want.guest.g >= c->cfg->end.g)
+            break;
+        clip(&want, c->cfg->end.g);
+        if (compare_range(c, want.guest, want.len, &(struct side){want.from, want.ext}, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int
+compare_move(struct compare *c, const struct qm_move *m, struct qmeld_error *err)
+{
+    const struct side lies = {
+        c->cfg->have->layers[c->cfg->have_top].img,
+        {.guest = m->guest, .len = m->len, .kind = QM_DATA, .has_host = true, .host = m->to}};
+
+    if (m->kind == QM_MOVE_OLD)
+        return compare_range(c, m->guest, m->len, &lies, err);
+    return compare_sides(c, m->guest, m->len,
+                         &(struct side){m->kind == QM_MOVE_COPY ? m->from : NULL, m->ext}, &lies,
+                         err);
+}
+
+static int
+begin(struct compare *c, const struct qm_compare_config *config, struct qm_compare_result *out,
+      struct qmeld_error *err)
+{
+    *out = (struct qm_compare_result){.equal = true};
+    *c = (struct compare){.cfg = config,
+                          .out = out,
+                          .codec = qm_codec_new(),
+                          .want = malloc(BLOCK_BYTES),
+                          .have = malloc(BLOCK_BYTES),
+                          .ticked = config->tell_all ? 0 : now()};
+    qm_pace_begin(&c->pace, config->bandwidth);
+    return c->codec && c->want && c->have ? 0 : qm_fail_nomem(err, "comparing");
+}
+
+static void
+end(struct compare *c)
+{
+    qm_codec_free(c->codec);
+    free(c->want);
+    free(c->have);
+}
+
+int
+qm_compare(const struct qm_compare_config *config, struct qm_compare_result *out,
+           struct qmeld_error *err)
+{
+    struct qm_plan *plan = NULL;
+    struct compare c;
+    int rc = begin(&c, config, out, err);
+
+    if (rc == 0)
+        rc = qm_plan_open(&config->plan, &plan, err);
+    if (rc == 0)
+        rc = compare_plan(&c, plan, err);
+    if (rc == 0 && c.told && out->equal)
+        (void)tell(&c, qm_min(config->end.g, config->plan.new_size)); /* too late to stop */
+    qm_plan_close(plan);
+    end(&c);
+    return rc;
+}
+
+int
+qm_compare_moves(const struct qm_compare_config *config, const struct qm_moves *moves,
+                 struct qm_compare_result *out, struct qmeld_error *err)
+{
+    struct compare c;
+    int rc = begin(&c, config, out, err);
+
+    QM_VEC_EACH (m, &moves->list) {
+        if (rc == 0 && out->equal)
+            rc = compare_move(&c, m, err);
+    }
+    end(&c);
+    return rc;
+}
