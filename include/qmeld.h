@@ -224,8 +224,9 @@ struct qmeld_commit_options {
     bool verify; /* read back what was written, from the disk where the page cache can
                                  * be got out of the way, before any overlay is settled */
     enum qmeld_overlays overlays;
-    bool reclaim;            /* merged layers give up what the base holds, batch by batch, so that
-                                 * the space of one batch is enough; KEEP then leaves them empty */
+    /* merged layers give up what the base holds, batch by batch, so that the space of one batch is
+     * enough; KEEP then leaves them empty, and QUARANTINE is refused */
+    bool reclaim;
     const char *journal_dir; /* where the journal of the merge lies while it runs; NULL:
                                   * beside the base (of a block device: beside the active layer) */
     unsigned threads;        /* copy workers; 0: as many as there are processors, at most 16 */
