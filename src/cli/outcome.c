@@ -80,7 +80,10 @@ print_fate(const struct qmeld_commit_report *report, const struct range *range, 
             printf("INVALID: reads wrong by itself; this chain does not need it: delete it");
         break;
     case QMELD_FATE_EMPTIED:
-        printf("emptied: reads as before, from [%zu]", range->base + 1);
+        if (i == range->top)
+            printf("emptied: reads as before, from [%zu]", range->base + 1);
+        else
+            printf("emptied: reads what is below it; the chain goes past it now: can be deleted");
         break;
     case QMELD_FATE_DELETED:
         printf("deleted");

@@ -538,6 +538,21 @@ qm_transfer_grow(struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error
     return rc;
 }
 
+/* Suites that run the program cannot set qm_transfer_limits, and their images are small. */
+static void
+take_limits_of_test(void)
+{
+#ifdef QM_TESTING
+    const char *batch = getenv("QMELD_TEST_BATCH");
+
+    if (!batch)
+        return;
+    qm_transfer_limits.batch = strtoull(batch, NULL, 0);
+    while (qm_transfer_limits.step > qm_max(qm_transfer_limits.batch, 512))
+        qm_transfer_limits.step /= 2;
+#endif
+}
+
 int
 qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *journal,
                 struct qmeld_error *err)
@@ -546,6 +561,7 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
     struct qm_plan *plan = NULL;
     int rc = open_copy(t, "copy", true, &r.copy, err);
 
+    take_limits_of_test();
     if (rc == 0)
         rc = begin_batch(&r, err);
     if (rc == 0)
