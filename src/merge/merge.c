@@ -198,7 +198,9 @@ verify(const struct qm_merge *m, const char *backing_format, struct qmeld_error 
         return 0;
     if (read_back(m, backing_format, &found, err) < 0)
         return -1;
-    m->report->verified = found.equal;
+    /* what an earlier run gave up without reading back cannot be read back now */
+    m->report->verified = found.equal && !(m->transfer.give_up && m->transfer.from.g > 0 &&
+                                           !qm_journal_intent(m->journal)->verify);
     return found.equal ? 0 : qm_transfer_lost(&m->transfer, found.differs, err);
 }
 

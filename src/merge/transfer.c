@@ -43,7 +43,8 @@ struct run {
     /* give_up: what the target takes for this batch at most, tables left out; and the most it may */
     uint64_t gain;
     uint64_t limit;
-    uint64_t gain_end; /* guest bytes in front of it are in that */
+    uint64_t gain_end;  /* guest bytes in front of it are in that */
+    guest_off given_up; /* so are they in batches that ended */
 };
 
 static struct qm_plan_config
@@ -372,6 +373,29 @@ publish(struct run *r, bool release, struct qmeld_error *err)
     return qm_seal_publish(r->seal, release, err);
 }
 
+/* Other merges read back when all is complete.  Here it cannot be told any more by then. */
+static int
+verify_batch(struct run *r, guest_off end, struct qmeld_error *err)
+{
+    const struct qm_transfer *t = r->t;
+    const struct qm_compare_config config = {.plan = plan_config(t, r->given_up),
+                                             .end = end,
+                                             .have = t->chain,
+                                             .have_top = t->base,
+                                             .bandwidth = t->opts->bandwidth};
+    struct qm_image *base = t->chain->layers[t->base].img;
+    struct qm_compare_result found;
+
+    if (!t->verify || !t->give_up)
+        return 0;
+    qm_drop_cache(base->file, 0, 0);
+    qm_image_forget(base);
+    if (qm_compare(&config, &found, err) < 0)
+        return -1;
+    t->report->bytes_verified += found.bytes;
+    return found.equal ? 0 : qm_transfer_lost(t, found.differs, err);
+}
+
 /* The last batch is given up with all that is left, when the merge is settled. */
 static int
 end_batch(struct run *r, bool release, bool last, struct qmeld_error *err)
@@ -381,12 +405,14 @@ end_batch(struct run *r, bool release, bool last, struct qmeld_error *err)
     const bool give_up = r->t->give_up;
 
     /* what layers have given up cannot be found and marked again, whoever gives it up */
-    if (publish(r, release, err) < 0 || (give_up && qm_seal_save(r->seal, err) < 0) ||
+    if (publish(r, release, err) < 0 || verify_batch(r, cursor.done, err) < 0 ||
+        (give_up && qm_seal_save(r->seal, err) < 0) ||
         qm_journal_advance(r->journal, cursor, err) < 0)
         return -1;
     /* COMMIT POINT S10: the cursor says that nobody will ask them again */
     if (give_up && !last && qm_reclaim_until(r->t->reclaim, cursor.done, err) < 0)
         return -1;
+    r->given_up = cursor.done;
     if (release)
         r->bytes = 0;
     return begin_batch(r, err);
@@ -557,7 +583,7 @@ int
 qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *journal,
                 struct qmeld_error *err)
 {
-    struct run r = {.t = t, .seal = seal, .journal = journal};
+    struct run r = {.t = t, .seal = seal, .journal = journal, .given_up = t->from};
     struct qm_plan *plan = NULL;
     int rc = open_copy(t, "copy", true, &r.copy, err);
 
