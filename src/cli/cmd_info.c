@@ -7,27 +7,35 @@
  * keys of its own.  Only full-backing-filename differs: it is a plain path, where qemu-img
  * repeats a "file:" or "json:" name.
  */
-#include "cli.h"
+#include "info.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static const char help[] =
-    "qmeld info - show a chain of images, layer by layer\n"
+    "qmeld info - show a chain of images, layer by layer, or a domain's disks\n"
     "\n"
     "    qmeld info disk.qcow2\n"
     "    qmeld info --output=json disk.qcow2 | jq '.[].filename'\n"
     "    qmeld info --single disk.qcow2        the image alone, even if its chain is broken\n"
+    "    qmeld info vm1                        the disks of a virtual machine, and their chains\n"
     "\n"
-    "usage: qmeld info [OPTIONS] IMAGE\n"
+    "usage: qmeld info [OPTIONS] IMAGE|DOMAIN\n"
     "\n"
     "Shows for every layer, from the top to the base: format and features, sizes, the space it\n"
     "takes, its backing file, internal snapshots, persistent bitmaps, and which process uses\n"
     "it.  Takes no lock and writes nothing, so it may be run beside a virtual machine.  The\n"
     "number in brackets is what commit --base and --top understand; [1] is the base.\n"
+    "A name without a slash that is no file is taken as a domain's: name, UUID or id.  Its "
+    "running\n"
+    "layers are shown with the names that blockcommit and virsh understand, such as vda[3].\n"
     "\n"
+    "    -c, --connect=URI         it is a domain, of this hypervisor; otherwise as virsh finds "
+    "it,\n"
+    "                              or qemu:///system\n"
     "    -f, --format=FMT          format of IMAGE (qcow2, raw); found by content otherwise\n"
     "        --backing-format=FMT  format of layers for which no overlay stores one\n"
     "        --single              do not open backing files\n"
@@ -158,12 +166,12 @@ print_bitmap(const struct qmeld_bitmap_info *bitmap, const char *key)
            bitmap->in_use ? ", not closed cleanly" : "");
 }
 
-static void
-print_layer(size_t number, const struct qmeld_layer_info *layer, bool is_top)
+void
+qm_cli_info_print(const char *label, const struct qmeld_layer_info *layer, bool is_top)
 {
     QM_CLI_FREE char *path = qm_cli_quote(layer->path);
 
-    printf("[%zu] %s\n", number, path);
+    printf("%s %s\n", label, path);
     print_format(layer, is_top);
     print_sizes(layer);
     print_backing(layer);
@@ -248,9 +256,8 @@ qcow2_json(const struct qmeld_layer_info *layer)
     return object;
 }
 
-/* below: the path of the layer this one stands on, NULL: none was opened */
-static struct json_object *
-layer_json(size_t number, const struct qmeld_layer_info *layer, const char *below)
+struct json_object *
+qm_cli_info_json(size_t number, const struct qmeld_layer_info *layer, const char *below)
 {
     struct json_object *object = json_object_new_object();
 
@@ -300,7 +307,7 @@ show_json(struct qmeld_chain *chain, struct qmeld_error *err)
     while (result == 0) { /* each layer is asked once, for asking looks for its users too */
         if (i > 0 && (result = qmeld_chain_layer(chain, i - 1, &below, err)) < 0)
             break;
-        json_object_array_add(list, layer_json(i + 1, &layer, i > 0 ? below.path : NULL));
+        json_object_array_add(list, qm_cli_info_json(i + 1, &layer, i > 0 ? below.path : NULL));
         if (i-- == 0)
             break;
         layer = below;
@@ -317,10 +324,12 @@ show_human(struct qmeld_chain *chain, struct qmeld_error *err)
 {
     for (size_t i = qmeld_chain_depth(chain); i-- > 0;) {
         struct qmeld_layer_info layer;
+        char label[32];
 
         if (qmeld_chain_layer(chain, i, &layer, err) < 0)
             return -1;
-        print_layer(i + 1, &layer, i + 1 == qmeld_chain_depth(chain));
+        snprintf(label, sizeof label, "[%zu]", i + 1);
+        qm_cli_info_print(label, &layer, i + 1 == qmeld_chain_depth(chain));
         if (i > 0)
             putchar('\n');
     }
@@ -341,11 +350,19 @@ show(const char *path, const struct qmeld_open_options *open_options, enum qm_cl
     return result < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;
 }
 
+/* A path is always an image; so is a bare name, if there is such a file. */
+static bool
+may_be_domain(const char *name)
+{
+    return !strchr(name, '/') && access(name, F_OK) < 0;
+}
+
 static int
 run(int argc, char **argv)
 {
     enum { OPT_BACKING_FORMAT = QM_OPT_FIRST, OPT_SINGLE };
     static const struct option options[] = {
+        {"connect", required_argument, NULL, 'c'},
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"single", no_argument, NULL, OPT_SINGLE},
@@ -354,10 +371,14 @@ run(int argc, char **argv)
     };
     struct qmeld_open_options open_options = {0};
     enum qm_cli_output output = QM_OUTPUT_HUMAN;
+    const char *uri = NULL;
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":f:h", options)) != -1)
+    while ((c = qm_cli_getopt(argc, argv, ":c:f:h", options)) != -1)
         switch (c) {
+        case 'c':
+            uri = optarg;
+            break;
         case 'f':
             open_options.format = optarg;
             break;
@@ -380,6 +401,16 @@ run(int argc, char **argv)
     if (argc - optind != 1) {
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
         return QM_EXIT_REFUSED;
+    }
+    if (uri || may_be_domain(argv[optind])) {
+        struct qmeld_error err = {0};
+        const int code = qm_cli_info_domain(uri, argv[optind], output, &err);
+
+        if (code >= 0)
+            return code;
+        if (uri)
+            return qm_cli_fail(&err);
+        qm_cli_complain(&err); /* and that it is no file either */
     }
     return show(argv[optind], &open_options, output);
 }

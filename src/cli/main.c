@@ -15,8 +15,8 @@
 #include <unistd.h>
 
 static const struct qm_cli_command *const commands[] = {
-    &qm_cli_commit, &qm_cli_status, &qm_cli_resume, &qm_cli_recover,
-    &qm_cli_info,   &qm_cli_map,    &qm_cli_check,  &qm_cli_create,
+    &qm_cli_commit, &qm_cli_blockcommit, &qm_cli_status, &qm_cli_resume, &qm_cli_recover,
+    &qm_cli_info,   &qm_cli_map,         &qm_cli_check,  &qm_cli_create,
 };
 
 static const char overview[] =
@@ -32,6 +32,8 @@ static const char overview[] =
     "\n"
     "Change:\n"
     "    commit IMAGE    merge layers down; IMAGE reads the same at every instant\n"
+    "    blockcommit DOMAIN DISK\n"
+    "                    the same for a disk of a virtual machine, which may run meanwhile\n"
     "    resume PATH     finish an interrupted merge\n"
     "    recover DIR     finish all interrupted merges of a directory\n"
     "    create IMAGE    make a new image\n"

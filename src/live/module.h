@@ -1,14 +1,38 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * module.h - the module's functions, for its table, and what the program lent it.
+ * module.h - what the parts of qmeld-live.so share: libqmeld as the program lent it, and notes.
+ *
+ * Threads    One, that of the call.
  */
 #ifndef QM_MODULE_H
 #define QM_MODULE_H
 
-#include "domain.h"
 #include "live.h"
 
 /* libqmeld, as the program has it. */
-extern const struct qm_live_host *qm_host;
+extern const struct qm_live_host *qm_lib;
+
+/* Adds a sentence for the user.  If there is no memory for it, it is lost: a note is no result. */
+void qm_note(struct qm_live_notes *notes, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+void qm_notes_free(struct qm_live_notes *notes);
+
+/* ---- files of this machine ---- */
+
+/* Which file a path leads to.  Two paths are the same image if their files are, or, of block devices,
+ * the devices: QEMU may see them under other inodes. */
+struct qm_file_id {
+    bool known; /* false: there is nothing, or it may not be looked at */
+    bool block;
+    bool regular;
+    uint64_t dev;
+    uint64_t ino;  /* of the device, if it is one */
+    uint64_t size; /* bytes of disk it takes */
+};
+
+struct qm_file_id qm_file_id(const char *path);
+
+/* False if either is unknown. */
+bool qm_file_id_same(const struct qm_file_id *a, const struct qm_file_id *b);
 
 #endif

@@ -17,7 +17,9 @@ struct qm_session {
     bool local;
     qm_session_stop_fn *stop;
     void *opaque;
-    bool abandoned; /* the caller's thread only */
+    /* the caller's thread only */
+    bool abandoned;
+    unsigned limit; /* of calls that do not say; 0: QM_SESSION_CALL_LIMIT */
     /* under the lock; the close callback may come when the session is gone, so it has an owner count */
     struct shared *shared;
 };
@@ -283,9 +285,9 @@ open_release(void *opaque)
     free(args->uri);
 }
 
-/* What virsh would take, but for its last resort. */
+/* What virsh would take, but for its last resort; NULL: nothing is set. */
 static const char *
-default_uri(void)
+uri_of_environment(void)
 {
     static const char *const names[] = {"VIRSH_DEFAULT_CONNECT_URI", "LIBVIRT_DEFAULT_URI"};
 
@@ -295,7 +297,21 @@ default_uri(void)
         if (uri && *uri)
             return uri;
     }
-    return "qemu:///system";
+    return NULL;
+}
+
+bool
+qm_session_default_is_set(void)
+{
+    return uri_of_environment() != NULL;
+}
+
+static const char *
+default_uri(void)
+{
+    const char *uri = uri_of_environment();
+
+    return uri ? uri : "qemu:///system";
 }
 
 /* "qemu+ssh://host/system" has a server; "qemu:///system" and "qemu+unix:///system?socket=..." have none. */
@@ -441,7 +457,20 @@ qm_session_is_lost(const struct qm_session *session)
     pthread_mutex_lock(&session->shared->lock);
     closed = session->shared->closed;
     pthread_mutex_unlock(&session->shared->lock);
-    return closed || session->abandoned;
+    return closed;
+}
+
+bool
+qm_session_stopped(const struct qm_session *session)
+{
+    return session->stop && session->stop(session->opaque);
+}
+
+void
+qm_session_hurry(struct qm_session *session, unsigned seconds)
+{
+    session->stop = NULL;
+    session->limit = seconds;
 }
 
 virConnectPtr

@@ -11,8 +11,8 @@
  * Threads    One thread calls.  A thread runs libvirt's event loop, from the first open to the end of
  *            the process; callbacks of libvirt run on it and only set what is under the lock.
  * Ownership  What a call returns through a char ** is malloc'd and the caller's.
- * Errors     0, or -1 with *fault filled.  An abandoned call leaves its thread behind, and the session
- *            unusable (LOST): the process should end soon.
+ * Errors     0, or -1 with *fault filled.  An abandoned call leaves its thread behind, and may still
+ *            act; the connection is then not closed, but left to the end of the process.
  */
 #ifndef QM_SESSION_H
 #define QM_SESSION_H
@@ -61,8 +61,18 @@ const char *qm_session_uri(const struct qm_session *session);
  * still be others.) */
 bool qm_session_is_local(const struct qm_session *session);
 
-/* The connection ended, or a call was abandoned: further calls will fail. */
+/* The connection has ended: further calls will fail. */
 bool qm_session_is_lost(const struct qm_session *session);
+
+/* From now on nobody is asked whether to stop, and a call has so many seconds: for what must be done
+ * after somebody asked to. */
+void qm_session_hurry(struct qm_session *session, unsigned seconds);
+
+/* Somebody asks to stop; false after qm_session_hurry. */
+bool qm_session_stopped(const struct qm_session *session);
+
+/* The environment names the hypervisor to connect to. */
+bool qm_session_default_is_set(void);
 
 virConnectPtr qm_session_connection(const struct qm_session *session);
 

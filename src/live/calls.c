@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "calls.h"
+
+#include "cleanup.h"
+
+#include <libvirt/libvirt-qemu.h>
+#include <string.h>
+
+/* Arguments of any of the calls: what a call has no use for stays empty. */
+struct args {
+    virDomainPtr domain; /* a reference of its own */
+    char *text[3];
+    unsigned long number;
+    unsigned flags;
+    char *answer;
+    struct qm_job_info job;
+};
+
+static void
+release(void *opaque)
+{
+    struct args *args = opaque;
+
+    if (args->domain)
+        (void)virDomainFree(args->domain);
+    for (size_t i = 0; i < 3; i++)
+        free(args->text[i]);
+    free(args->answer);
+}
+
+/* NULL if memory is out. */
+static struct args *
+make(virDomainPtr domain, unsigned flags, const char *one, const char *two, const char *three)
+{
+    const char *const text[3] = {one, two, three};
+    struct args *args = calloc(1, sizeof *args);
+
+    if (!args)
+        return NULL;
+    args->flags = flags;
+    if (virDomainRef(domain) == 0)
+        args->domain = domain;
+    for (size_t i = 0; i < 3 && args->domain; i++)
+        if (text[i] && !(args->text[i] = strdup(text[i]))) {
+            release(args);
+            free(args);
+            return NULL;
+        }
+    if (args->domain)
+        return args;
+    free(args);
+    return NULL;
+}
+
+static int
+commit_run(void *opaque)
+{
+    struct args *args = opaque;
+
+    return virDomainBlockCommit(args->domain, args->text[0], args->text[1], args->text[2],
+                                args->number, args->flags);
+}
+
+int
+qm_calls_commit(struct qm_session *session, virDomainPtr domain, const struct qm_calls_commit *what,
+                struct qm_fault *fault)
+{
+    const unsigned bytes = what->bandwidth ? VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES : 0;
+    struct args *args = make(domain, what->flags | bytes, what->disk, what->base, what->top);
+    const struct qm_session_call call = {
+        .name = "virDomainBlockCommit", .run = commit_run, .release = release, .args = args};
+
+    if (args)
+        args->number = (unsigned long)what->bandwidth;
+    return qm_session_run(session, &call, fault);
+}
+
+static int
+abort_run(void *opaque)
+{
+    struct args *args = opaque;
+
+    return virDomainBlockJobAbort(args->domain, args->text[0], args->flags);
+}
+
+int
+qm_calls_abort(struct qm_session *session, virDomainPtr domain, const char *disk, unsigned flags,
+               struct qm_fault *fault)
+{
+    const struct qm_session_call call = {
+        .name = "virDomainBlockJobAbort",
+        .run = abort_run,
+        .release = release,
+        .args = make(domain, flags, disk, NULL, NULL),
+    };
+
+    return qm_session_run(session, &call, fault);
+}
+
+static int
+job_run(void *opaque)
+{
+    struct args *args = opaque;
+    virDomainBlockJobInfo info = {0};
+    const int found = virDomainGetBlockJobInfo(args->domain, args->text[0], &info, 0);
+
+    if (found < 0)
+        return -1;
+    args->job = (struct qm_job_info){
+        .present = found > 0, .type = info.type, .done = info.cur, .total = info.end};
+    return 0;
+}
+
+static void
+job_take(void *opaque, void *out)
+{
+    const struct args *args = opaque;
+
+    *(struct qm_job_info *)out = args->job;
+}
+
+int
+qm_calls_job(struct qm_session *session, virDomainPtr domain, const char *disk,
+             struct qm_job_info *out, struct qm_fault *fault)
+{
+    const struct qm_session_call call = {
+        .name = "virDomainGetBlockJobInfo",
+        .run = job_run,
+        .release = release,
+        .args = make(domain, 0, disk, NULL, NULL),
+        .take = job_take,
+        .out = out,
+    };
+
+    memset(out, 0, sizeof *out);
+    return qm_session_run(session, &call, fault);
+}
+
+const char *
+qm_calls_job_name(int type)
+{
+    static const char *const names[] = {"block",  "pull",          "copy",
+                                        "commit", "active commit", "backup"};
+
+    return type > 0 && (size_t)type < sizeof names / sizeof *names ? names[type] : names[0];
+}
+
+static int
+update_run(void *opaque)
+{
+    struct args *args = opaque;
+
+    return virDomainUpdateDeviceFlags(args->domain, args->text[0], args->flags);
+}
+
+int
+qm_calls_update(struct qm_session *session, virDomainPtr domain, const char *xml, unsigned flags,
+                struct qm_fault *fault)
+{
+    const struct qm_session_call call = {
+        .name = "virDomainUpdateDeviceFlags",
+        .run = update_run,
+        .release = release,
+        .args = make(domain, flags, xml, NULL, NULL),
+    };
+
+    return qm_session_run(session, &call, fault);
+}
+
+static int
+monitor_run(void *opaque)
+{
+    struct args *args = opaque;
+
+    return virDomainQemuMonitorCommand(args->domain, args->text[0], &args->answer, args->flags);
+}
+
+static void
+answer_take(void *opaque, void *out)
+{
+    struct args *args = opaque;
+
+    *(char **)out = QM_TAKE(args->answer);
+}
+
+int
+qm_calls_monitor(struct qm_session *session, virDomainPtr domain, const char *command, char **out,
+                 struct qm_fault *fault)
+{
+    const struct qm_session_call call = {
+        .name = "virDomainQemuMonitorCommand",
+        .run = monitor_run,
+        .release = release,
+        .args = make(domain, VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT, command, NULL, NULL),
+        .take = answer_take,
+        .out = out,
+    };
+
+    *out = NULL;
+    return qm_session_run(session, &call, fault);
+}

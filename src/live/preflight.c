@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * preflight.c - what is looked at before QEMU is asked to merge.
+ *
+ * QEMU and libvirt refuse much, but not what they cannot see: other machines that stand on the base, branches
+ * of snapshots, bitmaps that a raw base cannot take.  Files are looked at only where they are this machine's,
+ * and what cannot be read is no reason to refuse: a member of the group libvirt may merge and may not open
+ * the images.
+ */
+#include "run.h"
+
+#include "calls.h"
+#include "cleanup.h"
+#include "scan.h"
+#include "texts.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+/* ---- the job that may be there ---- */
+
+static int
+busy(const struct qm_run *run, const char *job, struct qmeld_error *err)
+{
+    return qm_fail(
+        err, QMELD_BUSY, qm_nowhere(),
+        "a %s job runs on %s already: wait for it, or end it with virsh blockjob %s %s --abort",
+        job, run->disk->target, run->domain->name, run->disk->target);
+}
+
+/* An active commit to the same base, left by an earlier call, is gone on with. */
+static int
+check_job(struct qm_run *run, struct qmeld_error *err)
+{
+    const struct qm_domxml_mirror *mirror = &run->disk->mirror;
+    struct qm_job_info info;
+    struct qm_fault fault;
+
+    if (mirror->present) {
+        run->attached = run->request->active && mirror->job &&
+                        strcmp(mirror->job, "active-commit") == 0 &&
+                        qm_range_same(&mirror->source, qm_run_base(run), run->local);
+        return run->attached ? 0 : busy(run, mirror->job ? mirror->job : "copy", err);
+    }
+    if (qm_calls_job(qm_run_session(run), run->domain->ptr, run->disk->target, &info, &fault) < 0)
+        return qm_session_fail(err, &fault, "ask whether a job runs");
+    return info.present ? busy(run, qm_calls_job_name(info.type), err) : 0;
+}
+
+static int
+check_disk(const struct qm_run *run, struct qmeld_error *err)
+{
+    if (run->disk->transient)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "disk %s is transient: libvirt throws its active layer away when the "
+                       "machine stops, and "
+                       "allows no block jobs on it",
+                       run->disk->target);
+    if (run->disk->shareable)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "disk %s is shareable: other machines may write to it at the same time",
+                       run->disk->target);
+    if (!run->disk->terminated)
+        qm_note(&run->report->notes,
+                "the definition does not say what lies under the last layer of %s; only what it "
+                "names is merged",
+                run->disk->target);
+    return 0;
+}
+
+/* ---- who else stands on these files ---- */
+
+struct others {
+    const struct qm_run *run;
+    const struct qm_domxml_source **files;
+    bool branched; /* the domain's own snapshots have branches */
+    bool found;
+    struct qmeld_error *err;
+};
+
+static bool
+is_in_chain(const struct qm_run *run, const char *path)
+{
+    struct qm_domxml_source source = {.type = QM_SOURCE_FILE, .path = (char *)path};
+
+    QM_VEC_EACH (layer, &run->disk->layers)
+        if (qm_range_same(layer, &source, run->local))
+            return true;
+    return false;
+}
+
+/* Of our own domain: the disk itself may have its layers, and snapshots in one line tell of the same chain. */
+static bool
+is_expected(const struct others *others, const struct qm_scan_mention *mention)
+{
+    const struct qm_run *run = others->run;
+
+    if (strcmp(mention->uuid, run->domain->uuid) != 0)
+        return false;
+    if (mention->where == QM_SCAN_SNAPSHOT)
+        return true;
+    if (mention->where == QM_SCAN_HEADER)
+        return !others->branched || is_in_chain(run, mention->head);
+    return strcmp(mention->target, run->disk->target) == 0;
+}
+
+static int
+take_mention(const struct qm_scan_mention *mention, void *opaque)
+{
+    struct others *others = opaque;
+    const char *file = others->files[mention->file]->path;
+
+    if (is_expected(others, mention))
+        return 0;
+    others->found = true;
+    (void)qm_fail(
+        others->err, QMELD_BUSY, qm_in(file ? file : ""),
+        "domain \"%s\" %s%s%s%s%s: the merge would change what that one reads; undo that use first",
+        mention->domain, qm_scan_where_name(mention->where), mention->head ? " " : "",
+        mention->head ? mention->head : "", mention->snapshot ? " " : "",
+        mention->snapshot ? mention->snapshot : "");
+    return 1;
+}
+
+/* Each snapshot has at most one child, and the current one has none: they tell of one chain. */
+static bool
+has_branches(const struct qm_texts *texts)
+{
+    QM_VEC(struct qm_domxml *) all = {0};
+    struct qmeld_error unreadable = {0};
+    size_t roots = 0;
+    bool branched = false;
+
+    for (size_t i = 0; i < texts->snapshots.n; i++) {
+        struct qm_domxml *xml = NULL;
+
+        if (qm_domxml_parse(texts->snapshots.at[i], &xml, &unreadable) < 0 ||
+            !qm_vec_push(&all, &xml)) {
+            qm_domxml_free(xml);
+            branched = true; /* what is unknown is taken as the worse */
+        }
+    }
+    QM_VEC_EACH (one, &all) {
+        size_t children = 0;
+
+        roots += (*one)->parent == NULL;
+        QM_VEC_EACH (other, &all)
+            children += (*other)->parent && strcmp((*other)->parent, (*one)->name) == 0;
+        branched |= children > 1 ||
+                    (children == 1 && texts->current && strcmp(texts->current, (*one)->name) == 0);
+    }
+    QM_VEC_EACH (one, &all)
+        qm_domxml_free(*one);
+    qm_vec_release(&all);
+    return branched || roots > 1;
+}
+
+static int
+check_others(struct qm_run *run, struct qmeld_error *err)
+{
+    const size_t n = run->range.base - run->range.top + 1;
+    QM_FREE const struct qm_domxml_source **files = calloc(n, sizeof(*files));
+    struct others others = {.run = run, .files = files, .err = err};
+    struct qm_scan scan = {
+        .session = qm_run_session(run),
+        .files = files,
+        .n_files = n,
+        .fn = take_mention,
+        .opaque = &others,
+        .notes = &run->report->notes,
+    };
+    struct qm_texts texts;
+    struct qm_fault fault;
+
+    if (!files)
+        return qm_fail_nomem(err, "looking for who uses the files");
+    for (size_t i = 0; i < n; i++)
+        files[i] = &run->disk->layers.at[run->range.top + i];
+    if (qm_texts_get(qm_run_session(run), run->domain->ptr, &texts, &fault) < 0)
+        return qm_session_fail(err, &fault, "read the machine's definition");
+    others.branched = has_branches(&texts);
+    qm_texts_free(&texts);
+    if (qm_scan_mentions(&scan, err) < 0)
+        return -1;
+    return others.found ? -1 : 0;
+}
+
+/* ---- what the images tell ---- */
+
+static bool
+look_into(const char *path, const char *format, struct qmeld_chain **chain,
+          struct qmeld_layer_info *info)
+{
+    const struct qmeld_open_options options = {.format = format, .single = true};
+    struct qmeld_error unheard = {0};
+
+    *chain = NULL;
+    if (!path || qm_lib->chain_open(path, &options, chain, &unheard) < 0)
+        return false;
+    if (qm_lib->chain_layer(*chain, qm_lib->chain_depth(*chain) - 1, info, &unheard) == 0)
+        return true;
+    qm_lib->chain_close(*chain);
+    return false;
+}
+
+bool
+qm_run_backing_name(const char *path, char **out)
+{
+    struct qmeld_layer_info info;
+    struct qmeld_chain *chain;
+
+    *out = NULL;
+    if (!look_into(path, "qcow2", &chain, &info))
+        return false;
+    if (info.backing_name)
+        *out = strdup(info.backing_name);
+    qm_lib->chain_close(chain);
+    return true;
+}
+
+/* "base.raw" and "../base.raw" are; "/x", "nbd://..." and "json:{...}" are not. */
+static bool
+is_relative(const char *name)
+{
+    const size_t until = strcspn(name, ":/");
+
+    return name[0] != '/' && name[0] != '\0' && name[until] != ':';
+}
+
+static int
+check_relative(struct qm_run *run, struct qmeld_error *err)
+{
+    QM_FREE char *name = NULL;
+    const char *child;
+
+    if (run->range.top == 0)
+        return 0; /* nothing above is told a new name */
+    child = run->disk->layers.at[run->range.top - 1].path;
+    run->relative = run->request->keep_relative;
+    if (!run->local || !qm_run_backing_name(child, &name) || !name)
+        return 0;
+    run->relative = is_relative(name);
+    if (run->request->keep_relative && !run->relative)
+        return qm_fail(err, QMELD_USAGE, qm_in(child),
+                       "its backing name is absolute, there is nothing to keep relative: leave out "
+                       "--keep-relative");
+    return 0;
+}
+
+static void
+note_bitmaps(struct qm_run *run)
+{
+    const struct qm_domxml_source *base = qm_run_base(run);
+
+    if (!base->format || strcmp(base->format, "raw") != 0)
+        return;
+    for (size_t i = run->range.top; i < run->range.base; i++) {
+        const struct qm_domxml_source *layer = &run->disk->layers.at[i];
+        struct qmeld_layer_info info;
+        struct qmeld_chain *chain;
+
+        if (!look_into(layer->path, layer->format, &chain, &info))
+            continue;
+        if (info.n_bitmaps)
+            qm_note(&run->report->notes,
+                    "%s has %zu bitmap%s, which a raw base cannot hold: they are lost, and the "
+                    "next backup has to "
+                    "be a full one",
+                    layer->path, info.n_bitmaps, info.n_bitmaps == 1 ? "" : "s");
+        qm_lib->chain_close(chain);
+    }
+}
+
+/* A block device does not grow, and QEMU finds that out in the middle only. */
+static int
+check_device(const struct qm_run *run, struct qmeld_error *err)
+{
+    const struct qm_domxml_source *base = qm_run_base(run),
+                                  *top = &run->disk->layers.at[run->range.top];
+    struct qmeld_layer_info info;
+    struct qmeld_chain *chain;
+    uint64_t wanted, room;
+
+    if (!run->ids[run->range.base].block || !base->format || strcmp(base->format, "raw") != 0)
+        return 0;
+    if (!look_into(top->path, top->format, &chain, &info))
+        return 0;
+    wanted = info.virtual_size;
+    qm_lib->chain_close(chain);
+    if (!look_into(base->path, "raw", &chain, &info))
+        return 0;
+    room = info.file_size;
+    qm_lib->chain_close(chain);
+    if (wanted <= room)
+        return 0;
+    return qm_fail(err, QMELD_NOSPACE, qm_in(base->path),
+                   "the device has %" PRIu64 " bytes and the merged disk needs %" PRIu64
+                   ": enlarge it first",
+                   room, wanted);
+}
+
+static void
+note_space(struct qm_run *run)
+{
+    const struct qm_domxml_source *base = qm_run_base(run);
+    struct statvfs fs;
+    uint64_t most = 0, room;
+
+    if (!run->ids[run->range.base].regular || statvfs(base->path, &fs) < 0)
+        return;
+    for (size_t i = run->range.top; i < run->range.base; i++)
+        most += run->ids[i].size;
+    room = (uint64_t)fs.f_bavail * fs.f_frsize;
+    if (room < most)
+        qm_note(&run->report->notes,
+                "the file system of %s has %" PRIu64 " bytes left, and up to %" PRIu64
+                " may be needed: if it fills up the job fails, and the machine goes on as before",
+                base->path, room, most);
+}
+
+int
+qm_run_preflight(struct qm_run *run, struct qmeld_error *err)
+{
+    if (check_job(run, err) < 0 || check_disk(run, err) < 0)
+        return -1;
+    if (run->attached)
+        return 0; /* it was all looked at when the job began; nothing can be refused any more */
+    if (check_others(run, err) < 0 || check_relative(run, err) < 0)
+        return -1;
+    if (!run->local)
+        return 0;
+    if (check_device(run, err) < 0)
+        return -1;
+    note_bitmaps(run);
+    note_space(run);
+    return 0;
+}
