@@ -224,10 +224,13 @@ struct qmeld_commit_options {
     bool verify; /* read back what was written, from the disk where the page cache can
                                  * be got out of the way, before any overlay is settled */
     enum qmeld_overlays overlays;
-    const char *journal_dir;     /* where the journal of the merge lies while it runs; NULL:
+    /* merged layers give up what the base holds, batch by batch, so that the space of one batch is
+     * enough; KEEP then leaves them empty, and QUARANTINE is refused */
+    bool reclaim;
+    const char *journal_dir; /* where the journal of the merge lies while it runs; NULL:
                                   * beside the base (of a block device: beside the active layer) */
-    unsigned threads;            /* copy workers; 0: as many as there are processors, at most 16 */
-    uint64_t bandwidth;          /* bytes a second, 0: no limit */
+    unsigned threads;        /* copy workers; 0: as many as there are processors, at most 16 */
+    uint64_t bandwidth;      /* bytes a second, 0: no limit */
     qmeld_progress_fn *progress; /* may be NULL */
     void *opaque;                /* for progress */
     qmeld_guard_fn *guard;       /* may be NULL */
@@ -255,6 +258,7 @@ struct qmeld_commit_layer {
 struct qmeld_commit_report {
     bool nothing_to_do;    /* the image has no backing file */
     bool already_merged;   /* the base held all of it before: no guest byte was written */
+    bool reclaimed;        /* with qmeld_commit_options.reclaim */
     bool resumed;          /* an interrupted merge was gone on with */
     uint64_t bytes_copied; /* data moved into the base, compressed clusters as inflated */
     uint64_t bytes_filled; /* old content copied along because clusters were only partly new */
@@ -294,6 +298,7 @@ struct qmeld_unfinished {
     uint64_t done;      /* guest bytes that are in the base, durably, counted from 0 */
     uint64_t size;      /* of the guest's disk when it is finished */
     enum qmeld_overlays overlays;
+    bool reclaim; /* the merged layers have given up what is done */
 
     const char *const *layers;   /* of the chain before the merge; 0 = bottom */
     const char *const *moved_to; /* likewise: the name that a layer gets when the base is complete,

@@ -31,6 +31,10 @@ static const char help[] =
     "        --overlays=delete      merged layers are removed, IMAGE too if it was merged\n"
     "        --overlays=quarantine  they are renamed instead: NAME to NAME.merged (.merged.1, ...\n"
     "                               if that is taken)\n"
+    "        --reclaim              merged layers are emptied as the merge goes, batch by batch, "
+    "so\n"
+    "                               that free space of one batch is enough; the merge can then\n"
+    "                               only be finished, not taken back\n"
     "        --keep-relative        refuse rather than store an absolute backing name\n"
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the base,\n"
     "                               or, if that is a block device, beside IMAGE\n"
@@ -47,6 +51,7 @@ enum {
     OPT_TOP,
     OPT_SHALLOW,
     OPT_OVERLAYS,
+    OPT_RECLAIM,
     OPT_KEEP_RELATIVE,
     OPT_BACKING_FORMAT,
 };
@@ -87,6 +92,9 @@ take_option(struct qm_cli_merging *merging, int c)
         return true;
     case OPT_OVERLAYS:
         return take_overlays(options, optarg);
+    case OPT_RECLAIM:
+        options->reclaim = true;
+        return true;
     case OPT_KEEP_RELATIVE:
         options->keep_relative = true;
         return true;
@@ -109,6 +117,7 @@ run(int argc, char **argv)
         {"top", required_argument, NULL, OPT_TOP},
         {"shallow", no_argument, NULL, OPT_SHALLOW},
         {"overlays", required_argument, NULL, OPT_OVERLAYS},
+        {"reclaim", no_argument, NULL, OPT_RECLAIM},
         {"keep-relative", no_argument, NULL, OPT_KEEP_RELATIVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         {"format", required_argument, NULL, 'f'},

@@ -128,6 +128,9 @@ print_merge(const struct qmeld_unfinished *merge)
         printf("  [%zu] %s: %s%s%s\n", i + 1, path, sentence_of(merge, i), now ? " " : "",
                now ? now : "");
     }
+    if (merge->reclaim)
+        puts("  --reclaim: the merged layers have given up what is merged so far; it can only be "
+             "finished");
     if (!merge->running)
         printf("  to finish it: qmeld resume %s\n", journal);
 }
@@ -192,6 +195,7 @@ merge_json(const struct qmeld_unfinished *merge)
     qm_cli_json_add(object, "base", qm_cli_json_string(merge->base));
     qm_cli_json_add(object, "top", qm_cli_json_string(merge->top));
     qm_cli_json_add(object, "overlays", json_object_new_string(overlays[merge->overlays]));
+    qm_cli_json_add_bool(object, "reclaim", merge->reclaim);
     qm_cli_json_add_bool(object, "complete", merge->complete);
     qm_cli_json_add_u64(object, "done", merge->done);
     qm_cli_json_add_u64(object, "size", merge->size);

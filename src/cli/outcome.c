@@ -80,7 +80,10 @@ print_fate(const struct qmeld_commit_report *report, const struct range *range, 
             printf("INVALID: reads wrong by itself; this chain does not need it: delete it");
         break;
     case QMELD_FATE_EMPTIED:
-        printf("emptied: reads as before, from [%zu]", range->base + 1);
+        if (i == range->top)
+            printf("emptied: reads as before, from [%zu]", range->base + 1);
+        else
+            printf("emptied: reads what is below it; the chain goes past it now: can be deleted");
         break;
     case QMELD_FATE_DELETED:
         printf("deleted");
@@ -144,6 +147,9 @@ qm_cli_outcome_print(const struct qmeld_commit_report *report)
 {
     print_sum(report);
     print_layers(report);
+    if (report->reclaimed && !report->nothing_to_do)
+        puts("--reclaim: the merged layers gave up their data as the merge went; there is no way "
+             "back");
 }
 
 struct json_object *
@@ -163,6 +169,7 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
     if (err)
         qm_cli_json_add(object, "error", qm_cli_json_error(err));
     qm_cli_json_add_bool(object, "resumed", report->resumed);
+    qm_cli_json_add_bool(object, "reclaimed", report->reclaimed);
     qm_cli_json_add_u64(object, "bytes-copied", report->bytes_copied);
     qm_cli_json_add_u64(object, "bytes-filled", report->bytes_filled);
     qm_cli_json_add_u64(object, "bytes-zeroed", report->bytes_zeroed);

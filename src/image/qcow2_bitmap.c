@@ -497,16 +497,27 @@ qm_bitmaps_abandon(struct qm_bitmaps *b)
 }
 
 void
+qm_bitmaps_forget_marks(struct qm_bitmaps *b)
+{
+    QM_VEC_EACH (t, &b->tracked) {
+        for (uint64_t i = 0; i < t->n_pieces; i++) {
+            if (t->pieces[i] != BITMAP_WHOLE)
+                free(t->pieces[i]);
+            t->pieces[i] = NULL;
+        }
+    }
+    b->marks_bytes = 0;
+    b->unsaved = false;
+}
+
+void
 qm_bitmaps_free(struct qm_bitmaps *b)
 {
     if (!b)
         return;
-    QM_VEC_EACH (t, &b->tracked) {
-        for (uint64_t i = 0; i < t->n_pieces; i++)
-            if (t->pieces[i] != BITMAP_WHOLE)
-                free(t->pieces[i]);
+    qm_bitmaps_forget_marks(b);
+    QM_VEC_EACH (t, &b->tracked)
         free(t->pieces);
-    }
     qm_vec_release(&b->tracked);
     qm_bitmap_list_release(&b->list);
     free(b->resumed);
@@ -558,7 +569,7 @@ qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld
     if (!b || from.g >= b->new_size || len == 0)
         return 0;
     len = qm_min(len, b->new_size - from.g);
-    b->marked = true;
+    b->marked = b->unsaved = true;
     QM_VEC_EACH (t, &b->tracked) {
         const uint32_t g = b->list.list.at[t->idx].granularity_bits;
         const uint64_t per = b->piece_bytes * 8;

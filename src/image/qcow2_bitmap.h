@@ -75,6 +75,10 @@ int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size
 int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld_error *err)
     QM_CHECK;
 
+/* Stores the marks made so far, durable, while the bitmaps stay in_use: whoever resumes need not make
+ * them again.  Not while the image has yet to grow. */
+int qm_bitmaps_save(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
+
 /* Stores the marks, fits all valid bitmaps to new_size, writes new_size to the header (if it
  * differs; the L1 table must have room), takes in_use off, and frees what old tables took. Durable.
  * Frees b in every case. */

@@ -29,6 +29,7 @@ struct qm_bitmaps {
     uint64_t marks_bytes; /* what the pieces take */
     bool in_use;          /* the enabled ones are marked so on disk */
     bool marked;
+    bool unsaved; /* something was marked since the last save */
     bool resumes; /* some bitmap is resumed */
     struct qm_bitmap_list list;
     bool *resumed; /* beside the list: in_use on disk, but trusted; its flags here say valid */
@@ -36,6 +37,9 @@ struct qm_bitmaps {
 };
 
 void qm_bitmaps_free(struct qm_bitmaps *b);
+
+/* Forgets the marks: they are stored. */
+void qm_bitmaps_forget_marks(struct qm_bitmaps *b);
 
 /* Bits, and table entries, a bitmap has for a virtual size. */
 uint64_t qm_bitmap_bits(const struct qm_bitmap *m, uint64_t size);

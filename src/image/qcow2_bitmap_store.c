@@ -23,6 +23,8 @@
  * Without growth only 1, 2 and 7 do anything.  A crash before 2 leaves clusters that nothing
  * points at, between 3 and 7 bitmaps that a backup tool sees as inconsistent, never wrong bits.
  *
+ * A save is 1 and 2 in between: enabled bitmaps are in_use then, and their bits only become more.
+ *
  * A resumed run (qcow2_bitmap.h) finds one of these, each bitmap for itself:
  *   before 5   the old or the new table, with the old length: both hold at least the old bits,
  *              and nothing more up to the old end than marks.  Bits behind that end are cleared
@@ -348,28 +350,54 @@ free_tables(struct store *s, struct qmeld_error *err)
     return s->moved.n || s->replaced.n ? qm_refs_commit(s->b->refs, err) : 0;
 }
 
+static int
+open_store(struct store *s, struct qm_bitmaps *b, struct qmeld_error *err)
+{
+    *s = (struct store){.b = b, .cs = b->q->geo.cluster_size, .grows = b->new_size > b->old_size};
+    s->bits = malloc(s->cs);
+    s->before = malloc(s->cs);
+    return s->bits && s->before ? 0 : qm_fail_nomem(err, "a cluster of bits");
+}
+
+static void
+close_store(struct store *s)
+{
+    free(s->bits);
+    free(s->before);
+    qm_vec_release(&s->changes);
+    qm_vec_release(&s->moved);
+    qm_vec_release(&s->replaced);
+}
+
+int
+qm_bitmaps_save(struct qm_bitmaps *b, struct qmeld_error *err)
+{
+    struct store s;
+    int rc = -1;
+
+    if (!b || !b->unsaved)
+        return 0;
+    assert(b->new_size == b->old_size);
+    if (open_store(&s, b, err) == 0 && store_all(&s, err) == 0 && link_entries(&s, err) == 0)
+        rc = free_tables(&s, err);
+    close_store(&s);
+    if (rc == 0)
+        qm_bitmaps_forget_marks(b);
+    return rc;
+}
+
 int
 qm_bitmaps_end(struct qm_bitmaps *b, struct qmeld_error *err)
 {
-    struct store s = {.b = b};
+    struct store s;
     int rc = -1;
 
     if (!b)
         return 0;
-    s.cs = b->q->geo.cluster_size;
-    s.grows = b->new_size > b->old_size;
-    s.bits = malloc(s.cs);
-    s.before = malloc(s.cs);
-    if (!s.bits || !s.before)
-        qm_fail_nomem(err, "a cluster of bits");
-    else if (store_all(&s, err) == 0 && link_entries(&s, err) == 0 && link_tables(&s, err) == 0 &&
-             store_size(&s, err) == 0 && clear_in_use(&s, err) == 0)
+    if (open_store(&s, b, err) == 0 && store_all(&s, err) == 0 && link_entries(&s, err) == 0 &&
+        link_tables(&s, err) == 0 && store_size(&s, err) == 0 && clear_in_use(&s, err) == 0)
         rc = free_tables(&s, err);
-    free(s.bits);
-    free(s.before);
-    qm_vec_release(&s.changes);
-    qm_vec_release(&s.moved);
-    qm_vec_release(&s.replaced);
+    close_store(&s);
     qm_bitmaps_free(b);
     return rc;
 }

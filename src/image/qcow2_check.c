@@ -276,7 +276,7 @@ refuse(const struct qm_qcow2 *q, const char *what, struct qmeld_error *err)
 }
 
 static int
-make_safe(struct repair *r, struct qmeld_error *err)
+look_safe(struct repair *r, struct qmeld_error *err)
 {
     const bool dirty = r->q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY;
 
@@ -291,8 +291,18 @@ make_safe(struct repair *r, struct qmeld_error *err)
         return refuse(r->q, "the metadata is damaged", err);
     /* Refcounts and flags of a dirty image are behind its tables; that is what the bit says
      * (specification, "Incompatible features", bit 0). */
-    if (!dirty)
-        return r->c.too_low || r->c.copied_wrong ? refuse(r->q, "refcounts are wrong", err) : 0;
+    if (!dirty && (r->c.too_low || r->c.copied_wrong))
+        return refuse(r->q, "refcounts are wrong", err);
+    return 0;
+}
+
+static int
+make_safe(struct repair *r, struct qmeld_error *err)
+{
+    if (look_safe(r, err) < 0)
+        return -1;
+    if (!(r->q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY))
+        return 0;
     if (qm_file_make_writable(r->q->img.file, err) < 0 || mend(r, err) < 0)
         return -1;
     if (without_flags(&r->c) || r->c.copied_wrong ||
@@ -309,6 +319,16 @@ qm_qcow2_make_safe_to_write(struct qm_qcow2 *q, struct qmeld_error *err)
 
     if (r.wrote) /* whatever fails from here on leaves a repaired image */
         qm_err_disk(err, QMELD_DISK_OPEN);
+    qm_census_release(&r.c);
+    return result;
+}
+
+int
+qm_qcow2_look_safe(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    struct repair r = {.q = q, .what = QMELD_REPAIR_ALL};
+    const int result = look_safe(&r, err);
+
     qm_census_release(&r.c);
     return result;
 }

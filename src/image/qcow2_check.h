@@ -27,4 +27,8 @@ int qm_qcow2_check(struct qm_qcow2 *q, enum qmeld_repair repair, qmeld_finding_f
  * was written, err->disk is OPEN from then on, after a success, too. */
 int qm_qcow2_make_safe_to_write(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
+/* Would that refuse it?  Writes nothing; of a dirty image only what its refcounts have no part in is
+ * judged. */
+int qm_qcow2_look_safe(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
+
 #endif

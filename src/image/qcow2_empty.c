@@ -22,22 +22,21 @@
  * A crash after 1 leaves a dirty image, whose refcounts the next writer rebuilds; its guest view is
  * right all the time.
  *
- * Giving up (all other images): after the L1 table is zeros, each cluster it led to loses one
- * reference, and so do the L2 tables.  A crash leaves leaks.  Snapshots keep their references.
- * (QEMU keeps the L2 tables, with empty entries; nobody needs them.)
+ * Giving up (all other images, qcow2_unmap.c): after the L1 table is zeros, each cluster it led to
+ * loses one reference, and so do the L2 tables.  A crash leaves leaks.  Snapshots keep their
+ * references.  (QEMU keeps the L2 tables, with empty entries; nobody needs them.)
  */
 #include "qcow2_empty.h"
 
 #include "qcow2_check.h"
 #include "qcow2_header.h"
-#include "qcow2_refs.h"
+#include "qcow2_unmap.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define L1_AT_ONCE     ((uint32_t)65536) /* entries; 512 KiB */
-#define TABLES_A_WRITE 256               /* L2 tables freed between two writes of refcounts */
+#define L1_AT_ONCE ((uint32_t)65536) /* entries; 512 KiB */
 
 static uint64_t
 l1_bytes(const struct qm_qcow2 *q)
@@ -150,102 +149,15 @@ shrink(struct qm_qcow2 *q, struct qmeld_error *err)
 
 /* ---- giving up ---- */
 
-/* Takes one reference from all that an L2 table leads to.  word: room for one table. */
-static int
-drop_clusters(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t l2_off, be64 *table,
-              struct qmeld_error *err)
-{
-    const uint64_t words = q->geo.l2_entry_len / sizeof(be64);
-
-    if (qm_qcow2_read_cluster(q, qm_host(l2_off), table, err) < 0)
-        return -1;
-    for (uint64_t i = 0; i < 1ull << q->geo.l2_bits; i++) {
-        const uint64_t word0 = be64_get(&table[i * words]);
-        const uint64_t word1 = words > 1 ? be64_get(&table[i * words + 1]) : 0;
-        struct qcow2_l2 e;
-        uint64_t len;
-
-        if (word0 == 0)
-            continue;
-        if (qcow2_l2_decode(&q->geo, word0, word1, &e) == QCOW2_L2_UNALIGNED)
-            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, l2_off),
-                           "L2 entry: %s: run `qmeld check --repair=all`",
-                           qcow2_l2_verdict_text(QCOW2_L2_UNALIGNED));
-        if (e.kind == QCOW2_L2_STANDARD && !e.has_host)
-            continue;
-        len = e.kind == QCOW2_L2_COMPRESSED ? e.payload_len : q->geo.cluster_size;
-        if (qm_refs_free(refs, e.host, len, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int
-drop_tables(struct qm_qcow2 *q, struct qm_refs *refs, const uint64_t *l1, struct qmeld_error *err)
-{
-    QM_FREE be64 *table = malloc(q->geo.cluster_size);
-    unsigned staged = 0;
-
-    if (!table)
-        return qm_fail_nomem(err, "an L2 table");
-    for (uint32_t i = 0; i < q->hdr.l1_entries; i++) {
-        const uint64_t off = l1[i] & QCOW2_OFFSET_MASK;
-
-        if (off == 0)
-            continue;
-        if (off % q->geo.cluster_size)
-            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, off),
-                           "L1 entry points into a cluster: run `qmeld check --repair=all`");
-        if (drop_clusters(q, refs, off, table, err) < 0 ||
-            qm_refs_free(refs, qm_host(off), q->geo.cluster_size, err) < 0)
-            return -1;
-        if (++staged % TABLES_A_WRITE == 0 && qm_refs_write(refs, err) < 0)
-            return -1;
-    }
-    return qm_refs_commit(refs, err);
-}
-
-/* The L1 table is overwritten in place, so nobody else may have it. */
-static int
-check_l1_alone(const struct qm_qcow2 *q, struct qm_refs *refs, struct qmeld_error *err)
-{
-    const uint32_t bits = q->geo.cluster_bits;
-
-    for (uint64_t i = 0; i < l1_clusters(q); i++) {
-        uint64_t count;
-
-        if (qm_refs_get(refs, (q->hdr.l1_off >> bits) + i, &count, err) < 0)
-            return -1;
-        if (count != 1)
-            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, q->hdr.l1_off),
-                           "a cluster of the L1 table has refcount %" PRIu64
-                           ": run `qmeld check --repair=all`",
-                           count);
-    }
-    return 0;
-}
-
 static int
 give_up(struct qm_qcow2 *q, struct qmeld_error *err)
 {
-    QM_FREE uint64_t *l1 = NULL;
-    struct qm_refs *refs;
-    int rc = -1;
+    uint64_t end;
 
     /* a refcount that is too low would take a cluster from a snapshot */
     if (qm_qcow2_make_safe_to_write(q, err) < 0)
         return -1;
-    l1 = calloc((size_t)q->hdr.l1_entries + 1, sizeof *l1);
-    if (!l1)
-        return qm_fail_nomem(err, "the L1 table");
-    if (qm_qcow2_read_l1(q, q->hdr.l1_off, 0, q->hdr.l1_entries, l1, err) < 0 ||
-        qm_refs_open(q, &refs, err) < 0)
-        return -1;
-    if (check_l1_alone(q, refs, err) == 0 && zero_l1(q, err) == 0 &&
-        drop_tables(q, refs, l1, err) == 0)
-        rc = qm_refs_trim(refs, err);
-    qm_refs_close(refs);
-    return rc;
+    return qm_qcow2_unmap(q, 0, UINT64_MAX, &end, err);
 }
 
 int

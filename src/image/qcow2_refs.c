@@ -724,6 +724,28 @@ discard_run(struct qm_refs *r, const struct run *run, struct qmeld_error *err)
 }
 
 int
+qm_refs_discard(struct qm_refs *refs, struct qmeld_error *err)
+{
+    size_t n = 0;
+
+    if (refs->freed.n > 0)
+        qsort(refs->freed.at, refs->freed.n, sizeof *refs->freed.at, by_first);
+    QM_VEC_EACH (run, &refs->freed) { /* joined: a hole costs a call */
+        struct run *last = n > 0 ? &refs->freed.at[n - 1] : NULL;
+
+        if (last && run->first <= last->first + last->n)
+            last->n = qm_max(last->n, run->first + run->n - last->first);
+        else
+            refs->freed.at[n++] = *run;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (discard_run(refs, &refs->freed.at[i], err) < 0)
+            return -1;
+    qm_vec_clear(&refs->freed);
+    return 0;
+}
+
+int
 qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
 {
     const uint32_t bits = refs->q->geo.cluster_bits;
@@ -744,11 +766,8 @@ qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
         keep = qm_min(keep, run->first << bits);
     }
     keep = qm_max(keep, end);
-    QM_VEC_EACH (run, &refs->freed) {
-        if (discard_run(refs, run, err) < 0)
-            return -1;
-    }
-    refs->freed.n = 0;
+    if (qm_refs_discard(refs, err) < 0)
+        return -1;
     if (!file->blockdev && file->size > keep)
         return qm_truncate(file, keep, err);
     return 0;

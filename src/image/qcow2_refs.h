@@ -75,9 +75,12 @@ int qm_refs_link(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
 /* Write, sync, link: for callers that have nothing else to sync. */
 int qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
 
-/* Clusters whose refcount reached 0 since the image was opened, and that were not taken
- * again: their space is given back to the file system; a free tail is cut off the file.
- * Call when everything is durable. */
+/* Clusters whose refcount reached 0 since the image was opened, or the last such call, and that were
+ * not taken again: their space is given back to the file system.  What pointed at them is durably
+ * gone; their refcounts need not be durable. */
+int qm_refs_discard(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
+
+/* The same; and a free tail is cut off the file.  Call when everything is durable. */
 int qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
 
 /* Gives back the space of all free clusters below `end`. */

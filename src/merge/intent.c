@@ -62,6 +62,7 @@ intent_to_json(const struct qm_intent *i)
     json_object_object_add(o, "keep-relative", json_object_new_boolean(i->keep_relative));
     if (i->verify)
         json_object_object_add(o, "verify", json_object_new_boolean(true));
+    json_object_object_add(o, "reclaim", json_object_new_boolean(i->reclaim));
     json_object_object_add(o, "overlays", json_object_new_int((int)i->overlays));
     json_object_object_add(o, "base", json_object_new_uint64(i->base));
     json_object_object_add(o, "top", json_object_new_uint64(i->top));
@@ -201,9 +202,10 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
         return false;
     if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
         (json_object_object_get_ex(o, "verify", NULL) && !get_bool(o, "verify", &i->verify)) ||
-        !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
-        !get_number(o, "base", &base) || !get_number(o, "top", &top) ||
-        !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))
+        !get_bool(o, "reclaim", &i->reclaim) || !get_number(o, "overlays", &overlays) ||
+        overlays > QMELD_OVERLAYS_QUARANTINE || !get_number(o, "base", &base) ||
+        !get_number(o, "top", &top) || !get_number(o, "base-size", &i->base_size) ||
+        !get_number(o, "new-size", &i->new_size))
         return false;
     i->overlays = (enum qmeld_overlays)overlays;
     i->base = base;

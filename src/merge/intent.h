@@ -35,6 +35,7 @@ struct qm_intent {
     bool shallow;
     bool keep_relative;
     bool verify; /* not one of the words that tell one merge from another */
+    bool reclaim;
     enum qmeld_overlays overlays;
     /* what it came to */
     size_t base;

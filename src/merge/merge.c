@@ -45,19 +45,21 @@ refuse_layer(const struct qm_merge *m, size_t i, struct qmeld_error *err)
 }
 
 /* The base and the middle layers hold, by themselves, neither the old nor the new view while
- * the merge runs: nobody may even read them.  Whose header is rewritten may not be opened. */
+ * the merge runs: nobody may even read them.  Whose header is rewritten may not be opened.  Top, if
+ * it gives up its clusters as the merge goes: who reads it may hold its tables in memory. */
 static int
 lock_layers(const struct qm_merge *m, struct qmeld_error *err)
 {
     const size_t base = m->transfer.base, top = m->transfer.top;
     const bool change_top = m->settle_config.overlays != QMELD_OVERLAYS_KEEP;
+    const bool reclaim = m->settle_config.reclaim;
 
     for (size_t i = base; i < m->chain->n && i <= top + 1; i++) {
         enum qm_lock_role role = QM_LOCK_EXCLUSIVE;
 
         if (!m->chain->layers[i].img) /* removed already, by the run that was interrupted */
             continue;
-        if (i == top)
+        if (i == top && !reclaim)
             role = change_top ? QM_LOCK_WRITER : QM_LOCK_READER;
         else if (i > top)
             role = QM_LOCK_WRITER;
@@ -142,13 +144,18 @@ prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *
     t->base_size = intent->base_size;
     t->new_size = intent->new_size;
     t->verify = intent->verify || m->opts->verify;
+    t->give_up = intent->reclaim;
+    m->report->reclaimed = intent->reclaim;
     m->report->base_old_size = t->base_size;
     m->report->base_new_size = t->new_size;
+    if (t->give_up && m->chain->layers[t->base].img->size >= t->new_size)
+        t->base_size = t->new_size; /* an earlier run has done that part */
     m->settle_config = (struct qm_settle_config){.chain = m->chain,
                                                  .base = t->base,
                                                  .top = t->top,
                                                  .overlays = intent->overlays,
-                                                 .keep_relative = intent->keep_relative};
+                                                 .keep_relative = intent->keep_relative,
+                                                 .reclaim = intent->reclaim};
     if (note_new_names(m, intent, err) < 0 || lock_layers(m, err) < 0 ||
         find_hidden_end(m, err) < 0 || qm_settle_check(&m->settle_config, &m->settle, err) < 0)
         return -1;
@@ -191,7 +198,9 @@ verify(const struct qm_merge *m, const char *backing_format, struct qmeld_error 
         return 0;
     if (read_back(m, backing_format, &found, err) < 0)
         return -1;
-    m->report->verified = found.equal;
+    /* what an earlier run gave up without reading back cannot be read back now */
+    m->report->verified = found.equal && !(m->transfer.give_up && m->transfer.from.g > 0 &&
+                                           !qm_journal_intent(m->journal)->verify);
     return found.equal ? 0 : qm_transfer_lost(&m->transfer, found.differs, err);
 }
 
@@ -210,6 +219,30 @@ settle(struct qm_merge *m, struct qmeld_error *err)
 }
 
 static int
+open_reclaim(struct qm_merge *m, bool resumed, struct qmeld_error *err)
+{
+    struct qm_transfer *t = &m->transfer;
+
+    if (!t->give_up || m->reclaim)
+        return 0;
+    if (qm_reclaim_open(m->chain, t->base, t->top, resumed, &m->reclaim, err) < 0)
+        return -1;
+    t->reclaim = m->reclaim;
+    return 0;
+}
+
+static int
+work_in_batches(struct qm_merge *m, struct qm_seal *seal, bool resumed, struct qmeld_error *err)
+{
+    struct qm_transfer *t = &m->transfer;
+
+    if (open_reclaim(m, false, err) < 0 || qm_transfer_grow(t, seal, err) < 0 ||
+        (resumed && qm_transfer_mark(t, seal, err) < 0))
+        return -1;
+    return qm_transfer_run(t, seal, m->journal, err);
+}
+
+static int
 transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
@@ -223,11 +256,7 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
     if (qm_seal_begin(&config, &seal, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN); /* until the end of the merge, whatever fails */
-    if (resumed && qm_transfer_mark(&m->transfer, seal, err) < 0) {
-        qm_seal_abandon(seal);
-        return -1;
-    }
-    if (qm_transfer_run(&m->transfer, seal, m->journal, err) < 0) {
+    if (work_in_batches(m, seal, resumed, err) < 0) {
         qm_seal_abandon(seal);
         return -1;
     }
@@ -283,9 +312,11 @@ int
 qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal_path,
                struct qmeld_error *err)
 {
+    const struct qm_transfer *t = &m->transfer;
     bool done;
 
     if (prepare(m, intent, err) < 0 || refuse_growth(m, err) < 0 ||
+        (intent->reclaim && qm_reclaim_check(m->chain, t->base, t->top, err) < 0) ||
         qm_transfer_count(&m->transfer, err) < 0 ||
         qm_transfer_is_done(&m->transfer, &done, err) < 0 || ask_guard(m, err) != 0) {
         qm_intent_release(intent);
@@ -340,7 +371,8 @@ open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_err
         }
         m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
         qm_chain_close(one);
-        if (qm_journal_same(l, m->chain->layers[i].img->file, goes || i < intent->base, err) < 0)
+        if (qm_journal_same(l, m->chain->layers[i].img->file,
+                            (goes && !intent->reclaim) || i < intent->base, err) < 0)
             return -1;
     }
     return 0;
@@ -362,10 +394,14 @@ open_whole(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_erro
                        "its chain has %zu layers, and had %zu when the unfinished merge began: put "
                        "the old files back",
                        m->chain->n, intent->layers.n);
-    for (size_t i = 0; i < m->chain->n; i++)
-        if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img->file, i != intent->base,
-                            err) < 0)
+    for (size_t i = 0; i < m->chain->n; i++) {
+        const size_t changed_to = intent->reclaim ? intent->top : intent->base;
+        const bool untouched = i < intent->base || i > changed_to;
+
+        if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img->file, untouched, err) <
+            0)
             return -1;
+    }
     return 0;
 }
 
@@ -379,6 +415,11 @@ find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
     done.g = qm_min(done.g, m->chain->layers[m->transfer.base].img->size);
     if (qm_transfer_still_there(&m->transfer, done, &there, err) < 0)
         return -1;
+    if (!there && m->transfer.give_up)
+        return qm_fail(
+            err, QMELD_STALE, qm_in(m->chain->layers[m->transfer.base].path),
+            "it does not hold what was merged into it any more, and the layers above have "
+            "given that up: put the merged file back");
     m->transfer.from = there ? done : qm_guest(0);
     return qm_journal_advance(
         m->journal, (struct qm_cursor){.phase = QM_PHASE_COPY, .done = m->transfer.from}, err);
@@ -394,7 +435,7 @@ check_complete(const struct qm_merge *m, struct qmeld_error *err)
     struct qm_compare_result found;
 
     m->report->verified = intent->verify; /* before the journal said so */
-    if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY)
+    if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY || t->give_up)
         return 0;
     for (size_t i = t->base + 1; i <= t->top; i++)
         if (!m->chain->layers[i].img)
@@ -410,6 +451,16 @@ check_complete(const struct qm_merge *m, struct qmeld_error *err)
         "it does not hold what was merged into it any more: put the merged file back, or "
         "remove the journal %s and give the merge command again",
         qm_journal_file(m->journal));
+}
+
+/* What the interrupted run was about to give up: its space may be needed at once.  In the same order,
+ * as it may have come anywhere. */
+static int
+give_up_again(struct qm_merge *m, struct qmeld_error *err)
+{
+    if (open_reclaim(m, true, err) < 0)
+        return -1;
+    return m->reclaim ? qm_reclaim_until(m->reclaim, m->transfer.from, err) : 0;
 }
 
 int
@@ -430,7 +481,8 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
         return -1;
     if (cursor.phase == QM_PHASE_SETTLE)
         return check_complete(m, err) < 0 ? -1 : settle(m, err);
-    if (find_start(m, cursor.done, err) < 0 || qm_transfer_count(&m->transfer, err) < 0)
+    if (find_start(m, cursor.done, err) < 0 || give_up_again(m, err) < 0 ||
+        qm_transfer_count(&m->transfer, err) < 0)
         return -1;
     return work(m, true, err);
 }
@@ -439,6 +491,7 @@ void
 qm_merge_release(struct qm_merge *m)
 {
     qm_settle_free(m->settle);
+    qm_reclaim_free(m->reclaim);
     qm_journal_close(m->journal);
     qm_chain_close(m->chain);
     free(m->moved_to);

@@ -23,7 +23,8 @@ struct qm_merge {
     struct qm_chain *chain;
     struct qm_journal *journal;
     struct qm_transfer transfer;
-    const char **moved_to; /* QUARANTINE: each layer's new name, of the intent; else NULL */
+    const char **moved_to;      /* QUARANTINE: each layer's new name, of the intent; else NULL */
+    struct qm_reclaim *reclaim; /* with --reclaim, once its layers may be written */
     struct qm_settle_config settle_config;
     struct qm_settle *settle;
 };

@@ -131,7 +131,7 @@ static bool
 same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
 {
     return same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
-           i->shallow == o->shallow && i->overlays == o->overlays &&
+           i->shallow == o->shallow && i->reclaim == o->reclaim && i->overlays == o->overlays &&
            i->keep_relative == o->keep_relative;
 }
 
@@ -258,6 +258,7 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
     *out = (struct qm_intent){.shallow = o->shallow,
                               .keep_relative = o->keep_relative,
                               .verify = o->verify,
+                              .reclaim = o->reclaim,
                               .overlays = o->overlays,
                               .base = base,
                               .top = top,
@@ -299,6 +300,11 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
         m->report->nothing_to_do = true;
         return 0;
     }
+    if (m->opts->reclaim && m->opts->overlays == QMELD_OVERLAYS_QUARANTINE)
+        return qm_fail(
+            err, QMELD_USAGE, qm_in(path),
+            "quarantine would keep files whose data --reclaim has given up: leave one of "
+            "them out");
     target = &m->chain->layers[base];
     if (qm_journal_path(target->path, target->img->file->blockdev, path, m->opts->journal_dir,
                         &journal, err) < 0)
@@ -459,6 +465,7 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     out->done = c.done.g;
     out->size = i->new_size;
     out->overlays = i->overlays;
+    out->reclaim = i->reclaim;
     out->n_layers = i->layers.n;
     out->base_layer = i->base;
     out->top_layer = i->top;

@@ -12,6 +12,7 @@
 #define BATCH_REACH (4ull << 30) /* several times what a batch holds, and tables for it */
 
 struct qm_seal {
+    struct qm_image *img;
     struct qm_file *file;
     uint64_t new_size;
     uint64_t raw_len;   /* raw: length the file needs at the end */
@@ -108,6 +109,7 @@ qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out, struct 
     *out = NULL;
     if (!s)
         return qm_fail_nomem(err, "the merge");
+    s->img = img;
     s->file = img->file;
     s->new_size = config->new_size;
     s->q = qm_qcow2_of(img);
@@ -180,31 +182,26 @@ qm_seal_publish(struct qm_seal *s, bool release, struct qmeld_error *err)
     return s->q ? qm_edit_publish(s->edit, release, err) : 0;
 }
 
-/* ---- the end ---- */
+/* ---- the size ---- */
 
+/* COMMIT POINT: the size grows in one sector.  Everything behind the old end is in place.  Bitmaps
+ * have their bits, fit the size, and are in_use no more. */
 static int
-finish_qcow2(struct qm_seal *s, struct qmeld_error *err)
+set_size(struct qm_seal *s, struct qmeld_error *err)
 {
     struct qm_bitmaps *bitmaps = s->bitmaps;
 
-    /* COMMIT POINT: the size grows in one sector.  Everything behind the old end is in place. */
     s->bitmaps = NULL;
-    if (bitmaps) {
-        if (qm_bitmaps_end(bitmaps, err) < 0)
-            return -1;
-    } else if (s->new_size > s->q->hdr.size) {
-        s->q->hdr.size = s->new_size;
-        if (qm_header_store(s->q, err) < 0)
-            return -1;
-    }
-    if (qm_refs_commit(s->refs, err) < 0 || qm_refs_trim(s->refs, err) < 0 ||
-        qm_sync(s->file, err) < 0)
-        return -1;
-    return qm_qcow2_reload(s->q, err);
+    if (bitmaps)
+        return qm_bitmaps_end(bitmaps, err);
+    if (s->new_size <= s->q->hdr.size)
+        return 0;
+    s->q->hdr.size = s->new_size;
+    return qm_header_store(s->q, err);
 }
 
 static int
-finish_raw(struct qm_seal *s, struct qmeld_error *err)
+set_length(struct qm_seal *s, struct qmeld_error *err)
 {
     if (s->file->size < s->raw_len && qm_truncate(s->file, s->raw_len, err) < 0)
         return -1;
@@ -212,9 +209,40 @@ finish_raw(struct qm_seal *s, struct qmeld_error *err)
 }
 
 int
+qm_seal_grow(struct qm_seal *s, struct qmeld_error *err)
+{
+    if (!s->q) {
+        if (set_length(s, err) < 0)
+            return -1;
+        s->img->size = s->new_size;
+        return 0;
+    }
+    if (set_size(s, err) < 0 || qm_qcow2_reload(s->q, err) < 0)
+        return -1;
+    return qm_bitmaps_begin(s->q, s->refs, s->new_size, NULL, &s->bitmaps, err);
+}
+
+int
+qm_seal_save(struct qm_seal *s, struct qmeld_error *err)
+{
+    return s->q ? qm_bitmaps_save(s->bitmaps, err) : 0;
+}
+
+/* ---- the end ---- */
+
+static int
+finish_qcow2(struct qm_seal *s, struct qmeld_error *err)
+{
+    if (set_size(s, err) < 0 || qm_refs_commit(s->refs, err) < 0 ||
+        qm_refs_trim(s->refs, err) < 0 || qm_sync(s->file, err) < 0)
+        return -1;
+    return qm_qcow2_reload(s->q, err);
+}
+
+int
 qm_seal_finish(struct qm_seal *s, struct qmeld_error *err)
 {
-    const int rc = s->q ? finish_qcow2(s, err) : finish_raw(s, err);
+    const int rc = s->q ? finish_qcow2(s, err) : set_length(s, err);
 
     qm_seal_abandon(s);
     return rc;

@@ -13,6 +13,9 @@
  *                ... the copy is drained
  *                publish                 sync; entries; sync: COMMIT POINT of the batch;
  *                                        release: clusters replaced so far may be taken again
+ *     grow       only for who gives sources up as he goes: the virtual size is the new one from here
+ *                on; all that was stale behind the old end has been published as zeros
+ *     save       likewise: what was marked in bitmaps so far need not be marked again
  *     finish     bitmaps, virtual size, space given back, length; sync
  *
  * At every instant the chain, read from its top, gives the same guest bytes: until publish nobody
@@ -61,6 +64,12 @@ size_t qm_seal_weight(const struct qm_seal *s);
 
 int qm_seal_prepare(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
 int qm_seal_publish(struct qm_seal *s, bool release, struct qmeld_error *err) QM_CHECK;
+
+/* Before anything else is published than zeros behind the old end that nobody asked for.  Durable. */
+int qm_seal_grow(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
+
+/* After a publish, when the target has its new size.  Durable. */
+int qm_seal_save(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
 int qm_seal_finish(struct qm_seal *s, struct qmeld_error *err) QM_CHECK;
 void qm_seal_abandon(struct qm_seal *s); /* NULL is fine */
 

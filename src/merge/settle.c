@@ -4,6 +4,7 @@
 #include "qcow2_check.h"
 #include "qcow2_empty.h"
 #include "qcow2_header.h"
+#include "qcow2_unmap.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -44,6 +45,20 @@ check_repoint(struct qm_settle *s, size_t idx, struct qmeld_error *err)
     return qm_file_make_writable(layer->img->file, err);
 }
 
+static bool
+names_go(const struct qm_settle_config *c)
+{
+    return c->overlays == QMELD_OVERLAYS_DELETE || c->overlays == QMELD_OVERLAYS_QUARANTINE;
+}
+
+static bool
+is_emptied(const struct qm_settle_config *c, size_t layer)
+{
+    if (layer <= c->base || layer > c->top || names_go(c))
+        return false;
+    return c->reclaim || (c->overlays == QMELD_OVERLAYS_EMPTY && layer == c->top);
+}
+
 /* The layer above the range reads the base from now on; so does the top of the range if it is to
  * be emptied over middle layers, or it would read through to what they hold. */
 static int
@@ -53,15 +68,9 @@ check_repoints(struct qm_settle *s, struct qmeld_error *err)
 
     if (c->top + 1 < c->chain->n && check_repoint(s, c->top + 1, err) < 0)
         return -1;
-    if (c->overlays == QMELD_OVERLAYS_EMPTY && c->top > c->base + 1)
+    if (is_emptied(c, c->top) && c->top > c->base + 1)
         return check_repoint(s, c->top, err);
     return 0;
-}
-
-static bool
-names_go(const struct qm_settle_config *c)
-{
-    return c->overlays == QMELD_OVERLAYS_DELETE || c->overlays == QMELD_OVERLAYS_QUARANTINE;
 }
 
 /* The merged files are to lose their names. */
@@ -123,8 +132,9 @@ qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
     rc = check_repoints(s, err);
     if (rc == 0 && names_go(config))
         rc = check_names(s, err);
-    if (rc == 0 && config->overlays == QMELD_OVERLAYS_EMPTY)
-        rc = qm_file_make_writable(config->chain->layers[config->top].img->file, err);
+    for (size_t i = config->base + 1; rc == 0 && i <= config->top; i++)
+        if (is_emptied(config, i))
+            rc = qm_file_make_writable(config->chain->layers[i].img->file, err);
     if (rc < 0) {
         qm_settle_free(s);
         return -1;
@@ -146,18 +156,22 @@ guest_end(const struct qm_settle_config *c, size_t layer)
 bool
 qm_settle_has_work(const struct qm_settle *s)
 {
-    return s->n_repoints > 0 || s->cfg.overlays != QMELD_OVERLAYS_KEEP;
+    return s->n_repoints > 0 || s->cfg.reclaim || s->cfg.overlays != QMELD_OVERLAYS_KEEP;
 }
 
-/* Emptying that was cut short leaves clusters that nothing refers to any more. */
+/* Emptying that was cut short leaves clusters that nothing refers to any more; what was given up on
+ * the way, a long file of holes. */
 static int
-empty(struct qm_qcow2 *top, struct qmeld_error *err)
+empty(const struct qm_settle *s, size_t layer, struct qmeld_error *err)
 {
+    struct qm_qcow2 *q = qm_qcow2_of(s->cfg.chain->layers[layer].img);
     struct qmeld_check_result found;
 
-    if (qm_header_before_write(top, err) < 0 || qm_qcow2_empty(top, err) < 0)
+    if (qm_header_before_write(q, err) < 0 || qm_qcow2_empty(q, err) < 0)
         return -1;
-    return qm_qcow2_check(top, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
+    if (s->cfg.reclaim)
+        return qm_qcow2_give_back(q, err);
+    return qm_qcow2_check(q, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
 }
 
 /* Layer by layer, from the top: no file without its backing. */
@@ -198,10 +212,9 @@ qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err)
 int
 qm_settle_give_up(struct qm_settle *s, struct qmeld_error *err)
 {
-    const struct qm_layer *layers = s->cfg.chain->layers;
-
-    if (s->cfg.overlays == QMELD_OVERLAYS_EMPTY)
-        return empty(qm_qcow2_of(layers[s->cfg.top].img), err);
+    for (size_t i = s->cfg.base + 1; i <= s->cfg.top; i++)
+        if (is_emptied(&s->cfg, i) && empty(s, i, err) < 0)
+            return -1;
     return names_go(&s->cfg) ? put_away(s, err) : 0;
 }
 
@@ -227,7 +240,7 @@ qm_settle_fate(const struct qm_settle_config *config, size_t layer)
     if (names_go(config))
         return config->overlays == QMELD_OVERLAYS_DELETE ? QMELD_FATE_DELETED
                                                          : QMELD_FATE_QUARANTINED;
-    if (layer < config->top)
-        return QMELD_FATE_INVALID;
-    return config->overlays == QMELD_OVERLAYS_EMPTY ? QMELD_FATE_EMPTIED : QMELD_FATE_REDUNDANT;
+    if (is_emptied(config, layer))
+        return QMELD_FATE_EMPTIED;
+    return layer < config->top ? QMELD_FATE_INVALID : QMELD_FATE_REDUNDANT;
 }

@@ -22,6 +22,7 @@ struct qm_settle_config {
     enum qmeld_overlays overlays;
     bool keep_relative;
     const char *const *moved_to; /* QUARANTINE: the new name of each merged layer, absolute */
+    bool reclaim;                /* layers that are not removed are emptied, all of them */
 };
 
 struct qm_settle;

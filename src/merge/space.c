@@ -25,6 +25,20 @@ stored(struct qm_image *img, uint64_t from, uint64_t to, uint64_t *out, struct q
 }
 
 int
+qm_space_overlay(struct qm_space *s, const struct qm_image *overlay, struct qmeld_error *err)
+{
+    uint64_t allocated;
+
+    if (overlay->file->blockdev || s->target->file->blockdev ||
+        overlay->file->dev != s->target->file->dev)
+        return 0;
+    if (qm_file_allocated(overlay->file, &allocated, err) < 0)
+        return -1;
+    s->overlays += allocated;
+    return 0;
+}
+
+int
 qm_space_add(struct qm_space *s, const struct qm_want *want, struct qmeld_error *err)
 {
     const uint64_t unit = s->target->cluster_size ? s->target->cluster_size : 1;
@@ -70,13 +84,24 @@ room_inside(struct qm_qcow2 *q, uint64_t *out, struct qmeld_error *err)
     return 0;
 }
 
+static uint64_t
+need_of(const struct qm_space *s, bool reclaim)
+{
+    const uint64_t need = s->gain > s->loss ? s->gain - s->loss : 0;
+
+    if (!reclaim)
+        return need;
+    return qm_max(qm_min(need, s->at_once), need - qm_min(need, s->overlays));
+}
+
 int
 qm_space_check(const struct qm_space *s, struct qmeld_error *err)
 {
     struct qm_qcow2 *q = qm_qcow2_of(s->target);
     struct qm_file *file = s->target->file;
     uint64_t room = 0, inside = 0;
-    const uint64_t need = s->gain > s->loss ? s->gain - s->loss : 0;
+    const uint64_t need = need_of(s, s->reclaim);
+    const char *help = "";
 
     if (need == 0 || (file->blockdev && !q))
         return 0;
@@ -86,8 +111,10 @@ qm_space_check(const struct qm_space *s, struct qmeld_error *err)
         return -1;
     if (need <= inside || need - inside <= room)
         return 0;
+    if (!s->reclaim && (need_of(s, true) <= inside || need_of(s, true) - inside <= room))
+        help = ", or merge with --reclaim, which empties the overlays as it goes";
     return qm_fail(err, QMELD_NOSPACE, qm_in(file->path),
                    "the merge needs at least %" PRIu64 " bytes more here, and %" PRIu64
-                   " are free: make room for %" PRIu64 " more",
-                   need - inside, room, need - inside - room);
+                   " are free: make room for %" PRIu64 " more%s",
+                   need - inside, room, need - inside - room, help);
 }

@@ -20,6 +20,13 @@ static const struct qm_transfer_limits
     qm_transfer_limits = {
         .batch = 512ull << 20, .batch_weight = 16u << 20, .batch_sec = 5, .step = 4ull << 20};
 
+/* Zeros behind the base's old end are wanted in portions of this: where there are tables, their entries
+ * are held in memory, 12 MiB at the worst. */
+#define GROW_STEP (256ull << 20)
+
+/* A file system allocates no less for a raw target. */
+#define RAW_UNIT 4096u
+
 /* The walk that writes. */
 struct run {
     struct qm_transfer *t;
@@ -33,6 +40,11 @@ struct run {
     /* Since clusters were released last; a batch that ends by the clock does not count, so that
      * what is allocated where depends on the images alone. */
     uint64_t bytes;
+    /* give_up: what the target takes for this batch at most, tables left out; and the most it may */
+    uint64_t gain;
+    uint64_t limit;
+    uint64_t gain_end;  /* guest bytes in front of it are in that */
+    guest_off given_up; /* so are they in batches that ended */
 };
 
 static struct qm_plan_config
@@ -112,8 +124,14 @@ verify_edge(const struct qm_transfer *t, uint64_t at, uint64_t *last, struct qm_
 static int
 count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct qmeld_error *err)
 {
-    struct qm_space space = {.target = t->chain->layers[t->base].img};
+    struct qm_space space = {.target = t->chain->layers[t->base].img,
+                             .reclaim = t->give_up,
+                             .at_once = qm_transfer_limits.step};
     uint64_t edge = UINT64_MAX;
+
+    for (size_t i = t->base + 1; i <= t->top; i++)
+        if (qm_space_overlay(&space, t->chain->layers[i].img, err) < 0)
+            return -1;
 
     for (;;) {
         struct qm_want want;
@@ -327,21 +345,77 @@ now(void)
     return t.tv_sec;
 }
 
+/* With give_up half of the room there is, so that tables, bitmaps and others' files have some, too. */
 static int
-end_batch(struct run *r, bool release, struct qmeld_error *err)
+begin_batch(struct run *r, struct qmeld_error *err)
+{
+    const struct qm_file *file = r->t->chain->layers[r->t->base].img->file;
+    uint64_t room;
+
+    r->gain = 0;
+    r->limit = qm_transfer_limits.batch;
+    r->started = now();
+    if (!r->t->give_up || file->blockdev)
+        return 0;
+    if (qm_file_room(file, &room, err) < 0)
+        return -1;
+    r->limit = qm_min(r->limit, qm_max(room / 2, qm_transfer_limits.step));
+    return 0;
+}
+
+static int
+publish(struct run *r, bool release, struct qmeld_error *err)
+{
+    if (qm_seal_want_end(r->seal, &r->moves, err) < 0 || put_moves(r, err) < 0 ||
+        qm_seal_prepare(r->seal, err) < 0 || qm_copy_drain(r->copy, err) < 0 ||
+        verify_filled(r, err) < 0)
+        return -1;
+    return qm_seal_publish(r->seal, release, err);
+}
+
+/* Other merges read back when all is complete.  Here it cannot be told any more by then. */
+static int
+verify_batch(struct run *r, guest_off end, struct qmeld_error *err)
+{
+    const struct qm_transfer *t = r->t;
+    const struct qm_compare_config config = {.plan = plan_config(t, r->given_up),
+                                             .end = end,
+                                             .have = t->chain,
+                                             .have_top = t->base,
+                                             .bandwidth = t->opts->bandwidth};
+    struct qm_image *base = t->chain->layers[t->base].img;
+    struct qm_compare_result found;
+
+    if (!t->verify || !t->give_up)
+        return 0;
+    qm_drop_cache(base->file, 0, 0);
+    qm_image_forget(base);
+    if (qm_compare(&config, &found, err) < 0)
+        return -1;
+    t->report->bytes_verified += found.bytes;
+    return found.equal ? 0 : qm_transfer_lost(t, found.differs, err);
+}
+
+/* The last batch is given up with all that is left, when the merge is settled. */
+static int
+end_batch(struct run *r, bool release, bool last, struct qmeld_error *err)
 {
     const struct qm_cursor cursor = {.phase = QM_PHASE_COPY,
                                      .done = qm_guest(qm_max(r->end, r->t->from.g))};
+    const bool give_up = r->t->give_up;
 
-    if (qm_seal_want_end(r->seal, &r->moves, err) < 0 || put_moves(r, err) < 0 ||
-        qm_seal_prepare(r->seal, err) < 0 || qm_copy_drain(r->copy, err) < 0 ||
-        verify_filled(r, err) < 0 || qm_seal_publish(r->seal, release, err) < 0 ||
+    /* what layers have given up cannot be found and marked again, whoever gives it up */
+    if (publish(r, release, err) < 0 || verify_batch(r, cursor.done, err) < 0 ||
+        (give_up && qm_seal_save(r->seal, err) < 0) ||
         qm_journal_advance(r->journal, cursor, err) < 0)
         return -1;
+    /* COMMIT POINT S10: the cursor says that nobody will ask them again */
+    if (give_up && !last && qm_reclaim_until(r->t->reclaim, cursor.done, err) < 0)
+        return -1;
+    r->given_up = cursor.done;
     if (release)
         r->bytes = 0;
-    r->started = now();
-    return 0;
+    return begin_batch(r, err);
 }
 
 /* One batch may not end inside a target cluster: the next want must lie in a later one. */
@@ -367,13 +441,40 @@ is_late(const struct run *r)
            r->filled.list.n * sizeof *r->filled.list.at >= qm_transfer_limits.batch_weight;
 }
 
+/* Then every batch has to release what it can. */
+static bool
+is_short_of_room(const struct run *r)
+{
+    return r->limit < qm_transfer_limits.batch;
+}
+
+static uint64_t
+unit_of(const struct run *r)
+{
+    const uint64_t cs = r->t->chain->layers[r->t->base].img->cluster_size;
+
+    return cs ? cs : RAW_UNIT;
+}
+
+/* What a want adds to the target's file if nothing of it is there: whole clusters. */
+static uint64_t
+gain_of(const struct run *r, const struct qm_want *want)
+{
+    const uint64_t unit = unit_of(r);
+    const uint64_t from = qm_max(r->gain_end, qm_align_down(want->guest.g, unit));
+    const uint64_t to = qm_align_up(want->guest.g + want->len, unit);
+
+    return want->from && to > from ? to - from : 0;
+}
+
 static int
 run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_error *err)
 {
     const bool stopped = qm_copy_stopped(r->copy);
+    const bool no_room = r->t->give_up && r->gain > 0 && r->gain + gain_of(r, want) > r->limit;
 
-    if ((stopped || is_full(r) || is_late(r)) && may_end(r, want->guest)) {
-        if (end_batch(r, is_full(r), err) < 0)
+    if ((stopped || no_room || is_full(r) || is_late(r)) && may_end(r, want->guest)) {
+        if (end_batch(r, is_full(r) || is_short_of_room(r), false, err) < 0)
             return -1;
         if (stopped)
             return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
@@ -385,6 +486,9 @@ run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_err
     else if (asked)
         r->t->report->bytes_zeroed += want->len;
     r->bytes += want->from ? want->len : 0;
+    r->gain += gain_of(r, want);
+    if (want->from)
+        r->gain_end = qm_align_up(want->guest.g + want->len, unit_of(r));
     r->end = want->guest.g + want->len;
     return 0;
 }
@@ -419,20 +523,73 @@ run_all(struct run *r, struct qm_plan *plan, struct qmeld_error *err)
         if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
             return -1;
         if (done)
-            return end_batch(r, true, err);
+            return end_batch(r, true, true, err);
         if (run_in_steps(r, &want, asked, err) < 0)
             return -1;
     }
+}
+
+/* Zeros over [at, end), published as often as they get many. */
+static int
+grow(struct run *r, uint64_t at, uint64_t end, struct qmeld_error *err)
+{
+    while (at < end) {
+        const uint64_t n = qm_min(end - at, GROW_STEP - at % GROW_STEP); /* whole clusters */
+        const struct qm_want want = {.guest = qm_guest(at), .len = n};
+
+        if (qm_seal_want(r->seal, &want, false, &r->moves, err) < 0 || put_moves(r, err) < 0)
+            return -1;
+        at += n;
+        if (qm_seal_weight(r->seal) >= qm_transfer_limits.batch_weight && publish(r, true, err) < 0)
+            return -1;
+    }
+    return publish(r, true, err) < 0 ? -1 : qm_seal_grow(r->seal, err);
+}
+
+int
+qm_transfer_grow(struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err)
+{
+    struct run r = {.t = t, .seal = seal};
+    int rc;
+
+    if (!t->give_up || t->base_size == t->new_size)
+        return 0;
+    rc = open_copy(t, "copy", true, &r.copy, err);
+    if (rc == 0)
+        rc = grow(&r, t->base_size, t->new_size, err);
+    qm_copy_free(r.copy);
+    qm_vec_release(&r.moves.list);
+    if (rc == 0)
+        t->base_size = t->new_size;
+    return rc;
+}
+
+/* Suites that run the program cannot set qm_transfer_limits, and their images are small. */
+static void
+take_limits_of_test(void)
+{
+#ifdef QM_TESTING
+    const char *batch = getenv("QMELD_TEST_BATCH");
+
+    if (!batch)
+        return;
+    qm_transfer_limits.batch = strtoull(batch, NULL, 0);
+    while (qm_transfer_limits.step > qm_max(qm_transfer_limits.batch, 512))
+        qm_transfer_limits.step /= 2;
+#endif
 }
 
 int
 qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *journal,
                 struct qmeld_error *err)
 {
-    struct run r = {.t = t, .seal = seal, .journal = journal, .started = now()};
+    struct run r = {.t = t, .seal = seal, .journal = journal, .given_up = t->from};
     struct qm_plan *plan = NULL;
     int rc = open_copy(t, "copy", true, &r.copy, err);
 
+    take_limits_of_test();
+    if (rc == 0)
+        rc = begin_batch(&r, err);
     if (rc == 0)
         rc = open_plan(t, &plan, err);
     if (rc == 0)

@@ -16,6 +16,7 @@
 
 #include "compare.h"
 #include "journal.h"
+#include "reclaim.h"
 #include "seal.h"
 
 struct qm_transfer {
@@ -24,10 +25,12 @@ struct qm_transfer {
     size_t top;
     uint64_t base_size; /* virtual sizes of the base, before and after */
     uint64_t new_size;
-    uint64_t hidden_end; /* as in plan.h */
-    guest_off from;      /* guest bytes below are in the base already */
-    uint64_t total;      /* bytes to copy, from there on; qm_transfer_count sets it */
-    bool verify;         /* what is written is to be read back */
+    uint64_t hidden_end;        /* as in plan.h */
+    bool give_up;               /* --reclaim: layers give up what the base holds, batch by batch */
+    struct qm_reclaim *reclaim; /* with give_up, from qm_transfer_grow on; borrowed */
+    guest_off from;             /* guest bytes below are in the base already */
+    uint64_t total;             /* bytes to copy, from there on; qm_transfer_count sets it */
+    bool verify;                /* what is written is to be read back */
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report; /* bytes_* are added up here */
 };
@@ -52,6 +55,10 @@ int qm_transfer_lost(const struct qm_transfer *t, guest_off at, struct qmeld_err
 /* Tells the target's bitmaps what lies before t->from: an earlier run wrote it. */
 int qm_transfer_mark(const struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err)
     QM_CHECK;
+
+/* With give_up the base has its new size before anything is merged: what is given up must be readable in
+ * it.  Zeros behind its old end, then the size, each durable; t->base_size is the new one then. */
+int qm_transfer_grow(struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err) QM_CHECK;
 
 /* Batch by batch; after each the journal's cursor is advanced.  On the progress callback's wish
  * the batch is completed first: CANCELED then leaves nothing to repeat. */

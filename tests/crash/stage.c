@@ -78,6 +78,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
         s->opts.backing_format = !strcmp(value, "raw") ? "raw" : "qcow2";
     } else if (!strcmp(key, "verify")) {
         s->opts.verify = true;
+    } else if (!strcmp(key, "reclaim")) {
+        s->opts.reclaim = true;
     } else if (!strcmp(key, "dirty")) {
         s->dirty_base = true;
     } else if (!strcmp(key, "batch") && qm_forge_number(value, 0, &v)) {
@@ -629,20 +631,23 @@ check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
 static bool
 is_sound(struct stage *s, size_t *out_valid_bitmaps)
 {
-    const size_t layers[] = {s->base, s->top, s->top - 1};
+    const size_t first =
+        s->top > 0 ? s->top - 1 : 0; /* what is changed lies from here to the base */
     struct stage_bytes snaps;
     struct stage_end end;
     struct qmeld_error err;
     bool dirty, ok = true;
 
-    for (size_t i = 0; i < (s->top > 0 ? 3 : 2); i++) {
-        if (!(i == 0 ? check_base(s, &dirty, &end) : check(s, layers[i], &dirty, &end)))
+    for (size_t i = first; i <= s->base; i++) {
+        const bool base = i == s->base;
+
+        if (!(base ? check_base(s, &dirty, &end) : check(s, i, &dirty, &end)))
             return false;
         if (!dirty)
             continue;
-        if (i == 0 && !s->dirty_base)
+        if (base && !s->dirty_base)
             return no(s, "the base has become dirty");
-        if (!can_be_mended(s, layers[i]))
+        if (!can_be_mended(s, i))
             return false;
     }
     if (read_snapshots(s, &snaps, &err) < 0)
@@ -741,6 +746,18 @@ is_aside(struct stage *s, size_t layer)
 }
 
 static bool
+has_no_leaks(struct stage *s, size_t layer)
+{
+    struct stage_end end;
+    bool dirty;
+
+    if (!check(s, layer, &dirty, &end))
+        return false;
+    return (end.leaks == 0 && !dirty) ||
+           no(s, "%s has %" PRIu64 " leaks", s->files[layer], end.leaks);
+}
+
+static bool
 is_settled(struct stage *s)
 {
     for (size_t i = s->top; names_go(s) && i < s->base; i++) {
@@ -751,6 +768,11 @@ is_settled(struct stage *s)
     }
     if (access(s->journal, F_OK) == 0)
         return no(s, "the journal is still there");
+    if (s->opts.overlays == QMELD_OVERLAYS_DELETE)
+        return true;
+    for (size_t i = s->top; s->opts.reclaim && i < s->base; i++)
+        if (!is_empty(s, i) || !has_no_leaks(s, i))
+            return false;
     return s->opts.overlays != QMELD_OVERLAYS_EMPTY || is_empty(s, s->top);
 }
 

@@ -364,7 +364,7 @@ journal__length_of_gigabytes_is_not_believed(void **state)
     "{\"path\": \"" path "\", \"format\": \"raw\", \"block-device\": false, \"inode\": 1, "        \
     "\"size\": 1, \"mtime\": 1, \"mtime-nsec\": 1}"
 #define WORDS   "\"base-arg\": null, \"top-arg\": null, \"backing-format\": null, "
-#define FLAGS   "\"shallow\": false, \"keep-relative\": false, "
+#define FLAGS   "\"shallow\": false, \"reclaim\": false, \"keep-relative\": false, "
 #define NUMBERS FLAGS "\"overlays\": 0, \"base\": 0, \"top\": 1, " SIZES
 #define SIZES   "\"base-size\": 1, \"new-size\": 2, "
 #define LAYERS  "\"layers\": [" LAYER("/a") ", " LAYER("/b") "], "
