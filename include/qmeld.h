@@ -227,10 +227,10 @@ struct qmeld_commit_options {
     /* merged layers give up what the base holds, batch by batch, so that the space of one batch is
      * enough; KEEP then leaves them empty, and QUARANTINE is refused */
     bool reclaim;
-    const char *journal_dir; /* where the journal of the merge lies while it runs; NULL:
+    const char *journal_dir;     /* where the journal of the merge lies while it runs; NULL:
                                   * beside the base (of a block device: beside the active layer) */
-    unsigned threads;        /* copy workers; 0: as many as there are processors, at most 16 */
-    uint64_t bandwidth;      /* bytes a second, 0: no limit */
+    unsigned threads;            /* copy workers; 0: as many as there are processors, at most 16 */
+    uint64_t bandwidth;          /* bytes a second, 0: no limit */
     qmeld_progress_fn *progress; /* may be NULL */
     void *opaque;                /* for progress */
     qmeld_guard_fn *guard;       /* may be NULL */
@@ -281,6 +281,87 @@ struct qmeld_commit_report {
 QMELD_API int qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
+
+/* ---- planning ---- */
+
+/* A layer, before and after. */
+struct qmeld_plan_layer {
+    char *path;
+    char *moved_to; /* QUARANTINED: its new name; else NULL */
+    enum qmeld_fate fate;
+    bool block_device;
+    uint64_t old_length; /* of the file, or size of the device */
+    uint64_t new_length; /* 0 if the file is deleted */
+    uint64_t
+        old_allocated; /* bytes of disk; what the file system needs to keep account of a file changes with
+                             * it, and is in the old number only */
+    uint64_t new_allocated;
+};
+
+/* A place that space is taken from. */
+struct qmeld_plan_room {
+    char *path;       /* of a file there */
+    const char *what; /* "the file system", "the user's quota", ... */
+    uint64_t room;    /* bytes that are free there now */
+    uint64_t peak;    /* bytes that are taken at a time, at most */
+    uint64_t need;    /* and at least: with less room the merge is refused */
+    int64_t change;   /* bytes that are taken in the end; less than 0: given back */
+};
+
+/* The same merge in another way. */
+struct qmeld_plan_mode {
+    const char *name;    /* "overlays=keep", ... */
+    bool possible;       /* false: refused tells why */
+    bool fits;           /* there is room for it now */
+    uint64_t peak;       /* bytes of extra space, over all file systems */
+    uint64_t new_length; /* of the base's file */
+    char refused[256];
+};
+
+struct qmeld_plan_report {
+    bool complete; /* what follows was found out; so it may be although the call was refused then */
+    bool nothing_to_do;
+    bool already_merged;
+    bool resumed;           /* an interrupted merge would be gone on with */
+    uint64_t base_old_size; /* virtual sizes */
+    uint64_t base_new_size;
+    uint64_t bytes_copied; /* as in struct qmeld_commit_report */
+    uint64_t bytes_filled;
+    uint64_t bytes_zeroed;
+    uint64_t bytes_read;        /* of data, compressed clusters as they are stored */
+    uint64_t bytes_written;     /* of data */
+    uint64_t metadata_written;  /* tables, refcounts, headers, bitmaps, the journal */
+    uint64_t clusters_inflated; /* compressed clusters */
+    uint64_t peak; /* bytes of extra space that are needed at a time: the sum of rooms' peaks */
+    size_t base_layer;
+    size_t top_layer;
+    size_t n_layers; /* 0 = base */
+    struct qmeld_plan_layer *layers;
+    size_t n_rooms;
+    struct qmeld_plan_room *rooms;
+    size_t n_modes;
+    struct qmeld_plan_mode *modes;
+    size_t
+        n_obstacles; /* what would stop a commit at this moment: somebody uses a layer, or we may not write */
+    struct qmeld_error *obstacles;
+};
+
+/* What qmeld_commit with the same options would do and cost, to the byte, as long as nobody changes a layer: it
+ * is done with everything but the disk (the allocator is the real one).  Refuses what commit would refuse, in
+ * the same words, except that layers may be in use or read-only: that is told.  Takes no lock and writes
+ * nothing.  Release *report with qmeld_plan_report_free, also after a failure. */
+QMELD_API int qmeld_plan(const char *path, const struct qmeld_commit_options *opts,
+                         struct qmeld_plan_report *report, struct qmeld_error *err) QMELD_CHECK;
+QMELD_API void qmeld_plan_report_free(struct qmeld_plan_report *report);
+
+struct qmeld_measure {
+    uint64_t required;        /* length of the base's file after the merge */
+    uint64_t fully_allocated; /* and when its guest has then written everywhere */
+};
+
+/* What the base of such a merge will take. */
+QMELD_API int qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
+                                 struct qmeld_measure *out, struct qmeld_error *err) QMELD_CHECK;
 
 /* ---- unfinished merges ---- */
 

@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "io.h"
 
+#include "io_int.h"
+#include "shadow.h"
+
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* Zeros are written from here where a file system cannot make holes. */
@@ -73,12 +78,14 @@ announce_rename(const char *path, const char *to)
 static int
 identify(struct qm_file *f, struct qmeld_error *err)
 {
+    struct statfs fs;
     struct stat st;
     uint64_t size;
 
     if (fstat(f->fd, &st) < 0)
         return qm_fail_sys(err, qm_in(f->path), "cannot stat");
     if (S_ISREG(st.st_mode)) {
+        f->no_map = fstatfs(f->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
         f->dev = st.st_dev;
         f->ino = st.st_ino;
         f->size = (uint64_t)st.st_size;
@@ -96,25 +103,48 @@ identify(struct qm_file *f, struct qmeld_error *err)
     return 0;
 }
 
+/* In a dry run: nothing is opened for writing, nothing made. */
+static int
+open_shadow(struct qm_shadow *s, struct qm_file *f, int flags, struct qmeld_error *err)
+{
+    const bool gone = qm_shadow_is_gone(s, f->path), made = qm_shadow_is_made(s, f->path);
+
+    if (!gone && !made) {
+        f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        if (f->fd >= 0 && !(flags & O_EXCL))
+            return identify(f, err) < 0 ? -1 : qm_shadow_attach(s, f, err);
+        if (f->fd >= 0 || errno != ENOENT || !(flags & O_CREAT)) {
+            errno = f->fd >= 0 ? EEXIST : errno;
+            return qm_fail_sys(err, qm_in(f->path), "cannot open");
+        }
+    }
+    errno = made ? EEXIST : ENOENT;
+    if (made ? flags & O_EXCL : !(flags & O_CREAT))
+        return qm_fail_sys(err, qm_in(f->path), "cannot open");
+    return qm_shadow_make(s, f, err);
+}
+
+static int
+open_real(struct qm_file *f, int flags, struct qmeld_error *err)
+{
+    /* O_NONBLOCK: a FIFO or a device that waits must not hang us; no effect on images */
+    f->fd = open(f->path, flags | O_CLOEXEC | O_NONBLOCK, flags & O_EXCL ? 0644 : 0666);
+    return f->fd < 0 ? qm_fail_sys(err, qm_in(f->path), "cannot open") : identify(f, err);
+}
+
 static int
 open_with(const char *path, int flags, struct qm_file **out, struct qmeld_error *err)
 {
     struct qm_file *f = calloc(1, sizeof *f);
+    struct qm_shadow *dry = qm_shadow_now();
 
     *out = NULL;
     if (!f || !(f->path = strdup(path))) {
         free(f);
         return qm_fail_nomem(err, "an open file");
     }
-    f->wfd = -1;
-    /* O_NONBLOCK: a FIFO or a device that waits must not hang us; no effect on images */
-    f->fd = open(path, flags | O_CLOEXEC | O_NONBLOCK, 0666);
-    if (f->fd < 0) {
-        qm_fail_sys(err, qm_in(path), "cannot open");
-        qm_file_close(f);
-        return -1;
-    }
-    if (identify(f, err) < 0) {
+    f->fd = f->wfd = -1;
+    if ((dry ? open_shadow(dry, f, flags, err) : open_real(f, flags, err)) < 0) {
         qm_file_close(f);
         return -1;
     }
@@ -137,7 +167,21 @@ qm_file_create(const char *path, struct qm_file **out, struct qmeld_error *err)
         *out = NULL;
         return -1;
     }
-    f->wfd = f->fd;
+    f->wfd = f->shadow ? -1 : f->fd;
+    *out = f;
+    return 0;
+}
+
+int
+qm_file_create_new(const char *path, struct qm_file **out, struct qmeld_error *err)
+{
+    struct qm_file *f;
+
+    if (open_with(path, O_RDWR | O_CREAT | O_EXCL, &f, err) < 0) {
+        *out = NULL;
+        return -1;
+    }
+    f->wfd = f->shadow ? -1 : f->fd;
     *out = f;
     return 0;
 }
@@ -151,6 +195,10 @@ qm_file_make_writable(struct qm_file *file, struct qmeld_error *err)
 
     if (file->wfd >= 0)
         return 0;
+    if (file->shadow) {
+        qm_shadow_check_access(file);
+        return 0;
+    }
     fd = open(file->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot open for writing");
@@ -171,6 +219,8 @@ qm_file_make_writable(struct qm_file *file, struct qmeld_error *err)
 int
 qm_file_refresh(struct qm_file *file, struct qmeld_error *err)
 {
+    if (file->shadow && qm_shadow_is_changed(file))
+        return 0;
     return identify(file, err);
 }
 
@@ -179,6 +229,8 @@ qm_file_close(struct qm_file *file)
 {
     if (!file)
         return;
+    if (file->shadow)
+        qm_shadow_detach(file);
     if (file->wfd >= 0 && file->wfd != file->fd)
         close(file->wfd);
     if (file->fd >= 0)
@@ -194,7 +246,7 @@ qm_file_finish(struct qm_file *file, struct qmeld_error *err)
 
     if (file->wfd >= 0 && close(file->wfd) < 0)
         rc = qm_fail_sys(err, qm_in(file->path), "cannot close");
-    if (file->wfd == file->fd)
+    if (file->wfd == file->fd && !file->shadow)
         file->fd = -1;
     file->wfd = -1;
     qm_file_close(file);
@@ -216,6 +268,10 @@ qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err)
         *out = file->size;
         return 0;
     }
+    if (file->shadow) {
+        *out = qm_shadow_allocated(file);
+        return 0;
+    }
     if (fstat(file->fd, &st) < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot stat");
     *out = (uint64_t)st.st_blocks * 512;
@@ -225,26 +281,30 @@ qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err)
 int
 qm_file_room(const struct qm_file *file, uint64_t *out, struct qmeld_error *err)
 {
-    struct statvfs st;
+    struct qm_room rooms[QM_ROOM_KINDS];
+    size_t n;
 
-    if (fstatvfs(file->fd, &st) < 0)
-        return qm_fail_sys(err, qm_in(file->path), "cannot ask for free space");
-    /* root may use the blocks that are kept for it */
-    if (__builtin_mul_overflow(geteuid() == 0 ? st.f_bfree : st.f_bavail, st.f_frsize, out))
-        *out = UINT64_MAX;
+    if (file->shadow) {
+        *out = qm_shadow_room(file);
+        return 0;
+    }
+    if (qm_room_find(file->fd, file->path, rooms, &n, err) < 0)
+        return -1;
+    *out = UINT64_MAX;
+    for (size_t i = 0; i < n; i++)
+        *out = qm_min(*out, rooms[i].bytes);
     return 0;
 }
 
 /* ---- reading and writing ---- */
 
-/* Reads up to len bytes; *out_got < len only at the end of the file. */
-static int
-read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *out_got,
-          struct qmeld_error *err)
+int
+qm_io_read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *out_got,
+                struct qmeld_error *err)
 {
     size_t got = 0;
 
-    while (got < len) {
+    while (f->fd >= 0 && got < len) {
         ssize_t n = pread(f->fd, (char *)buf + got, len - got, (off_t)(off + got));
 
         if (n < 0 && errno == EINTR)
@@ -258,6 +318,14 @@ read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *
     }
     *out_got = got;
     return 0;
+}
+
+static int
+read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *out_got,
+          struct qmeld_error *err)
+{
+    return f->shadow ? qm_shadow_read(f, off, buf, len, out_got, err)
+                     : qm_io_read_some(f, off, buf, len, out_got, err);
 }
 
 int
@@ -308,6 +376,9 @@ qm_pwrite(struct qm_file *file, uint64_t off, const void *buf, size_t len, struc
     if (!qm_inside(off, len, QM_MAX_OFF))
         return qm_fail(err, QMELD_NOSPACE, qm_at(file->path, off),
                        "offset %" PRIu64 " is beyond what a file can have", off);
+    if (file->shadow)
+        return qm_shadow_write(file, off, buf, len, err);
+    assert(!qm_shadow_now());
     if (ANNOUNCE(QM_IO_WRITE, file->path, off, len, buf) < 0)
         return qm_fail_sys(err, qm_at(file->path, off), "cannot write at offset %" PRIu64, off);
     while (done < len) {
@@ -370,7 +441,9 @@ qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow, struct qmel
                        "offset %" PRIu64 " is beyond what a file can have", off);
     if (len == 0)
         return 0;
-    if (off < file->size) {
+    if (file->shadow && qm_shadow_zero(file, off, len, err) < 0)
+        return -1;
+    if (off < file->size && !file->shadow) {
         const uint64_t n = qm_min(len, file->size - off);
 
         rc = punch(file, QM_IO_ZERO, off, n, err);
@@ -387,6 +460,8 @@ qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error 
 {
     if (off >= file->size || len == 0)
         return 0;
+    if (file->shadow)
+        return qm_shadow_discard(file, off, len, err);
     return punch(file, QM_IO_DISCARD, off, qm_min(len, file->size - off), err) < 0 ? -1 : 0;
 }
 
@@ -398,6 +473,8 @@ qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err)
     if (file->blockdev) {
         if (size <= file->size)
             return 0;
+        if (file->shadow) /* how much is too much shall be known in the end */
+            return qm_shadow_truncate(file, size, err);
         return qm_fail(err, QMELD_NOSPACE, qm_in(file->path),
                        "the block device has %" PRIu64 " bytes, %" PRIu64
                        " are needed: enlarge it by %" PRIu64,
@@ -406,6 +483,9 @@ qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err)
     if (size > QM_MAX_OFF)
         return qm_fail(err, QMELD_NOSPACE, qm_in(file->path), "%" PRIu64 " bytes is no file size",
                        size);
+    if (file->shadow)
+        return qm_shadow_truncate(file, size, err);
+    assert(!qm_shadow_now());
     if (ANNOUNCE(QM_IO_TRUNCATE, file->path, size, 0, NULL) < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot set the file's length to %" PRIu64,
                            size);
@@ -431,6 +511,10 @@ qm_reserve(struct qm_file *file, uint64_t off, uint64_t len, bool *out_done,
     if (!qm_inside(off, len, QM_MAX_OFF))
         return qm_fail(err, QMELD_NOSPACE, qm_at(file->path, off),
                        "offset %" PRIu64 " is beyond what a file can have", off);
+    if (file->shadow) {
+        *out_done = true;
+        return qm_shadow_reserve(file, off, len, err);
+    }
     for (;;) {
         if (fallocate(file->wfd, FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) == 0) {
             *out_done = true;
@@ -460,6 +544,8 @@ qm_sync(struct qm_file *file, struct qmeld_error *err)
 {
     int rc = -1;
 
+    if (file->shadow)
+        return qm_shadow_sync(file, err);
     if (ANNOUNCE(QM_IO_SYNC, file->path, 0, 0, NULL) == 0)
         do
             rc = !waits_for_disks() ? 0
@@ -474,6 +560,8 @@ qm_sync(struct qm_file *file, struct qmeld_error *err)
 void
 qm_prefetch(const struct qm_file *file, uint64_t off, uint64_t len)
 {
+    if (file->shadow && qm_shadow_is_changed(file))
+        return;
     (void)posix_fadvise(file->fd, (off_t)off, (off_t)len, POSIX_FADV_WILLNEED);
 }
 
@@ -490,6 +578,8 @@ qm_drop_cache(const struct qm_file *file, uint64_t off, uint64_t len)
 void
 qm_writeback(struct qm_file *file, uint64_t off, uint64_t len)
 {
+    if (file->shadow)
+        return;
     (void)sync_file_range(file->wfd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE);
 }
 
@@ -510,6 +600,8 @@ qm_sync_dir_of(const char *path, struct qmeld_error *err)
     QM_FREE char *dir = dir_of(path);
     int fd, rc;
 
+    if (qm_shadow_now())
+        return 0;
     if (!dir)
         return qm_fail_nomem(err, "a path");
     fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -529,6 +621,8 @@ qm_sync_dir_of(const char *path, struct qmeld_error *err)
 int
 qm_unlink(const char *path, struct qmeld_error *err)
 {
+    if (qm_shadow_now())
+        return qm_shadow_unlink(qm_shadow_now(), path, err);
     if (ANNOUNCE(QM_IO_UNLINK, path, 0, 0, NULL) < 0 || unlink(path) < 0)
         return qm_fail_sys(err, qm_in(path), "cannot remove");
     return qm_sync_dir_of(path, err);
@@ -558,8 +652,11 @@ rename_over_our_own(const char *path, const char *to)
 int
 qm_rename(const char *path, const char *to, struct qmeld_error *err)
 {
-    int rc = ANNOUNCE_RENAME(path, to);
+    int rc;
 
+    if (qm_shadow_now())
+        return qm_shadow_rename(qm_shadow_now(), path, to, err);
+    rc = ANNOUNCE_RENAME(path, to);
     if (rc == 0)
         rc = renameat2(AT_FDCWD, path, AT_FDCWD, to, RENAME_NOREPLACE);
     if (rc < 0 && (errno == EINVAL || errno == ENOSYS))
@@ -582,7 +679,13 @@ qm_names_may_change(const char *path, struct qmeld_error *err)
     if (!dir)
         return qm_fail_nomem(err, "a path");
     if (faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) < 0)
-        return qm_fail_sys(err, qm_in(path), "its directory cannot be written to");
+        qm_fail_sys(err, qm_in(path), "its directory cannot be written to");
+    else
+        return 0;
+    if (!qm_shadow_now())
+        return -1;
+    qm_shadow_note(qm_shadow_now(), err);
+    *err = (struct qmeld_error){.disk = err->disk};
     return 0;
 }
 
@@ -594,7 +697,7 @@ qm_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64
 
     *out_data = true;
     *out_len = file->size - off;
-    if (file->blockdev)
+    if (file->blockdev || (file->shadow && qm_shadow_is_changed(file)))
         return 0;
     next = lseek(file->fd, (off_t)off, SEEK_DATA);
     if (next < 0 && errno == ENXIO) { /* no data behind off */

@@ -15,6 +15,7 @@
  *            belongs to one thread at a time.
  * Ownership  A file owns its descriptors and its copy of the path.
  * Units      Bytes; offsets are offsets in the file.
+ * Dry runs   In a dry run (shadow.h) the same calls change memory only.
  * Errors     0, or -1 with *err filled: IO, NOSPACE, NOMEM, STALE.
  */
 #ifndef QM_IO_H
@@ -28,6 +29,8 @@
 #include <sys/types.h>
 #include <time.h>
 
+struct qm_shadow_file;
+
 struct qm_file {
     /* set at open */
     char *path;
@@ -36,6 +39,8 @@ struct qm_file {
     bool blockdev; /* a block device: its size is fixed */
     dev_t dev;     /* identity: of the file, or of the device node's device */
     ino_t ino;
+    bool no_map;                   /* reading through a mapping would change the file */
+    struct qm_shadow_file *shadow; /* not NULL: changes happen in memory only (shadow.h) */
     /* one thread */
     unsigned held; /* lock.c only: the image lock bytes we hold; they end with fd */
     /* any thread */
@@ -48,6 +53,10 @@ int qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err
 /* Opens for reading and writing, and makes a new, empty file where there is none.  What
  * is there stays as it is, so that it can be locked before it is truncated. */
 int qm_file_create(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
+
+/* Makes a file that only its owner may write to, and opens it likewise; where there is something already, be it a symbolic link that leads
+ * nowhere: IO. */
+int qm_file_create_new(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
 
 /* Opens the same file for writing beside the first descriptor.  STALE if the path
  * now leads to another file.  Does nothing if it is writable already. */
@@ -68,7 +77,7 @@ bool qm_file_same(const struct qm_file *a, const struct qm_file *b);
 /* Bytes of disk the file takes now; for a block device its size. */
 int qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err) QM_CHECK;
 
-/* Bytes that the file's file system still has for us. */
+/* Bytes that the file's file system, and the quotas there, still have for us. */
 int qm_file_room(const struct qm_file *file, uint64_t *out, struct qmeld_error *err) QM_CHECK;
 
 /* Reads exactly len bytes.  The end of the file inside the range is IO. */

@@ -9,8 +9,11 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#define READ_BYTES (256u << 10)
 
 void
 qm_window_init(struct qm_window *w, const struct qm_file *file, uint64_t max_len)
@@ -46,10 +49,34 @@ move_to(struct qm_window *w, uint64_t off, struct qmeld_error *err)
     return 0;
 }
 
+/* A hole of a tmpfs file that is read through a mapping takes a page for good (mm/shmem.c,
+ * shmem_fault): space that a merge has no right to, and may not find.  So those are read. */
+static int
+write_by_reading(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
+                 uint64_t len, struct qmeld_error *err)
+{
+    QM_FREE unsigned char *buf = malloc(READ_BYTES);
+
+    if (!buf)
+        return qm_fail_nomem(err, "copying");
+    while (len > 0) {
+        const size_t n = (size_t)qm_min(len, READ_BYTES);
+
+        if (qm_pread(w->file, off, buf, n, err) < 0 || qm_pwrite(to, to_off, buf, n, err) < 0)
+            return -1;
+        off += n;
+        to_off += n;
+        len -= n;
+    }
+    return 0;
+}
+
 int
 qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
                 uint64_t len, struct qmeld_error *err)
 {
+    if (w->file->no_map)
+        return write_by_reading(w, off, to, to_off, len, err);
     while (len > 0) {
         uint64_t n;
 

@@ -57,7 +57,7 @@ enum {
 };
 
 static bool
-take_overlays(struct qmeld_commit_options *options, const char *arg)
+take_overlays(const char *command, struct qmeld_commit_options *options, const char *arg)
 {
     if (strcmp(arg, "keep") == 0)
         options->overlays = QMELD_OVERLAYS_KEEP;
@@ -68,7 +68,7 @@ take_overlays(struct qmeld_commit_options *options, const char *arg)
     else if (strcmp(arg, "quarantine") == 0)
         options->overlays = QMELD_OVERLAYS_QUARANTINE;
     else {
-        qm_cli_usage("commit", "--overlays is keep, empty, delete or quarantine, not \"%s\"", arg);
+        qm_cli_usage(command, "--overlays is keep, empty, delete or quarantine, not \"%s\"", arg);
         return false;
     }
     return true;
@@ -91,7 +91,7 @@ take_option(struct qm_cli_merging *merging, int c)
         options->shallow = true;
         return true;
     case OPT_OVERLAYS:
-        return take_overlays(options, optarg);
+        return take_overlays(merging->command, options, optarg);
     case OPT_RECLAIM:
         options->reclaim = true;
         return true;
@@ -109,8 +109,8 @@ take_option(struct qm_cli_merging *merging, int c)
     }
 }
 
-static int
-run(int argc, char **argv)
+int
+qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_merging *merging)
 {
     static const struct option options[] = {
         {"base", required_argument, NULL, OPT_BASE},
@@ -126,21 +126,32 @@ run(int argc, char **argv)
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
-    struct qm_cli_merging merging = {.command = argv[0]};
     int c;
 
+    *merging = (struct qm_cli_merging){.command = argv[0]};
     while ((c = qm_cli_getopt(argc, argv, ":f:h" QM_CLI_MERGING_LETTERS, options)) != -1) {
         if (c == 'h') {
-            fputs(help, stdout);
+            fputs(text, stdout);
             return QM_EXIT_DONE;
         }
-        if (!take_option(&merging, c))
+        if (!take_option(merging, c))
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != 1) {
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
         return QM_EXIT_REFUSED;
     }
+    return -1;
+}
+
+static int
+run(int argc, char **argv)
+{
+    struct qm_cli_merging merging;
+    const int code = qm_cli_commit_options(argc, argv, help, &merging);
+
+    if (code >= 0)
+        return code;
     qm_cli_merging_begin(&merging);
     return qm_cli_merging_run_and_report(&merging, argv[optind], false);
 }

@@ -15,8 +15,9 @@
 #include <unistd.h>
 
 static const struct qm_cli_command *const commands[] = {
-    &qm_cli_commit, &qm_cli_blockcommit, &qm_cli_status, &qm_cli_resume, &qm_cli_recover,
-    &qm_cli_info,   &qm_cli_map,         &qm_cli_check,  &qm_cli_create,
+    &qm_cli_commit,  &qm_cli_blockcommit, &qm_cli_status,  &qm_cli_resume,
+    &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
+    &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure,
 };
 
 static const char overview[] =
@@ -28,6 +29,9 @@ static const char overview[] =
     "    info IMAGE      the chain, layer by layer, and who uses it\n"
     "    map IMAGE       which layer answers which bytes; --format=strip draws it\n"
     "    check IMAGE     is the metadata of one image sound?\n"
+    "    plan IMAGE      what commit with the same options would do, and cost, to the byte\n"
+    "    measure --onto BASE IMAGE\n"
+    "                    how long the base's file will be\n"
     "    status [PATH]   which merges are unfinished, and what their files are worth\n"
     "\n"
     "Change:\n"

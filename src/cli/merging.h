@@ -47,6 +47,10 @@ enum {
         "quiet", no_argument, NULL, 'q'                                                            \
     }
 
+/* All options of commit, for the commands that take the same; the image is argv[optind].  -1, or an exit
+ * code: text was printed because help was asked for, or a complaint. */
+int qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_merging *merging);
+
 /* Their help; --journal-dir, which means something else in each command, is not among them. */
 #define QM_CLI_MERGING_HELP                                                                        \
     "        --bandwidth=RATE       bytes a second at most; suffixes k, M, G; 0: no limit\n"       \

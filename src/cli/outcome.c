@@ -6,8 +6,8 @@
 
 /* ---- success ---- */
 
-static const char *
-fate_name(enum qmeld_fate fate)
+const char *
+qm_cli_outcome_fate(enum qmeld_fate fate)
 {
     switch (fate) {
     case QMELD_FATE_MERGED_INTO:
@@ -183,7 +183,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
 
         qm_cli_json_add_u64(layer, "layer", i + 1);
         qm_cli_json_add(layer, "filename", qm_cli_json_string(report->layers[i].path));
-        qm_cli_json_add(layer, "fate", json_object_new_string(fate_name(report->layers[i].fate)));
+        qm_cli_json_add(layer, "fate",
+                        json_object_new_string(qm_cli_outcome_fate(report->layers[i].fate)));
         if (report->layers[i].moved_to)
             qm_cli_json_add(layer, "moved-to", qm_cli_json_string(report->layers[i].moved_to));
         json_object_array_add(layers, layer);

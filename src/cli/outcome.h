@@ -21,6 +21,9 @@ void qm_cli_outcome_print(const struct qmeld_commit_report *report);
 struct json_object *qm_cli_outcome_json(const struct qmeld_commit_report *report,
                                         const struct qmeld_error *err);
 
+/* "merged-into", ... */
+const char *qm_cli_outcome_fate(enum qmeld_fate fate);
+
 struct qm_cli_failure {
     const struct qmeld_error *err;
     const char *path;    /* as named on the command line */

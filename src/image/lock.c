@@ -10,6 +10,8 @@
  */
 #include "lock.h"
 
+#include "shadow.h"
+
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -370,6 +372,25 @@ fail_busy(const struct qm_file *file, unsigned bytes, struct qmeld_error *err)
                    "in use by %s: stop it, or merge through it (virsh blockcommit)", t.text);
 }
 
+/* A dry run looks beside whoever uses the file, and remembers that the real thing could not. */
+static int
+note_holder(struct qm_file *file, unsigned bytes, struct qmeld_error *err)
+{
+    struct qmeld_error busy = {0};
+    unsigned others;
+
+    if (file->fd < 0 || !qm_shadow_wants_notes(qm_shadow_now()))
+        return 0;
+    if (test_bytes(file, conflicts_of(bytes), &others, err) < 0)
+        return -1;
+    if (others) {
+        fail_busy(file, others, &busy);
+        qm_shadow_note(qm_shadow_now(), &busy);
+    }
+    file->held |= bytes; /* asked for once */
+    return 0;
+}
+
 int
 qm_lock_take(struct qm_file *file, enum qm_lock_role role, struct qmeld_error *err)
 {
@@ -378,6 +399,8 @@ qm_lock_take(struct qm_file *file, enum qm_lock_role role, struct qmeld_error *e
 
     if (!(bytes & ~file->held))
         return 0;
+    if (file->shadow)
+        return note_holder(file, bytes, err);
     for (unsigned bit = 0; bit < 16; bit++) {
         if (!((bytes & ~file->held) >> bit & 1))
             continue;

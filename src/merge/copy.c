@@ -2,6 +2,7 @@
 #include "copy.h"
 
 #include "pace.h"
+#include "shadow.h"
 #include "work.h"
 
 #include <errno.h>
@@ -40,6 +41,7 @@ struct qm_copy {
     /* the calling thread's */
     struct piece held; /* DATA that the next move may continue; len 0: none */
     struct qm_pace pace;
+    struct qm_copy_costs costs;
     bool stopped;
     /* any thread's */
     _Atomic uint64_t done;
@@ -47,17 +49,24 @@ struct qm_copy {
 
 /* ---- on the workers ---- */
 
+/* QEMU reads what a qcow2 file does not have as zeros; a raw file that lost its end failed. */
+static uint64_t
+bytes_inside(const struct piece *p)
+{
+    const uint64_t off = p->ext.host.h, size = p->from->file->size;
+
+    if (!p->from->ops->pad_data)
+        return p->len;
+    return off < size ? qm_min(p->len, size - off) : 0;
+}
+
 static int
 write_data(struct qm_copy *c, struct worker_state *w, const struct piece *p,
            struct qmeld_error *err)
 {
     const struct qm_file *file = p->from->file;
-    const uint64_t off = p->ext.host.h, size = file->size;
-    uint64_t inside = p->len;
+    const uint64_t off = p->ext.host.h, inside = bytes_inside(p);
 
-    /* QEMU reads what a qcow2 file does not have as zeros; a raw file that lost its end failed. */
-    if (p->from->ops->pad_data)
-        inside = off < size ? qm_min(p->len, size - off) : 0;
     if (w->window.file != file) {
         qm_window_release(&w->window);
         qm_window_init(&w->window, file, WINDOW_BYTES);
@@ -184,12 +193,33 @@ throttle(struct qm_copy *c, uint64_t n, struct qmeld_error *err)
     return 0;
 }
 
+/* In a dry run nothing is read, and what would be written is only noted. */
+static int
+pretend(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
+{
+    struct qm_file *to = c->cfg.target;
+    uint64_t bytes = p->len;
+
+    if (p->kind == ZERO)
+        return qm_shadow_hole(to, p->to, p->len, err);
+    if (p->kind == DATA)
+        bytes = bytes_inside(p);
+    c->costs.bytes_read += p->kind == COMPRESSED ? p->ext.payload_len : bytes;
+    c->costs.inflated += p->kind == COMPRESSED;
+    c->costs.bytes_written += bytes;
+    if (bytes > 0 && qm_shadow_data(to, p->to, bytes, err) < 0)
+        return -1;
+    return bytes < p->len ? qm_shadow_hole(to, p->to + bytes, p->len - bytes, err) : 0;
+}
+
 static int
 give(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
 {
     struct piece p = *whole;
     uint64_t left = whole->len;
 
+    if (left > 0 && c->cfg.target && c->cfg.target->shadow)
+        return pretend(c, whole, err);
     while (left > 0) {
         p.len = whole->kind == DATA ? qm_min(left, c->piece_bytes) : left;
         if (throttle(c, p.kind == ZERO ? 0 : p.len, err) < 0 || qm_pool_put(c->pool, &p, err) < 0)
@@ -244,6 +274,12 @@ qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct q
         .kind = VERIFY, .from = from, .ext = *ext, .len = ext->len, .counted = true};
 
     return qm_pool_put(copy->pool, &p, err);
+}
+
+struct qm_copy_costs
+qm_copy_costs(const struct qm_copy *copy)
+{
+    return copy->costs;
 }
 
 int

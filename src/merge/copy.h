@@ -9,6 +9,7 @@
  *
  * Calls      new; put moves; drain before anything relies on them; free.
  * Threads    One thread calls; workers are inside.
+ * Dry runs   Of a target that is a shadow (shadow.h) nothing is read or copied; it is noted what would be.
  * Ownership  Target and sources are borrowed and outlive the copy.
  * Errors     0 or -1 with *err: the first failed move, or CANCELED on the callback's wish.
  */
@@ -41,6 +42,14 @@ int qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_e
 /* Inflates a compressed extent to nowhere: can it be read? */
 int qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct qm_extent *ext,
                    struct qmeld_error *err) QM_CHECK;
+
+/* In a dry run: what the moves would have cost. */
+struct qm_copy_costs {
+    uint64_t bytes_read;    /* of the sources; compressed clusters as they are stored */
+    uint64_t bytes_written; /* to the target */
+    uint64_t inflated;      /* pieces of compressed clusters */
+};
+struct qm_copy_costs qm_copy_costs(const struct qm_copy *copy);
 
 /* The progress callback asked to stop. */
 bool qm_copy_stopped(const struct qm_copy *copy);

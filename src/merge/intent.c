@@ -239,3 +239,15 @@ qm_intent_parse(const char *text, struct qm_intent *out)
     json_object_put(o);
     return good;
 }
+
+int
+qm_intent_copy(const struct qm_intent *from, struct qm_intent *out, struct qmeld_error *err)
+{
+    QM_FREE char *text = qm_intent_text(from);
+
+    if (text && qm_intent_parse(text, out))
+        return 0;
+    if (text)
+        qm_intent_release(out);
+    return qm_fail_nomem(err, "the journal");
+}

@@ -11,8 +11,8 @@
 #ifndef QM_INTENT_H
 #define QM_INTENT_H
 
+#include "err.h"
 #include "qcow2_bitmap.h"
-#include "qmeld.h"
 #include "vec.h"
 
 /* How a layer looked when the merge began; what it looks like now tells whether it changed. */
@@ -51,6 +51,9 @@ void qm_journal_layer_release(struct qm_journal_layer *l);
 
 /* As JSON, NUL-terminated, malloc'd; NULL: no memory. */
 char *qm_intent_text(const struct qm_intent *i);
+
+int qm_intent_copy(const struct qm_intent *from, struct qm_intent *out, struct qmeld_error *err)
+    QM_CHECK;
 
 /* False: text is no intent, or one that contradicts itself.  Release *out in every case. */
 bool qm_intent_parse(const char *text, struct qm_intent *out);

@@ -129,6 +129,8 @@ lock_it(const struct qm_journal *j, struct qmeld_error *err)
 {
     struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
 
+    if (j->file->shadow)
+        return 0;
     if (fcntl(j->file->wfd, F_OFD_SETLK, &l) == 0 || (errno != EAGAIN && errno != EACCES))
         return 0; /* a file system without locks: those of the layers are taken, too */
     return qm_fail(err, QMELD_BUSY, qm_in(j->file->path),
@@ -142,7 +144,6 @@ make_file(const char *path, struct qm_file **out, struct qmeld_error *err)
 {
     struct qm_journal *old;
     struct stat st;
-    int fd;
 
     if (qm_journal_load(path, &old, err) < 0)
         return -1;
@@ -154,12 +155,13 @@ make_file(const char *path, struct qm_file **out, struct qmeld_error *err)
                        path);
     if (lstat(path, &st) == 0 && qm_unlink(path, err) < 0)
         return -1;
-    fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (fd < 0)
-        return qm_fail_sys(err, qm_in(path),
-                           "cannot make the journal (--journal-dir names another place for it)");
-    close(fd);
-    return qm_file_create(path, out, err);
+    if (qm_file_create_new(path, out, err) == 0)
+        return 0;
+    if (err->sys_errno == 0)
+        return -1;
+    errno = err->sys_errno;
+    return qm_fail_sys(err, qm_in(path),
+                       "cannot make the journal (--journal-dir names another place for it)");
 }
 
 static int

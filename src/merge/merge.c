@@ -13,6 +13,7 @@
 
 #include "lock.h"
 #include "qcow2.h"
+#include "shadow.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -138,12 +139,13 @@ prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *
 
     t->chain = m->chain;
     t->opts = m->opts;
+    t->looked = m->looked;
     t->report = m->report;
     t->base = intent->base;
     t->top = intent->top;
     t->base_size = intent->base_size;
     t->new_size = intent->new_size;
-    t->verify = intent->verify || m->opts->verify;
+    t->verify = !qm_shadow_now() && (intent->verify || m->opts->verify);
     t->give_up = intent->reclaim;
     m->report->reclaimed = intent->reclaim;
     m->report->base_old_size = t->base_size;
@@ -308,21 +310,116 @@ ask_guard(const struct qm_merge *m, struct qmeld_error *err)
     return m->opts->guard ? m->opts->guard(QMELD_MOMENT_LOCKED, m->opts->guard_opaque, err) : 0;
 }
 
+/* ---- will there be room? ---- */
+
+/* The chain as the journal lists it, opened anew. */
+static int open_whole(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err);
+
+/* Everything from here to the end of the merge, dry.  m has been counted; what that found is not looked for
+ * again. */
+static int
+rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
+         struct qmeld_error *err)
+{
+    struct qmeld_commit_report unread = {.already_merged = m->report->already_merged};
+    struct qm_merge dry = {.opts = m->opts, .report = &unread};
+    struct qm_intent copy = {.base_arg = NULL};
+    int rc = -1;
+
+    if (open_whole(&dry, intent, err) == 0 && prepare(&dry, intent, err) == 0) {
+        dry.transfer.from = m->transfer.from;
+        rc = m->journal ? qm_journal_load(journal, &dry.journal, err)
+             : qm_intent_copy(intent, &copy, err) < 0
+                 ? -1
+                 : qm_journal_create(journal, &copy, &dry.journal, err);
+    }
+    if (rc == 0)
+        rc = work(&dry, m->journal != NULL, err);
+    qm_merge_release(&dry);
+    qmeld_commit_report_free(&unread);
+    return rc;
+}
+
+static int
+judge(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
+      struct qmeld_error *err)
+{
+    struct qm_shadow *dry;
+    int rc;
+
+    if (qm_shadow_begin(false, &dry, err) < 0)
+        return -1;
+    rc = rehearse(m, intent, journal, err);
+    if (rc == 0)
+        rc = qm_shadow_finish(dry, err);
+    if (rc == 0)
+        rc = qm_space_judge(dry, err);
+    qm_shadow_end(dry);
+    return rc;
+}
+
+/* Where there is no room as asked: would there be if overlays were emptied on the way? */
+static void
+look_for_help(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
+              struct qmeld_error *err)
+{
+    struct qmeld_error unheard = {0};
+    struct qm_intent other;
+
+    if (err->code != QMELD_NOSPACE || m->journal || intent->reclaim ||
+        intent->overlays == QMELD_OVERLAYS_QUARANTINE ||
+        qm_intent_copy(intent, &other, &unheard) < 0)
+        return;
+    other.reclaim = true;
+    if (judge(m, &other, journal, &unheard) == 0)
+        qm_space_recommend_reclaim(err);
+    qm_intent_release(&other);
+}
+
+/* A dry run is somebody's who will judge by himself. */
+static int
+check_room(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
+           struct qmeld_error *err)
+{
+    const struct qm_transfer *t = &m->transfer;
+    const enum qmeld_disk disk = err->disk;
+    bool ample;
+
+    if (qm_shadow_now())
+        return 0;
+    qm_space_is_ample(&t->space, m->chain, t->base, t->top + 1, journal, &ample);
+    if (ample || judge(m, intent, journal, err) == 0)
+        return 0;
+    err->disk = disk; /* dry: nothing has happened */
+    if (err->code != QMELD_NOMEM) {
+        look_for_help(m, intent, journal, err);
+        return -1;
+    }
+    *err = (struct qmeld_error){.disk = disk}; /* too much for a dry run is not so for the disk */
+    return 0;
+}
+
 int
 qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal_path,
                struct qmeld_error *err)
 {
     const struct qm_transfer *t = &m->transfer;
-    bool done;
+    bool done = m->report->already_merged;
 
     if (prepare(m, intent, err) < 0 || refuse_growth(m, err) < 0 ||
         (intent->reclaim && qm_reclaim_check(m->chain, t->base, t->top, err) < 0) ||
         qm_transfer_count(&m->transfer, err) < 0 ||
-        qm_transfer_is_done(&m->transfer, &done, err) < 0 || ask_guard(m, err) != 0) {
+        (!m->looked && qm_transfer_is_done(&m->transfer, &done, err) < 0)) {
         qm_intent_release(intent);
         return -1;
     }
     m->report->already_merged = done;
+    if (((!done || qm_settle_has_work(m->settle)) &&
+         check_room(m, intent, journal_path, err) < 0) ||
+        ask_guard(m, err) != 0) {
+        qm_intent_release(intent);
+        return -1;
+    }
     /* whoever wrote it may have been killed before it was durable; overlays are to be given up now */
     if (done && qm_sync(m->chain->layers[m->transfer.base].img->file, err) < 0) {
         qm_intent_release(intent);
@@ -482,7 +579,8 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
     if (cursor.phase == QM_PHASE_SETTLE)
         return check_complete(m, err) < 0 ? -1 : settle(m, err);
     if (find_start(m, cursor.done, err) < 0 || give_up_again(m, err) < 0 ||
-        qm_transfer_count(&m->transfer, err) < 0)
+        qm_transfer_count(&m->transfer, err) < 0 ||
+        check_room(m, intent, qm_journal_file(m->journal), err) < 0)
         return -1;
     return work(m, true, err);
 }

@@ -20,6 +20,8 @@
 struct qm_merge {
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report;
+    bool looked; /* in a dry run that follows another: nothing is inflated or compared again, and
+                  * report->already_merged is right */
     struct qm_chain *chain;
     struct qm_journal *journal;
     struct qm_transfer transfer;

@@ -6,7 +6,8 @@
  * as the journal keeps them, not by what they mean now: after half a merge a chain may be shorter,
  * and "[3]" another layer.
  */
-#include "merge.h"
+#include "request.h"
+
 #include "qcow2.h"
 
 #include <dirent.h>
@@ -297,6 +298,7 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
         return -1;
     m->report->base_old_size = m->report->base_new_size = m->chain->layers[base].img->size;
     if (base == top) {
+        m->transfer.base = m->transfer.top = base;
         m->report->nothing_to_do = true;
         return 0;
     }
@@ -316,8 +318,8 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
     return qm_merge_begin(m, &intent, journal, err);
 }
 
-static int
-commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
+int
+qm_request_commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = m->opts->format,
@@ -399,7 +401,7 @@ int
 qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
              struct qmeld_commit_report *report, struct qmeld_error *err)
 {
-    return run(commit, path, opts, report, err);
+    return run(qm_request_commit, path, opts, report, err);
 }
 
 int

@@ -1,120 +1,202 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "space.h"
 
-#include "qcow2_refs.h"
+#include "qcow2.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
 
-/* Bytes of the target's [from, to) that are stored in its file, as data or as a place for it. */
-static int
-stored(struct qm_image *img, uint64_t from, uint64_t to, uint64_t *out, struct qmeld_error *err)
-{
-    const uint64_t end = qm_min(to, img->size);
+/* What a merge writes beside data, tables and refcounts: headers, a journal of at most 8 MiB, tables of an overlay that is
+ * emptied, L1 tables of at most 32 MiB and a refcount table of 8 that moves while it grows; and what the
+ * file system needs to keep account of it all. */
+#define SIDE_BYTES (192ull << 20)
 
-    *out = 0;
-    while (from < end) {
-        struct qm_extent ext;
+/* Blocks of no file system that we know are larger; a want may touch one more at either end. */
+#define BLOCK 65536u
 
-        if (qm_image_next(img, qm_guest(from), end - from, &ext, err) < 0)
-            return -1;
-        if (ext.kind == QM_DATA || (img->cluster_size != 0 && ext.has_host))
-            *out += ext.len; /* a compressed cluster is replaced by a whole one: nearly a gain */
-        from += ext.len;
-    }
-    return 0;
-}
-
-int
-qm_space_overlay(struct qm_space *s, const struct qm_image *overlay, struct qmeld_error *err)
-{
-    uint64_t allocated;
-
-    if (overlay->file->blockdev || s->target->file->blockdev ||
-        overlay->file->dev != s->target->file->dev)
-        return 0;
-    if (qm_file_allocated(overlay->file, &allocated, err) < 0)
-        return -1;
-    s->overlays += allocated;
-    return 0;
-}
-
-int
-qm_space_add(struct qm_space *s, const struct qm_want *want, struct qmeld_error *err)
-{
-    const uint64_t unit = s->target->cluster_size ? s->target->cluster_size : 1;
-    uint64_t from = want->guest.g, to = want->guest.g + want->len, have;
-
-    if (want->from) { /* every cluster it touches will be there */
-        from = qm_max(s->next, qm_align_down(from, unit));
-        to = qm_align_up(to, unit);
-    } else { /* every cluster it covers may go */
-        from = qm_align_up(from, unit);
-        to = qm_align_down(to, unit);
-    }
-    if (from >= to)
-        return 0;
-    if (stored(s->target, from, to, &have, err) < 0)
-        return -1;
-    if (!want->from) {
-        s->loss += have;
-        return 0;
-    }
-    have = qm_min(qm_align_up(have, unit), to - from);
-    s->gain += to - from - have;
-    s->next = to;
-    return 0;
-}
-
-/* What the target can take without asking the file system: free clusters inside its file. */
-static int
-room_inside(struct qm_qcow2 *q, uint64_t *out, struct qmeld_error *err)
-{
-    struct qm_refs *refs;
-    uint64_t used;
-    int rc;
-
-    if (qm_refs_open(q, &refs, err) < 0)
-        return -1;
-    rc = qm_refs_used(refs, &used, err);
-    qm_refs_close(refs);
-    if (rc < 0)
-        return -1;
-    used <<= q->geo.cluster_bits;
-    *out = q->img.file->size > used ? q->img.file->size - used : 0;
-    return 0;
-}
+/* A refcount is 8 bytes at most, for a cluster of 512 at least. */
+#define REFCOUNT_PART 64u
 
 static uint64_t
-need_of(const struct qm_space *s, bool reclaim)
+sum(uint64_t a, uint64_t b)
 {
-    const uint64_t need = s->gain > s->loss ? s->gain - s->loss : 0;
+    uint64_t r;
 
-    if (!reclaim)
-        return need;
-    return qm_max(qm_min(need, s->at_once), need - qm_min(need, s->overlays));
+    return qm_add(a, b, &r) ? r : UINT64_MAX;
+}
+
+/* ---- at most ---- */
+
+void
+qm_space_begin(struct qm_space *s, const struct qm_image *target, uint64_t new_size)
+{
+    *s = (struct qm_space){.target = target, .new_size = new_size};
+}
+
+static void
+add_table(struct qm_space *s, const struct qm_want *want)
+{
+    const struct qm_qcow2 *q = (const struct qm_qcow2 *)s->target;
+    const uint64_t span = qcow2_l2_span(&q->geo), end = want->guest.g + want->len;
+    const uint64_t from = qm_max(s->next_span, want->guest.g / span);
+
+    if (from >= qm_div_up(end, span))
+        return;
+    s->next_span = qm_div_up(end, span);
+    s->most = sum(s->most, (s->next_span - from) * q->geo.cluster_size);
+}
+
+/* Zeros cost clusters only where they cover one in part, or where version 2 has to write them. */
+void
+qm_space_add(struct qm_space *s, const struct qm_want *want)
+{
+    const uint64_t unit = s->target->cluster_size ? s->target->cluster_size : BLOCK;
+    const bool table = s->target->cluster_size != 0;
+    const struct qm_qcow2 *q = table ? (const struct qm_qcow2 *)s->target : NULL;
+    const uint64_t end = qm_div_up(want->guest.g + want->len, unit);
+    const uint64_t from = qm_max(s->next, want->guest.g / unit);
+    uint64_t n;
+
+    if (table)
+        add_table(s, want);
+    if (from >= end)
+        return;
+    s->next = end;
+    n = want->from || (q && q->hdr.version < 3) ? end - from : qm_min(end - from, 2);
+    s->most = sum(s->most, n > UINT64_MAX / unit ? UINT64_MAX : n * unit);
+}
+
+/* Tables of bitmaps and their bits, at the finest granularity. */
+static uint64_t
+most_of_bitmaps(const struct qm_qcow2 *q, uint64_t new_size)
+{
+    const uint64_t one = sum(new_size / 512 / 8 * 2, 4 * q->geo.cluster_size);
+
+    return q->hdr.has_bitmaps && one > UINT64_MAX / (q->hdr.n_bitmaps + 1)
+               ? UINT64_MAX
+               : one * (q->hdr.has_bitmaps ? q->hdr.n_bitmaps : 0);
+}
+
+static bool
+is_ample_for(const struct qm_file *file, uint64_t bytes)
+{
+    struct qm_room rooms[QM_ROOM_KINDS];
+    struct qmeld_error unheard = {0};
+    uint64_t limit;
+    size_t n;
+
+    if (qm_room_find(file->fd, file->path, rooms, &n, &unheard) < 0 ||
+        qm_room_forbids(file->fd, sum(file->size, bytes), &limit))
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (rooms[i].bytes < bytes)
+            return false;
+    return true;
+}
+
+static bool
+is_ample_beside(const char *journal)
+{
+    const char *slash = strrchr(journal, '/');
+    QM_FREE char *dir = slash ? strndup(journal, (size_t)(slash - journal) + 1) : strdup(".");
+    const int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    struct qm_room rooms[QM_ROOM_KINDS];
+    struct qmeld_error unheard = {0};
+    size_t n;
+    bool ample;
+
+    if (fd < 0)
+        return false;
+    ample = qm_room_find(fd, journal, rooms, &n, &unheard) == 0 && rooms[0].bytes >= SIDE_BYTES;
+    close(fd);
+    return ample;
+}
+
+void
+qm_space_is_ample(const struct qm_space *s, const struct qm_chain *chain, size_t from, size_t to,
+                  const char *journal, bool *out)
+{
+    const bool qcow2 = s->target->cluster_size != 0;
+    const struct qm_qcow2 *q = qcow2 ? (const struct qm_qcow2 *)s->target : NULL;
+    uint64_t most = s->most;
+
+    *out = false;
+    if (qcow2) {
+        most = sum(most, sum(most / REFCOUNT_PART * 2, most_of_bitmaps(q, s->new_size)));
+        /* refcounts that are made anew, or a device's end, are not foreseen here */
+        if (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY || s->target->file->blockdev)
+            return;
+    }
+    most = sum(most, s->new_size > s->target->size && !qcow2 ? s->new_size - s->target->size : 0);
+    for (size_t i = from; i <= to && i < chain->n; i++)
+        if (chain->layers[i].img && !chain->layers[i].img->file->blockdev &&
+            !is_ample_for(chain->layers[i].img->file, sum(SIDE_BYTES, i == from ? most : 0)))
+            return;
+    *out = is_ample_beside(journal);
+}
+
+/* ---- exactly ---- */
+
+static int
+judge_purse(const struct qm_shadow *dry, const struct qm_shadow_purse *p, struct qmeld_error *err)
+{
+    uint64_t left = sum(p->room.bytes, 0);
+
+    for (size_t i = 0; i < qm_shadow_n_files(dry); i++)
+        if (qm_shadow_sum(dry, i)->dev == p->room.dev)
+            left = sum(left, qm_shadow_sum(dry, i)->unseen);
+    if (p->sure <= left)
+        return 0;
+    return qm_fail(err, QMELD_NOSPACE, qm_in(p->path),
+                   "the merge needs %" PRIu64 " bytes more here at a time, and %s has %" PRIu64
+                   ": make room for %" PRIu64 " more",
+                   p->sure, qm_room_name(p->room.kind), p->room.bytes, p->sure - left);
+}
+
+static int
+judge_file(const struct qm_shadow_sum *f, struct qmeld_error *err)
+{
+    const char *why;
+    uint64_t limit;
+    int fd;
+
+    if (f->blockdev && f->new_size > f->old_size)
+        return qm_fail(err, QMELD_NOSPACE, qm_in(f->path),
+                       "the block device has %" PRIu64 " bytes, %" PRIu64
+                       " are needed: enlarge it by %" PRIu64,
+                       f->old_size, f->new_size, f->new_size - f->old_size);
+    if (f->blockdev || f->reach == 0)
+        return 0;
+    fd = f->made ? -1 : open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    why = qm_room_forbids(fd, f->reach, &limit);
+    if (fd >= 0)
+        close(fd);
+    if (!why)
+        return 0;
+    return qm_fail(err, QMELD_NOSPACE, qm_in(f->path),
+                   "it would become %" PRIu64 " bytes long, and %s is %" PRIu64, f->reach, why,
+                   limit);
 }
 
 int
-qm_space_check(const struct qm_space *s, struct qmeld_error *err)
+qm_space_judge(const struct qm_shadow *dry, struct qmeld_error *err)
 {
-    struct qm_qcow2 *q = qm_qcow2_of(s->target);
-    struct qm_file *file = s->target->file;
-    uint64_t room = 0, inside = 0;
-    const uint64_t need = need_of(s, s->reclaim);
-    const char *help = "";
+    for (size_t i = 0; i < qm_shadow_n_files(dry); i++)
+        if (judge_file(qm_shadow_sum(dry, i), err) < 0)
+            return -1;
+    for (size_t i = 0; i < qm_shadow_n_purses(dry); i++)
+        if (judge_purse(dry, qm_shadow_purse(dry, i), err) < 0)
+            return -1;
+    return 0;
+}
 
-    if (need == 0 || (file->blockdev && !q))
-        return 0;
-    if (q && room_inside(q, &inside, err) < 0)
-        return -1;
-    if (!file->blockdev && qm_file_room(file, &room, err) < 0)
-        return -1;
-    if (need <= inside || need - inside <= room)
-        return 0;
-    if (!s->reclaim && (need_of(s, true) <= inside || need_of(s, true) - inside <= room))
-        help = ", or merge with --reclaim, which empties the overlays as it goes";
-    return qm_fail(err, QMELD_NOSPACE, qm_in(file->path),
-                   "the merge needs at least %" PRIu64 " bytes more here, and %" PRIu64
-                   " are free: make room for %" PRIu64 " more%s",
-                   need - inside, room, need - inside - room, help);
+void
+qm_space_recommend_reclaim(struct qmeld_error *err)
+{
+    const size_t len = strlen(err->what);
+
+    snprintf(err->what + len, sizeof err->what - len,
+             ", or merge with --reclaim, which empties the overlays as it goes");
 }

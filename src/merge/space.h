@@ -1,37 +1,44 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * space.h - will the target have room for what is to come?
+ * space.h - will there be room for what is to come?
  *
- * Why.  A merge that fills the file system fails half-way.  So the counting walk adds up what
- * the target must gain, and a merge that cannot fit is refused before the first write.  The sum is
- * a lower bound (new tables are not in it, clusters that the merge itself frees are taken off):
- * nobody is refused who could have succeeded; who is not refused may still meet a full disk.
- * With --reclaim what the overlays take comes back on the way, if they are on the same file system.
+ * Why.  A merge that fills the file system fails half-way.  So the counting walk adds up what the target can
+ * gain at the very most, which costs nothing; where that fits easily, nothing more is asked.
+ * Otherwise the merge is done dry (shadow.h), and what it then took decides, to the byte: who cannot
+ * succeed is refused before the first write, and nobody else.
  *
- * Calls      qm_space_overlay for every layer that is merged; qm_space_add for every want of the plan, ascending; qm_space_check.
- * Threads    One thread; it uses the target image's caches.
+ * Calls      qm_space_begin, qm_space_add for every want of the plan, ascending; qm_space_is_ample; after a dry
+ *            run qm_space_judge.
+ * Threads    One thread.
  * Units      Bytes.
  */
 #ifndef QM_SPACE_H
 #define QM_SPACE_H
 
+#include "chain.h"
 #include "move.h"
+#include "shadow.h"
 
 struct qm_space {
-    struct qm_image *target; /* set by the caller; the rest begins as 0 */
-    bool reclaim;            /* set by the caller, too: overlays are given up on the way, */
-    uint64_t at_once;        /* after so many bytes at least */
-    uint64_t overlays;       /* bytes they have on the target's file system */
-    uint64_t gain;           /* bytes that must be newly allocated */
-    uint64_t loss;           /* bytes that the merge gives back */
-    uint64_t next;           /* target clusters below this offset are counted */
+    const struct qm_image *target;
+    uint64_t new_size;
+    uint64_t most;      /* data and L2 tables; UINT64_MAX stands for more */
+    uint64_t next;      /* target clusters below this offset are counted */
+    uint64_t next_span; /* so are L2 tables of guest offsets below */
 };
 
-int qm_space_overlay(struct qm_space *s, const struct qm_image *overlay, struct qmeld_error *err)
-    QM_CHECK;
-int qm_space_add(struct qm_space *s, const struct qm_want *want, struct qmeld_error *err) QM_CHECK;
+void qm_space_begin(struct qm_space *s, const struct qm_image *target, uint64_t new_size);
+void qm_space_add(struct qm_space *s, const struct qm_want *want);
 
-/* NOSPACE with the shortfall in bytes. */
-int qm_space_check(const struct qm_space *s, struct qmeld_error *err) QM_CHECK;
+/* *out: the layers from..to of the chain, the target being `from`, can be changed, and the journal written, without
+ * a look at what exactly that takes.  What cannot be found out is not ample. */
+void qm_space_is_ample(const struct qm_space *s, const struct qm_chain *chain, size_t from,
+                       size_t to, const char *journal, bool *out);
+
+/* NOSPACE with the shortfall in bytes, if the files, as the dry run left them, cannot be. */
+int qm_space_judge(const struct qm_shadow *dry, struct qmeld_error *err) QM_CHECK;
+
+/* To a NOSPACE: with --reclaim it would fit. */
+void qm_space_recommend_reclaim(struct qmeld_error *err);
 
 #endif

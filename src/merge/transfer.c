@@ -2,9 +2,7 @@
 #include "transfer.h"
 
 #include "compare.h"
-#include "copy.h"
 #include "qcow2.h"
-#include "space.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -124,15 +122,9 @@ verify_edge(const struct qm_transfer *t, uint64_t at, uint64_t *last, struct qm_
 static int
 count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct qmeld_error *err)
 {
-    struct qm_space space = {.target = t->chain->layers[t->base].img,
-                             .reclaim = t->give_up,
-                             .at_once = qm_transfer_limits.step};
     uint64_t edge = UINT64_MAX;
 
-    for (size_t i = t->base + 1; i <= t->top; i++)
-        if (qm_space_overlay(&space, t->chain->layers[i].img, err) < 0)
-            return -1;
-
+    qm_space_begin(&t->space, t->chain->layers[t->base].img, t->new_size);
     for (;;) {
         struct qm_want want;
         bool asked, done;
@@ -140,10 +132,11 @@ count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct 
         if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
             return -1;
         if (done)
-            return qm_copy_drain(copy, err) < 0 ? -1 : qm_space_check(&space, err);
-        if (asked && qm_space_add(&space, &want, err) < 0)
-            return -1;
+            return qm_copy_drain(copy, err);
+        qm_space_add(&t->space, &want);
         t->total += want.from ? want.len : 0;
+        if (t->looked)
+            continue;
         if (verify_edge(t, want.guest.g, &edge, copy, err) < 0 ||
             verify_edge(t, want.guest.g + want.len, &edge, copy, err) < 0)
             return -1;
@@ -594,6 +587,8 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
         rc = open_plan(t, &plan, err);
     if (rc == 0)
         rc = run_all(&r, plan, err);
+    if (rc == 0)
+        t->costs = qm_copy_costs(r.copy);
     qm_plan_close(plan);
     qm_copy_free(r.copy);
     qm_vec_release(&r.moves.list);

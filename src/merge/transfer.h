@@ -15,9 +15,11 @@
 #define QM_TRANSFER_H
 
 #include "compare.h"
+#include "copy.h"
 #include "journal.h"
 #include "reclaim.h"
 #include "seal.h"
+#include "space.h"
 
 struct qm_transfer {
     const struct qm_chain *chain;
@@ -30,7 +32,10 @@ struct qm_transfer {
     struct qm_reclaim *reclaim; /* with give_up, from qm_transfer_grow on; borrowed */
     guest_off from;             /* guest bytes below are in the base already */
     uint64_t total;             /* bytes to copy, from there on; qm_transfer_count sets it */
-    bool verify;                /* what is written is to be read back */
+    struct qm_space space;      /* likewise */
+    struct qm_copy_costs costs; /* of qm_transfer_run, in a dry run */
+    bool looked; /* everything that is to be read was read before, and is not for counting */
+    bool verify; /* what is written is to be read back */
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report; /* bytes_* are added up here */
 };

@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* cmd_plan.c - `qmeld plan`: what commit with the same options would do and cost. */
+#include "merging.h"
+#include "outcome.h"
+
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <stdlib.h>
+
+static const char help[] =
+    "qmeld plan - what `qmeld commit` with the same options would do, and cost\n"
+    "\n"
+    "    qmeld plan top.qcow2                     everything into the bottom layer\n"
+    "    qmeld plan --overlays=delete top.qcow2   the same command with plan for commit\n"
+    "    qmeld plan --output=json top.qcow2 | jq .peak\n"
+    "\n"
+    "usage: qmeld plan [OPTIONS] IMAGE\n"
+    "\n"
+    "The merge is done with everything but the disk, so lengths of files are exact to the byte,\n"
+    "and space to the block of the file system.  Nothing is written and no lock is taken: it\n"
+    "works on read-only files, and beside a virtual machine (of which it then sees a moment).\n"
+    "What commit would refuse is refused here, in the same words and with the same exit code;\n"
+    "that an image is in use, or may not be written to, is only told.  Compressed clusters are\n"
+    "inflated, to see that they can be read; other data is not read, unless to see that it is\n"
+    "merged already.\n"
+    "\n"
+    "        --base=LAYER           as in commit, and so are the others\n"
+    "        --top=LAYER\n"
+    "        --shallow\n"
+    "        --overlays=keep|empty|delete|quarantine\n"
+    "        --reclaim\n"
+    "        --keep-relative\n"
+    "        --journal-dir=DIR      space there counts, too\n"
+    "    -f, --format=FMT\n"
+    "        --backing-format=FMT\n" QM_CLI_MERGING_HELP "\n"
+    "Exit codes: 0 commit can do it, or has nothing to do; 1 failed; 2 commit would refuse;\n"
+    "75 stopped by a signal or at the deadline.\n";
+
+/* ---- for people ---- */
+
+static void
+print_fate(const struct qmeld_plan_report *r, size_t i)
+{
+    switch (r->layers[i].fate) {
+    case QMELD_FATE_MERGED_INTO:
+        printf("will hold the merged data");
+        if (r->base_new_size != r->base_old_size)
+            printf(", grown from %s to %s", qm_cli_size(r->base_old_size).text,
+                   qm_cli_size(r->base_new_size).text);
+        break;
+    case QMELD_FATE_UNTOUCHED:
+        printf("untouched");
+        break;
+    case QMELD_FATE_REDUNDANT:
+        printf("will read as before, and not be needed any more");
+        break;
+    case QMELD_FATE_INVALID:
+        printf("will read wrong by itself, and not be needed any more");
+        break;
+    case QMELD_FATE_EMPTIED:
+        printf("will be emptied, and read as before from [%zu]", r->base_layer + 1);
+        break;
+    case QMELD_FATE_DELETED:
+        printf("will be deleted");
+        break;
+    case QMELD_FATE_QUARANTINED: {
+        QM_CLI_FREE char *to = qm_cli_quote(r->layers[i].moved_to);
+
+        printf("will be renamed to %s", to);
+        break;
+    }
+    case QMELD_FATE_REPOINTED:
+        printf("will read as before, with [%zu] as its backing file", r->base_layer + 1);
+        break;
+    }
+}
+
+static void
+print_number(const char *what, uint64_t before, uint64_t after)
+{
+    printf("        %-12s %20" PRIu64, what, before);
+    if (before == after)
+        printf("    stays so\n");
+    else
+        printf("  -> %20" PRIu64 "    %c %s\n", after, after > before ? '+' : '-',
+               qm_cli_size(after > before ? after - before : before - after).text);
+}
+
+static void
+print_layers(const struct qmeld_plan_report *r)
+{
+    for (size_t i = r->n_layers; i-- > 0;) {
+        const struct qmeld_plan_layer *l = &r->layers[i];
+        QM_CLI_FREE char *path = qm_cli_quote(l->path);
+
+        printf("  [%zu] %s: ", i + 1, path);
+        print_fate(r, i);
+        putchar('\n');
+        if (l->fate == QMELD_FATE_UNTOUCHED || l->block_device ||
+            (l->old_length == l->new_length && l->old_allocated == l->new_allocated &&
+             i != r->base_layer))
+            continue;
+        print_number("file length", l->old_length, l->new_length);
+        print_number("on disk", l->old_allocated, l->new_allocated);
+    }
+}
+
+static void
+print_work(const struct qmeld_plan_report *r)
+{
+    printf("  work: %s of data read, %s written", qm_cli_size(r->bytes_read).text,
+           qm_cli_size(r->bytes_written).text);
+    if (r->bytes_filled)
+        printf(" (%s of them old content copied along)", qm_cli_size(r->bytes_filled).text);
+    printf("; %s of metadata written", qm_cli_size(r->metadata_written).text);
+    if (r->bytes_zeroed)
+        printf("; %s become zeros", qm_cli_size(r->bytes_zeroed).text);
+    if (r->clusters_inflated)
+        printf("; %" PRIu64 " compressed clusters inflated", r->clusters_inflated);
+    putchar('\n');
+}
+
+static void
+print_rooms(const struct qmeld_plan_report *r)
+{
+    for (size_t i = 0; i < r->n_rooms; i++) {
+        const struct qmeld_plan_room *room = &r->rooms[i];
+        QM_CLI_FREE char *path = qm_cli_quote(room->path);
+
+        if (room->peak == 0 && room->change == 0)
+            continue;
+        printf("  space: at most %" PRIu64 " bytes (%s) more at a time; %s of %s has %s free\n",
+               room->peak, qm_cli_size(room->peak).text, room->what, path,
+               qm_cli_size(room->room).text);
+    }
+}
+
+static void
+print_modes(const struct qmeld_plan_report *r)
+{
+    for (size_t i = 0; i < r->n_modes; i++) {
+        const struct qmeld_plan_mode *m = &r->modes[i];
+
+        if (m->possible)
+            printf("  %s: at most %" PRIu64 " bytes (%s) more at a time%s\n", m->name, m->peak,
+                   qm_cli_size(m->peak).text, m->fits ? "" : ": there is no room for that");
+    }
+}
+
+static void
+print_obstacles(const struct qmeld_plan_report *r)
+{
+    for (size_t i = 0; i < r->n_obstacles; i++)
+        qm_cli_complain(&r->obstacles[i]);
+    if (r->n_obstacles)
+        fputs("qmeld: a commit would fail now for the above; the plan holds when it is mended\n",
+              stderr);
+}
+
+static void
+print_plan(const struct qmeld_plan_report *r)
+{
+    if (r->nothing_to_do) {
+        puts("nothing to do: no layer above the base holds anything");
+        return;
+    }
+    if (r->already_merged)
+        puts("already merged: the base holds all of it");
+    else
+        printf("%s of [%zu]..[%zu] into [%zu]: nothing has been written\n",
+               r->resumed ? "rest of an interrupted merge" : "merge", r->base_layer + 2,
+               r->top_layer + 1, r->base_layer + 1);
+    print_layers(r);
+    if (!r->already_merged)
+        print_work(r);
+    print_rooms(r);
+    print_modes(r);
+}
+
+/* ---- for programs ---- */
+
+static struct json_object *
+layers_json(const struct qmeld_plan_report *r)
+{
+    struct json_object *layers = json_object_new_array();
+
+    for (size_t i = 0; i < r->n_layers; i++) {
+        const struct qmeld_plan_layer *l = &r->layers[i];
+        struct json_object *o = json_object_new_object();
+
+        qm_cli_json_add_u64(o, "layer", i + 1);
+        qm_cli_json_add(o, "filename", qm_cli_json_string(l->path));
+        qm_cli_json_add(o, "fate", json_object_new_string(qm_cli_outcome_fate(l->fate)));
+        if (l->moved_to)
+            qm_cli_json_add(o, "moved-to", qm_cli_json_string(l->moved_to));
+        qm_cli_json_add_u64(o, "old-length", l->old_length);
+        qm_cli_json_add_u64(o, "new-length", l->new_length);
+        qm_cli_json_add_u64(o, "old-allocated", l->old_allocated);
+        qm_cli_json_add_u64(o, "new-allocated", l->new_allocated);
+        json_object_array_add(layers, o);
+    }
+    return layers;
+}
+
+static struct json_object *
+rooms_json(const struct qmeld_plan_report *r)
+{
+    struct json_object *rooms = json_object_new_array();
+
+    for (size_t i = 0; i < r->n_rooms; i++) {
+        struct json_object *o = json_object_new_object();
+
+        qm_cli_json_add(o, "filename", qm_cli_json_string(r->rooms[i].path));
+        qm_cli_json_add(o, "what", json_object_new_string(r->rooms[i].what));
+        qm_cli_json_add_u64(o, "room", r->rooms[i].room);
+        qm_cli_json_add_u64(o, "peak", r->rooms[i].peak);
+        qm_cli_json_add_u64(o, "need", r->rooms[i].need);
+        qm_cli_json_add(o, "change", json_object_new_int64(r->rooms[i].change));
+        json_object_array_add(rooms, o);
+    }
+    return rooms;
+}
+
+static struct json_object *
+modes_json(const struct qmeld_plan_report *r)
+{
+    struct json_object *modes = json_object_new_array();
+
+    for (size_t i = 0; i < r->n_modes; i++) {
+        const struct qmeld_plan_mode *m = &r->modes[i];
+        struct json_object *o = json_object_new_object();
+
+        qm_cli_json_add(o, "mode", json_object_new_string(m->name));
+        qm_cli_json_add_bool(o, "possible", m->possible);
+        if (m->possible) {
+            qm_cli_json_add_bool(o, "fits", m->fits);
+            qm_cli_json_add_u64(o, "peak", m->peak);
+            qm_cli_json_add_u64(o, "new-length", m->new_length);
+        } else {
+            qm_cli_json_add(o, "refused", qm_cli_json_string(m->refused));
+        }
+        json_object_array_add(modes, o);
+    }
+    return modes;
+}
+
+static const char *
+result_name(const struct qmeld_plan_report *r)
+{
+    if (r->nothing_to_do)
+        return "nothing-to-do";
+    return r->already_merged ? "already-merged" : "to-do";
+}
+
+static struct json_object *
+plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
+{
+    struct json_object *o = json_object_new_object();
+    struct json_object *obstacles = json_object_new_array();
+
+    qm_cli_json_add(o, "result", json_object_new_string(err ? "refused" : result_name(r)));
+    if (err)
+        qm_cli_json_add(o, "error", qm_cli_json_error(err));
+    if (r->complete) {
+        qm_cli_json_add_bool(o, "resumed", r->resumed);
+        qm_cli_json_add_u64(o, "base-layer", r->base_layer + 1);
+        qm_cli_json_add_u64(o, "top-layer", r->top_layer + 1);
+        qm_cli_json_add_u64(o, "base-old-size", r->base_old_size);
+        qm_cli_json_add_u64(o, "base-new-size", r->base_new_size);
+        qm_cli_json_add_u64(o, "bytes-copied", r->bytes_copied);
+        qm_cli_json_add_u64(o, "bytes-filled", r->bytes_filled);
+        qm_cli_json_add_u64(o, "bytes-zeroed", r->bytes_zeroed);
+        qm_cli_json_add_u64(o, "bytes-read", r->bytes_read);
+        qm_cli_json_add_u64(o, "bytes-written", r->bytes_written);
+        qm_cli_json_add_u64(o, "metadata-written", r->metadata_written);
+        qm_cli_json_add_u64(o, "clusters-inflated", r->clusters_inflated);
+        qm_cli_json_add_u64(o, "peak", r->peak);
+        qm_cli_json_add(o, "layers", layers_json(r));
+        qm_cli_json_add(o, "space", rooms_json(r));
+        qm_cli_json_add(o, "modes", modes_json(r));
+    }
+    for (size_t i = 0; i < r->n_obstacles; i++)
+        json_object_array_add(obstacles, qm_cli_json_error(&r->obstacles[i]));
+    qm_cli_json_add(o, "obstacles", obstacles);
+    return o;
+}
+
+/* ---- the command ---- */
+
+static int
+run(int argc, char **argv)
+{
+    struct qm_cli_merging merging;
+    struct qmeld_plan_report report;
+    struct qmeld_error err;
+    int rc, code = qm_cli_commit_options(argc, argv, help, &merging);
+
+    if (code >= 0)
+        return code;
+    qm_cli_merging_begin(&merging);
+    qm_cli_progress_begin(&merging.progress, merging.mode);
+    rc = qmeld_plan(argv[optind], &merging.options, &report, &err);
+    qm_cli_progress_end(&merging.progress);
+    if (merging.output == QM_OUTPUT_JSON)
+        qm_cli_json_print(plan_json(&report, rc < 0 ? &err : NULL));
+    else if (report.complete && !merging.quiet)
+        print_plan(&report);
+    if (merging.output != QM_OUTPUT_JSON)
+        print_obstacles(&report);
+    code = rc < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;
+    qmeld_plan_report_free(&report);
+    return code;
+}
+
+const struct qm_cli_command qm_cli_plan = {"plan", help, run, false};

@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * cost.c - qmeld_plan: a commit is done dry, and what it came to is told.
+ *
+ * Nothing here knows what a merge does; the same code that will do it has done it on shadows.
+ */
+#include "request.h"
+
+#include "qcow2_fill.h"
+#include "space.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Which file a layer was, to be found among the shadows when all files are closed. */
+struct which {
+    bool known;
+    dev_t dev;
+    ino_t ino;
+    bool blockdev;
+};
+
+struct dry {
+    struct qm_shadow *shadow;
+    struct qm_merge m;
+    struct qmeld_commit_options opts;
+    struct qmeld_commit_report commit;
+    struct which *which; /* commit.n_layers of them */
+    char *base;          /* its path */
+    const char *format;
+};
+
+/* ---- a dry commit ---- */
+
+static int
+note_layers(struct dry *d, struct qmeld_error *err)
+{
+    const struct qm_layer *base = &d->m.chain->layers[d->m.transfer.base];
+
+    d->which = calloc(d->commit.n_layers + 1, sizeof *d->which);
+    if (!d->which)
+        return qm_fail_nomem(err, "the plan");
+    d->format = base->img->ops->format;
+    d->base = strdup(base->path);
+    if (!d->base)
+        return qm_fail_nomem(err, "the plan");
+    for (size_t i = 0; i < d->commit.n_layers; i++) {
+        const struct qm_image *img = d->m.chain->layers[i].img;
+
+        if (img)
+            d->which[i] = (struct which){true, img->file->dev, img->file->ino, img->file->blockdev};
+    }
+    return 0;
+}
+
+/* looked: the dry run before told whether all is merged already. */
+static int
+run_dry(struct dry *d, const char *path, const struct qmeld_commit_options *opts, bool notes,
+        bool looked, struct qmeld_error *err)
+{
+    int rc;
+
+    d->opts = *opts;
+    d->opts.guard = NULL; /* a guard changes things */
+    d->m = (struct qm_merge){.opts = &d->opts, .report = &d->commit, .looked = looked};
+    if (qm_shadow_begin(notes, &d->shadow, err) < 0)
+        return -1;
+    rc = qm_request_commit(path, &d->m, err);
+    err->disk = QMELD_DISK_OLD;
+    if (rc == 0)
+        rc = note_layers(d, err);
+    qm_merge_release(&d->m);
+    return rc == 0 ? qm_shadow_finish(d->shadow, err) : -1;
+}
+
+static void
+end_dry(struct dry *d)
+{
+    qm_shadow_end(d->shadow);
+    qmeld_commit_report_free(&d->commit);
+    free(d->which);
+    free(d->base);
+    *d = (struct dry){.shadow = NULL};
+}
+
+static const struct qm_shadow_sum *
+sum_of(const struct dry *d, size_t layer)
+{
+    const struct which *w = &d->which[layer];
+
+    for (size_t i = 0; w->known && i < qm_shadow_n_files(d->shadow); i++) {
+        const struct qm_shadow_sum *s = qm_shadow_sum(d->shadow, i);
+
+        if (s->dev == w->dev && s->ino == w->ino && s->blockdev == w->blockdev)
+            return s;
+    }
+    return NULL;
+}
+
+static uint64_t
+peak_of(const struct qm_shadow *shadow)
+{
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < qm_shadow_n_purses(shadow); i++)
+        if (qm_shadow_purse(shadow, i)->room.kind == QM_ROOM_DISK)
+            sum += qm_shadow_purse(shadow, i)->peak;
+    return sum;
+}
+
+/* ---- the report ---- */
+
+static int
+tell_layers(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
+{
+    r->base_layer = d->m.transfer.base;
+    r->top_layer = d->m.transfer.top;
+    r->layers = calloc(d->commit.n_layers + 1, sizeof *r->layers);
+    if (!r->layers)
+        return qm_fail_nomem(err, "the plan");
+    for (size_t i = 0; i < d->commit.n_layers; i++) {
+        struct qmeld_plan_layer *l = &r->layers[r->n_layers++];
+        const struct qm_shadow_sum *s = sum_of(d, i);
+
+        l->path = strdup(d->commit.layers[i].path);
+        if (d->commit.layers[i].moved_to)
+            l->moved_to = strdup(d->commit.layers[i].moved_to);
+        if (!l->path || (d->commit.layers[i].moved_to && !l->moved_to))
+            return qm_fail_nomem(err, "the plan");
+        l->fate = d->commit.layers[i].fate;
+        if (!s)
+            continue;
+        l->block_device = s->blockdev;
+        l->old_length = s->old_size;
+        l->old_allocated = s->old_bytes;
+        l->new_length = s->gone ? 0 : s->new_size;
+        l->new_allocated = s->gone ? 0 : s->new_bytes;
+    }
+    return 0;
+}
+
+static int
+tell_rooms(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
+{
+    const size_t n = qm_shadow_n_purses(d->shadow);
+
+    r->peak = peak_of(d->shadow);
+    r->rooms = calloc(n + 1, sizeof *r->rooms);
+    if (!r->rooms)
+        return qm_fail_nomem(err, "the plan");
+    for (size_t i = 0; i < n; i++) {
+        const struct qm_shadow_purse *p = qm_shadow_purse(d->shadow, i);
+        struct qmeld_plan_room *room = &r->rooms[r->n_rooms++];
+
+        *room = (struct qmeld_plan_room){.path = strdup(p->path),
+                                         .what = qm_room_name(p->room.kind),
+                                         .room = p->room.bytes,
+                                         .peak = p->peak,
+                                         .need = p->sure,
+                                         .change = p->change};
+        if (!room->path)
+            return qm_fail_nomem(err, "the plan");
+    }
+    return 0;
+}
+
+static int
+tell_obstacles(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
+{
+    const size_t n = qm_shadow_n_notes(d->shadow);
+
+    r->obstacles = calloc(n + 1, sizeof *r->obstacles);
+    if (!r->obstacles)
+        return qm_fail_nomem(err, "the plan");
+    for (size_t i = 0; i < n; i++)
+        r->obstacles[r->n_obstacles++] = *qm_shadow_notes(d->shadow, i);
+    return 0;
+}
+
+static void
+tell_work(const struct dry *d, struct qmeld_plan_report *r)
+{
+    const struct qm_copy_costs *c = &d->m.transfer.costs;
+
+    r->nothing_to_do = d->commit.nothing_to_do;
+    r->already_merged = d->commit.already_merged;
+    r->resumed = d->commit.resumed;
+    r->base_old_size = d->commit.base_old_size;
+    r->base_new_size = d->commit.base_new_size;
+    r->bytes_copied = d->commit.bytes_copied;
+    r->bytes_filled = d->commit.bytes_filled;
+    r->bytes_zeroed = d->commit.bytes_zeroed;
+    r->bytes_read = c->bytes_read;
+    r->bytes_written = c->bytes_written;
+    r->clusters_inflated = c->inflated;
+    for (size_t i = 0; i < qm_shadow_n_files(d->shadow); i++)
+        r->metadata_written += qm_shadow_sum(d->shadow, i)->metadata;
+}
+
+static int
+tell(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
+{
+    tell_work(d, r);
+    if (tell_layers(d, r, err) < 0 || tell_rooms(d, r, err) < 0 || tell_obstacles(d, r, err) < 0)
+        return -1;
+    r->complete = true;
+    return 0;
+}
+
+/* ---- measuring ---- */
+
+/* The base as the dry merge has left it. */
+static int
+measure_base(const struct dry *d, struct qmeld_measure *out, struct qmeld_error *err)
+{
+    struct qm_file *file;
+    struct qm_image *img;
+    struct qm_qcow2 *q;
+    int rc = 0;
+
+    if (qm_file_open(d->base, &file, err) < 0)
+        return -1;
+    if (qm_image_open(file, d->format, &img, err) < 0) {
+        qm_file_close(file);
+        return -1;
+    }
+    out->required = out->fully_allocated = file->size;
+    q = qm_qcow2_of(img);
+    if (q)
+        rc = qm_qcow2_full_length(q, &out->fully_allocated, err);
+    qm_image_close(img);
+    return rc;
+}
+
+int
+qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
+                   struct qmeld_measure *out, struct qmeld_error *err)
+{
+    struct dry d = {.shadow = NULL};
+    int rc;
+
+    memset(out, 0, sizeof *out);
+    memset(err, 0, sizeof *err);
+    rc = run_dry(&d, path, opts, false, false, err);
+    if (rc == 0)
+        rc = measure_base(&d, out, err);
+    end_dry(&d);
+    return rc;
+}
+
+/* ---- other ways ---- */
+
+/* Ways to merge that have another price. */
+static const struct {
+    const char *name;
+    bool reclaim;
+} ways[] = {
+    {"without --reclaim", false},
+    {"--reclaim", true},
+};
+
+static void
+price(const struct dry *d, struct qmeld_plan_mode *mode)
+{
+    const struct qm_shadow_sum *base = sum_of(d, d->m.transfer.base);
+    struct qmeld_error why = {0};
+
+    mode->possible = true;
+    mode->fits = qm_space_judge(d->shadow, &why) == 0;
+    mode->peak = peak_of(d->shadow);
+    mode->new_length = base ? base->new_size : 0;
+}
+
+/* Each is done dry as well; what the first found out is not looked for again. */
+static int
+tell_ways(const char *path, const struct qmeld_commit_options *opts, struct qmeld_plan_report *r,
+          struct qmeld_error *err)
+{
+    r->modes = calloc(sizeof ways / sizeof *ways, sizeof *r->modes);
+    if (!r->modes)
+        return qm_fail_nomem(err, "the plan");
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        struct qmeld_commit_options other = *opts;
+        struct dry d = {.shadow = NULL};
+        struct qmeld_error why = {0};
+        struct qmeld_plan_mode *mode;
+
+        if (ways[i].reclaim == opts->reclaim)
+            continue;
+        mode = &r->modes[r->n_modes++];
+        mode->name = ways[i].name;
+        other.reclaim = ways[i].reclaim;
+        if (run_dry(&d, path, &other, false, true, &why) == 0)
+            price(&d, mode);
+        else
+            snprintf(mode->refused, sizeof mode->refused, "%.250s", why.what);
+        end_dry(&d);
+        if (why.code == QMELD_CANCELED) {
+            *err = why;
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static bool
+would_fit(const struct qmeld_plan_report *r, const char *name)
+{
+    for (size_t i = 0; i < r->n_modes; i++)
+        if (strcmp(r->modes[i].name, name) == 0)
+            return r->modes[i].fits;
+    return false;
+}
+
+/* ---- planning ---- */
+
+static int
+plan(struct dry *d, const char *path, const struct qmeld_commit_options *opts,
+     struct qmeld_plan_report *report, struct qmeld_error *err)
+{
+    int fits;
+
+    if (run_dry(d, path, opts, true, false, err) < 0 || tell(d, report, err) < 0)
+        return -1;
+    fits = qm_space_judge(d->shadow, err);
+    end_dry(d);
+    if (report->nothing_to_do || report->already_merged || report->resumed)
+        return fits;
+    if (fits == 0)
+        return tell_ways(path, opts, report, err);
+    if (tell_ways(path, opts, report, &(struct qmeld_error){0}) == 0 &&
+        would_fit(report, "--reclaim"))
+        qm_space_recommend_reclaim(err);
+    return -1;
+}
+
+int
+qmeld_plan(const char *path, const struct qmeld_commit_options *opts,
+           struct qmeld_plan_report *report, struct qmeld_error *err)
+{
+    static const struct qmeld_commit_options defaults;
+    struct dry d = {.shadow = NULL};
+    int rc;
+
+    memset(report, 0, sizeof *report);
+    memset(err, 0, sizeof *err);
+    rc = plan(&d, path, opts ? opts : &defaults, report, err);
+    end_dry(&d);
+    return rc;
+}
+
+void
+qmeld_plan_report_free(struct qmeld_plan_report *report)
+{
+    for (size_t i = 0; i < report->n_layers; i++) {
+        free(report->layers[i].path);
+        free(report->layers[i].moved_to);
+    }
+    for (size_t i = 0; i < report->n_rooms; i++)
+        free(report->rooms[i].path);
+    free(report->layers);
+    free(report->rooms);
+    free(report->modes);
+    free(report->obstacles);
+    memset(report, 0, sizeof *report);
+}
