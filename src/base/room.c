@@ -38,7 +38,8 @@ find_quota(int fd, int type, uint32_t id, uint64_t *out)
     struct if_dqblk q = {.dqb_valid = 0};
     uint64_t limit;
 
-    if (syscall(SYS_quotactl_fd, fd, QCMD(Q_GETQUOTA, type), id, &q) != 0 ||
+    /* unsigned: the kernel's header shifts it into the sign */
+    if (syscall(SYS_quotactl_fd, fd, QCMD((unsigned)Q_GETQUOTA, type), id, &q) != 0 ||
         !(q.dqb_valid & QIF_BLIMITS) || !(q.dqb_valid & QIF_SPACE) || q.dqb_bhardlimit == 0 ||
         __builtin_mul_overflow(q.dqb_bhardlimit, QUOTA_BLOCK, &limit))
         return false;

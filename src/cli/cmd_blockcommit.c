@@ -5,11 +5,9 @@
  * Options, their meanings and what is said at the end are those of `virsh blockcommit`, so that scripts
  * can be pointed here; what virsh leaves to its user (which files may go, what a failure left) is said too.
  */
+#include "domain_report.h"
 #include "loader.h"
-#include "merging.h"
-#include "outcome.h"
 
-#include <json-c/json.h>
 #include <string.h>
 
 static const char help[] =
@@ -22,9 +20,11 @@ static const char help[] =
     "    qmeld blockcommit vm1 vda --pivot --delete   and remove what was merged\n"
     "\n"
     "usage: qmeld blockcommit [OPTIONS] DOMAIN DISK\n"
+    "       qmeld blockcommit [OPTIONS] --all-disks DOMAIN\n"
     "\n"
     "DOMAIN is a name, UUID or id; DISK a target, such as vda, or the path of its active layer.\n"
-    "The machine runs on meanwhile.  Layers are named by path, by the index of the running\n"
+    "A machine that runs goes on meanwhile; of a stopped one the definition, snapshots and saved\n"
+    "state are put right after the merge.  Layers are named by path, by the index of the running\n"
     "definition, vda[N], or by [N] counted from the bottom, which is [1]; qmeld info DOMAIN\n"
     "shows them.\n"
     "\n"
@@ -49,10 +49,17 @@ static const char help[] =
     "        --verbose              with --wait: show progress as virsh does\n"
     "        --bandwidth=N          MiB a second at most; 0: no limit\n"
     "        --bytes                the bandwidth is in bytes a second; suffixes k, M, G\n"
-    "        --threads=N            copy with N threads, if the machine is stopped\n"
-    "        --verify               read back what was written, if the machine is stopped\n"
-    "        --journal-dir=DIR      where the journal lies, if the machine is stopped\n"
     "        --deadline=TIME        the same as --timeout; seconds, or 30m, 2h, 1d\n"
+    "  of a stopped machine, which qmeld merges itself, and which cannot be started meanwhile:\n"
+    "        --all-disks            every disk that has layers, as one: all of them are merged, "
+    "or\n"
+    "                               the same command again goes on\n"
+    "        --managed-save=refuse  if the machine has a saved state (default)\n"
+    "        --managed-save=update  its guest then goes on with the merged chain\n"
+    "        --threads=N            copy with N threads\n"
+    "        --verify               read back what was written\n"
+    "        --journal-dir=DIR      where the journal and the note of the change lie: beside the\n"
+    "                               base otherwise\n"
     "        --progress=auto|bar|json|none\n"
     "                               on stderr; auto: a bar if that is a terminal\n"
     "    -q, --quiet                no report, no bar; errors only\n"
@@ -62,8 +69,9 @@ static const char help[] =
     "SIGINT, SIGTERM and SIGHUP cancel the job: the machine then runs on the chain it had.\n"
     "\n"
     "Exit codes: 0 done; 1 failed, the chain is as it was; 2 refused or wrong usage, nothing\n"
-    "touched; 3 half-way, the job still runs or is undecided; 75 stopped by a signal or at the\n"
-    "deadline, the chain is as it was.\n";
+    "touched; 3 half-way: the job still runs or is undecided, or, of a stopped machine, the same\n"
+    "command again finishes; 75 stopped by a signal or at the deadline, the chain is as it was\n"
+    "or, of a stopped machine, the same command again finishes.\n";
 
 enum {
     OPT_BASE = QM_OPT_MERGING_FIRST,
@@ -79,6 +87,8 @@ enum {
     OPT_TIMEOUT,
     OPT_VERBOSE,
     OPT_BYTES,
+    OPT_ALL_DISKS,
+    OPT_MANAGED_SAVE,
 };
 
 struct asked {
@@ -117,6 +127,7 @@ take_switch(struct asked *asked, int c)
         [OPT_ASYNC - OPT_BASE] = &request->async,
         [OPT_VERBOSE - OPT_BASE] = &asked->verbose,
         [OPT_BYTES - OPT_BASE] = &asked->bytes,
+        [OPT_ALL_DISKS - OPT_BASE] = &request->all_disks,
     };
     const int i = c - OPT_BASE;
 
@@ -144,6 +155,8 @@ take_option(struct asked *asked, int c)
         return true;
     case OPT_TIMEOUT:
         return take_timeout(asked, optarg);
+    case OPT_MANAGED_SAVE:
+        return qm_cli_parse_managed_save("blockcommit", optarg, &asked->request.update_saved);
     case QM_OPT_BANDWIDTH:
         asked->bandwidth = optarg;
         return true;
@@ -240,17 +253,6 @@ end_progress(struct asked *asked, bool done)
 
 /* ---- the report ---- */
 
-static const char *
-word_of(enum qm_live_end end)
-{
-    static const char *const words[] = {
-        [QM_LIVE_NOTHING] = "nothing", [QM_LIVE_STARTED] = "started", [QM_LIVE_MERGED] = "merged",
-        [QM_LIVE_READY] = "ready",     [QM_LIVE_PIVOTED] = "pivoted", [QM_LIVE_KEPT] = "kept",
-    };
-
-    return words[end];
-}
-
 /* As virsh says it. */
 static const char *
 sentence_of(const struct asked *asked, enum qm_live_end end)
@@ -270,65 +272,6 @@ sentence_of(const struct asked *asked, enum qm_live_end end)
         return "Commit complete, overlay image kept";
     }
     return "";
-}
-
-static void
-print_notes(const struct qm_live_notes *notes)
-{
-    for (size_t i = 0; i < notes->n; i++) {
-        QM_CLI_FREE char *note = qm_cli_quote(notes->at[i]);
-
-        fprintf(stderr, "qmeld: note: %s\n", note);
-    }
-}
-
-static void
-print_report(const struct asked *asked, const struct qm_live_report *report)
-{
-    QM_CLI_FREE char *base = report->base ? qm_cli_quote(report->base) : NULL;
-
-    puts(sentence_of(asked, report->end));
-    if (!report->running && report->end != QM_LIVE_NOTHING)
-        qm_cli_outcome_print(&report->merge);
-    for (size_t i = 0; i < report->n_files; i++) {
-        QM_CLI_FREE char *path = qm_cli_quote(report->files[i].path);
-
-        printf("    %s  %s\n", path,
-               report->files[i].removed
-                   ? "removed"
-                   : "merged: nothing needs it any more, opened by itself it is wrong or will be");
-    }
-    if (base && report->n_files)
-        printf("    %s  holds all of it\n", base);
-}
-
-static void
-print_json(const struct qm_live_report *report, const struct qmeld_error *err)
-{
-    struct json_object *object = json_object_new_object(), *list = json_object_new_array();
-
-    qm_cli_json_add(object, "domain", qm_cli_json_string(report->domain));
-    qm_cli_json_add(object, "disk", qm_cli_json_string(report->disk));
-    qm_cli_json_add_bool(object, "running", report->running);
-    qm_cli_json_add(object, "result", err ? NULL : qm_cli_json_string(word_of(report->end)));
-    qm_cli_json_add(object, "base", qm_cli_json_string(report->base));
-    qm_cli_json_add(object, "top", qm_cli_json_string(report->top));
-    for (size_t i = 0; i < report->n_files; i++) {
-        struct json_object *file = json_object_new_object();
-
-        qm_cli_json_add(file, "filename", qm_cli_json_string(report->files[i].path));
-        qm_cli_json_add_bool(file, "removed", report->files[i].removed);
-        json_object_array_add(list, file);
-    }
-    qm_cli_json_add(object, "merged", list);
-    list = json_object_new_array();
-    for (size_t i = 0; i < report->notes.n; i++)
-        json_object_array_add(list, qm_cli_json_string(report->notes.at[i]));
-    qm_cli_json_add(object, "notes", list);
-    if (!report->running && report->merge.n_layers)
-        qm_cli_json_add(object, "merge", qm_cli_outcome_json(&report->merge, NULL));
-    qm_cli_json_add(object, "error", err ? qm_cli_json_error(err) : NULL);
-    qm_cli_json_print(object);
 }
 
 /* ---- the command ---- */
@@ -357,12 +300,8 @@ merge(struct asked *asked)
         qm_cli_complain(&err);
     if (result < 0 && asked->merging.has_deadline && err.code == QMELD_CANCELED)
         fputs("Commit aborted\n", stderr);
-    if (asked->merging.output == QM_OUTPUT_JSON)
-        print_json(&report, result < 0 ? &err : NULL);
-    else if (result == 0 && !asked->merging.quiet)
-        print_report(asked, &report);
-    if (!asked->merging.quiet && asked->merging.output != QM_OUTPUT_JSON)
-        print_notes(&report.notes);
+    qm_cli_domain_report(&asked->merging, &report, sentence_of(asked, report.end),
+                         result < 0 ? &err : NULL);
     if (live)
         live->report_free(&report);
     return result < 0 ? qm_cli_exit_code(&err) : QM_EXIT_DONE;
@@ -386,6 +325,8 @@ run(int argc, char **argv)
         {"timeout", required_argument, NULL, OPT_TIMEOUT},
         {"verbose", no_argument, NULL, OPT_VERBOSE},
         {"bytes", no_argument, NULL, OPT_BYTES},
+        {"all-disks", no_argument, NULL, OPT_ALL_DISKS},
+        {"managed-save", required_argument, NULL, OPT_MANAGED_SAVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
@@ -402,13 +343,15 @@ run(int argc, char **argv)
         if (!take_option(&asked, c))
             return QM_EXIT_REFUSED;
     }
-    if (argc - optind != 2) {
-        qm_cli_usage(argv[0], "a domain and one of its disks are expected, %d words were given",
+    if (argc - optind != (asked.request.all_disks ? 1 : 2)) {
+        qm_cli_usage(argv[0],
+                     "a domain and one of its disks are expected, or --all-disks and a "
+                     "domain; %d words were given",
                      argc - optind);
         return QM_EXIT_REFUSED;
     }
     asked.request.domain = argv[optind];
-    asked.request.disk = argv[optind + 1];
+    asked.request.disk = asked.request.all_disks ? NULL : argv[optind + 1];
     return settle(&asked) ? merge(&asked) : QM_EXIT_REFUSED;
 }
 

@@ -5,7 +5,7 @@
  * recover is what runs before virtual machines are started: it may be given any number of times,
  * one failure does not keep it from the others, and its exit code says whether all is well.
  */
-#include "merging.h"
+#include "changes.h"
 #include "outcome.h"
 
 #include <json-c/json.h>
@@ -141,10 +141,37 @@ refuse_number(const char *path, const struct search *search)
     return QM_EXIT_REFUSED;
 }
 
+/* A merge for a stopped machine is ended by libvirt's help, images and definition together.
+ * *out_found false: path has to do with none. */
+static int
+resume_change(struct qm_cli_merging *merging, const char *path, bool *out_found)
+{
+    struct qm_cli_changes changes;
+    struct qmeld_error err;
+    int code = QM_EXIT_DONE;
+
+    *out_found = true;
+    if (qm_cli_changes_find(path, merging->options.journal_dir, &changes, &err) < 0)
+        code = qm_cli_fail(&err);
+    else if (changes.n == 1)
+        code = qm_cli_change_finish(merging, &changes.list[0], NULL);
+    else
+        *out_found = changes.n > 1;
+    if (changes.n > 1) {
+        qm_cli_usage("resume",
+                     "%zu unfinished changes of machines have to do with %s: name the note",
+                     changes.n, path);
+        code = QM_EXIT_REFUSED;
+    }
+    qm_cli_changes_release(&changes);
+    return code;
+}
+
 static int
 resume(struct qm_cli_merging *merging, const char *path)
 {
     struct search search = {0};
+    bool found;
     int code;
 
     if (is_dir(path)) {
@@ -152,6 +179,9 @@ resume(struct qm_cli_merging *merging, const char *path)
                      path);
         return QM_EXIT_REFUSED;
     }
+    code = resume_change(merging, path, &found);
+    if (found)
+        return code;
     code = look(path, merging->options.journal_dir, &search);
     if (code != 0)
         return code;
@@ -218,23 +248,42 @@ recover_one(struct qm_cli_merging *merging, const struct found *found, struct js
     return code;
 }
 
+/* Before the merges by themselves: what libvirt can end is ended as a whole.  Where it cannot be asked,
+ * what is left to do is said, and the images at least are merged. */
+static int
+recover_changes(struct qm_cli_merging *merging, const char *dir, struct json_object *array,
+                size_t *out_n)
+{
+    struct qm_cli_changes changes;
+    struct qmeld_error err;
+    int code = QM_EXIT_DONE;
+
+    if (qm_cli_changes_find(dir, NULL, &changes, &err) < 0)
+        code = qm_cli_fail(&err);
+    *out_n = changes.n;
+    for (size_t i = 0; i < changes.n && !qm_cli_merging_stopped(merging); i++)
+        code = worse(code, qm_cli_change_finish(merging, &changes.list[i], array));
+    qm_cli_changes_release(&changes);
+    return code;
+}
+
 static int
 recover(struct qm_cli_merging *merging, const char *dir)
 {
-    struct json_object *array = NULL;
+    struct json_object *array = merging->output == QM_OUTPUT_JSON ? json_object_new_array() : NULL;
     struct search search = {0};
-    int code;
+    size_t n_changes;
+    int code, looked;
 
     if (!is_dir(dir)) {
         qm_cli_usage("recover", "%s is no directory: qmeld resume finishes the merge of one chain",
                      dir);
         return QM_EXIT_REFUSED;
     }
-    code = look(dir, NULL, &search);
-    if (code != 0)
-        return code;
-    if (merging->output == QM_OUTPUT_JSON)
-        array = json_object_new_array();
+    code = recover_changes(merging, dir, array, &n_changes);
+    looked = look(dir, NULL, &search);
+    if (looked != 0)
+        return looked;
     for (size_t i = 0; i < search.n; i++) {
         if (qm_cli_merging_stopped(merging)) { /* before it is begun; what is left is for later */
             fprintf(stderr, "qmeld: stopped: %zu merges are left unfinished\n", search.n - i);
@@ -245,7 +294,7 @@ recover(struct qm_cli_merging *merging, const char *dir)
     }
     if (array)
         qm_cli_json_print(array);
-    else if (search.n == 0 && !merging->quiet)
+    else if (search.n + n_changes == 0 && !merging->quiet)
         puts("nothing is unfinished");
     release(&search);
     return code;

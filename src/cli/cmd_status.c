@@ -3,7 +3,7 @@
  * cmd_status.c - `qmeld status`: which merges are unfinished, what each file is worth meanwhile, and
  * which command finishes them.
  */
-#include "cli.h"
+#include "changes.h"
 
 #include <json-c/json.h>
 #include <unistd.h>
@@ -18,7 +18,9 @@ static const char help[] =
     "usage: qmeld status [OPTIONS] [PATH...]\n"
     "\n"
     "PATH is a directory, whose journals are looked at; or a layer: then journals are sought\n"
-    "beside it and beside the layers under it; or a journal (.NAME.qmeld).  Takes no lock and\n"
+    "beside it and beside the layers under it; or a journal (.NAME.qmeld), or the note of a "
+    "stopped\n"
+    "machine (.NAME.qmeld-domain), whose definition is to be put right.  Takes no lock and\n"
     "writes nothing.\n"
     "\n"
     "        --journal-dir=DIR      look for the layers' journals there\n"
@@ -220,6 +222,24 @@ show(const struct qmeld_unfinished *merge, void *opaque)
     return 0;
 }
 
+/* What is noted of domains. */
+static int
+show_changes(struct request *request, const char *path, struct qmeld_error *err)
+{
+    struct qm_cli_changes changes;
+    int result = qm_cli_changes_find(path, request->journal_dir, &changes, err);
+
+    for (size_t i = 0; i < changes.n; i++) {
+        request->n_found++;
+        if (request->array)
+            json_object_array_add(request->array, qm_cli_change_json(&changes.list[i]));
+        else
+            qm_cli_change_print(&changes.list[i]);
+    }
+    qm_cli_changes_release(&changes);
+    return result;
+}
+
 static int
 status(struct request *request, char **paths, int n_paths)
 {
@@ -230,7 +250,9 @@ status(struct request *request, char **paths, int n_paths)
         const size_t before = request->n_found;
         struct qmeld_error err;
 
-        if (qmeld_status(paths[i], request->journal_dir, show, request, &err) < 0) {
+        if (show_changes(request, paths[i], &err) < 0 ||
+            (!qm_cli_names_a_note(paths[i]) &&
+             qmeld_status(paths[i], request->journal_dir, show, request, &err) < 0)) {
             qm_cli_complain(&err);
             code = QM_EXIT_FAILED;
         } else if (!request->array && request->n_found == before) {

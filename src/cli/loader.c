@@ -17,6 +17,12 @@ static const struct qm_live_host host = {
     .commit_report_free = qmeld_commit_report_free,
     .status = qmeld_status,
     .resume = qmeld_resume,
+    .note_path = qmeld_note_path,
+    .note_write = qmeld_note_write,
+    .note_read = qmeld_note_read,
+    .note_step = qmeld_note_step,
+    .note_remove = qmeld_note_remove,
+    .notes = qmeld_notes,
 };
 
 static void

@@ -17,7 +17,7 @@
 static const struct qm_cli_command *const commands[] = {
     &qm_cli_commit,  &qm_cli_blockcommit, &qm_cli_status,  &qm_cli_resume,
     &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
-    &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure,
+    &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure, &qm_cli_snapshot_delete,
 };
 
 static const char overview[] =
@@ -38,6 +38,8 @@ static const char overview[] =
     "    commit IMAGE    merge layers down; IMAGE reads the same at every instant\n"
     "    blockcommit DOMAIN DISK\n"
     "                    the same for a disk of a virtual machine, which may run meanwhile\n"
+    "    snapshot-delete DOMAIN SNAPSHOT\n"
+    "                    merge an external snapshot away\n"
     "    resume PATH     finish an interrupted merge\n"
     "    recover DIR     finish all interrupted merges of a directory\n"
     "    create IMAGE    make a new image\n"

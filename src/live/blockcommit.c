@@ -4,6 +4,7 @@
 #include "domain.h"
 #include "module.h"
 #include "running.h"
+#include "stopped.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -18,35 +19,61 @@ is_stopped(void *opaque)
     return request->progress && request->progress(&now, request->opaque) != 0;
 }
 
+/* What both calls begin with: the hypervisor asked, the domain found. */
+static int
+begin(const struct qm_session_options *options, const char *name, struct qm_session **session,
+      struct qm_domain *domain, struct qm_live_report *report, struct qmeld_error *err)
+{
+    struct qm_fault fault;
+    bool active = false;
+
+    memset(report, 0, sizeof *report);
+    memset(err, 0, sizeof *err);
+    if (qm_session_open(options, session, err) < 0 ||
+        qm_domain_find(*session, name, domain, err) < 0)
+        return -1;
+    if (qm_session_is_active(*session, domain->ptr, &active, &fault) < 0)
+        return qm_session_fail(err, &fault, "ask whether the machine runs");
+    report->running = active;
+    report->domain = strdup(domain->name);
+    return report->domain ? 0 : qm_fail_nomem(err, "merging");
+}
+
 int
 qm_blockcommit(const struct qm_live_commit *request, struct qm_live_report *report,
                struct qmeld_error *err)
 {
     const struct qm_session_options options = {
-        .uri = request->uri, .stop = is_stopped, .opaque = (void *)request};
-    struct qm_session *session;
+        .uri = request->uri, .stop = is_stopped, .opaque = (void *)(uintptr_t)request};
+    struct qm_session *session = NULL;
     struct qm_domain domain = {0};
-    struct qm_fault fault;
-    bool active;
-    int result;
+    int result = begin(&options, request->domain, &session, &domain, report, err);
 
-    memset(report, 0, sizeof *report);
-    memset(err, 0, sizeof *err);
-    if (qm_session_open(&options, &session, err) < 0)
-        return -1;
-    result = qm_domain_find(session, request->domain, &domain, err);
-    if (result == 0 && qm_session_is_active(session, domain.ptr, &active, &fault) < 0)
-        result = qm_session_fail(err, &fault, "ask whether the machine runs");
-    if (result == 0)
-        report->running = active;
-    if (result == 0 && !(report->domain = strdup(domain.name)))
-        result = qm_fail_nomem(err, "merging");
-    if (result == 0 && active)
-        result = qm_running_commit(&session, &options, &domain, request, report, err);
-    else if (result == 0)
+    if (result == 0 && !report->running)
+        result = qm_stopped_commit(session, &domain, request, report, err);
+    else if (result == 0 && request->all_disks)
         result = qm_fail(err, QMELD_USAGE, qm_nowhere(),
-                         "domain \"%s\" is not running: merge its images with qmeld commit",
+                         "domain \"%s\" runs, and QEMU merges its disks one by one: name a disk",
                          domain.name);
+    else if (result == 0)
+        result = qm_running_commit(&session, &options, &domain, request, report, err);
+    qm_domain_free(&domain);
+    qm_session_close(session);
+    return result;
+}
+
+int
+qm_snapshot_delete(const struct qm_live_commit *request, const char *snapshot,
+                   struct qm_live_report *report, struct qmeld_error *err)
+{
+    const struct qm_session_options options = {
+        .uri = request->uri, .stop = is_stopped, .opaque = (void *)(uintptr_t)request};
+    struct qm_session *session = NULL;
+    struct qm_domain domain = {0};
+    int result = begin(&options, request->domain, &session, &domain, report, err);
+
+    if (result == 0)
+        result = qm_stopped_delete(session, &domain, snapshot, request, report, err);
     qm_domain_free(&domain);
     qm_session_close(session);
     return result;

@@ -12,6 +12,8 @@
 
 int qm_blockcommit(const struct qm_live_commit *request, struct qm_live_report *report,
                    struct qmeld_error *err) QM_CHECK;
+int qm_snapshot_delete(const struct qm_live_commit *request, const char *snapshot,
+                       struct qm_live_report *report, struct qmeld_error *err) QM_CHECK;
 void qm_blockcommit_report_free(struct qm_live_report *report);
 
 #endif

@@ -23,7 +23,7 @@
 #include "qmeld.h"
 
 /* Raised with every change of the structs below: program and module are installed together. */
-enum { QM_LIVE_ABI = 1 };
+enum { QM_LIVE_ABI = 2 };
 
 #define QM_LIVE_SYMBOL "qm_live_module"
 
@@ -39,6 +39,12 @@ struct qm_live_host {
     __typeof__(qmeld_commit_report_free) *commit_report_free;
     __typeof__(qmeld_status) *status;
     __typeof__(qmeld_resume) *resume;
+    __typeof__(qmeld_note_path) *note_path;
+    __typeof__(qmeld_note_write) *note_write;
+    __typeof__(qmeld_note_read) *note_read;
+    __typeof__(qmeld_note_step) *note_step;
+    __typeof__(qmeld_note_remove) *note_remove;
+    __typeof__(qmeld_notes) *notes;
 };
 
 /* A list of sentences for the user: what was found, what was left, what to do.  No newline. */
@@ -62,6 +68,8 @@ struct qm_live_commit {
     const char *disk;   /* target, or path of the source */
     const char *base;   /* path, "vda[N]" or "[N]"; NULL: the bottom of the chain */
     const char *top;    /* likewise; NULL: the active layer */
+    bool all_disks;     /* of a stopped machine: all of them, and disk is NULL */
+    bool update_saved;  /* of a stopped machine: its saved state is put right, too */
     bool shallow;       /* base is what lies directly under top */
     bool active;        /* merging the active layer is meant */
     enum qm_live_finish finish;
@@ -166,6 +174,16 @@ struct qm_live_module {
     int (*blockcommit)(const struct qm_live_commit *request, struct qm_live_report *report,
                        struct qmeld_error *err);
     void (*report_free)(struct qm_live_report *report);
+
+    /* Deletes an external snapshot of request->domain: the layer it put on each disk is merged into the
+     * one under it and removed, and what libvirt keeps is put right.  disk, base and top do not count. */
+    int (*snapshot_delete)(const struct qm_live_commit *request, const char *snapshot,
+                           struct qm_live_report *report, struct qmeld_error *err);
+
+    /* Ends an unfinished change of a stopped domain, by its note (.NAME.qmeld-domain).  Of the request
+     * uri (NULL: the note's), progress and what is for stopped machines count. */
+    int (*resume)(const char *note, const struct qm_live_commit *request,
+                  struct qm_live_report *report, struct qmeld_error *err);
 
     /* A domain's disks and their chains. */
     int (*domain)(const char *uri, const char *name, struct qm_live_domain *out,

@@ -5,6 +5,7 @@
 #include "blockcommit.h"
 #include "scan.h"
 #include "show.h"
+#include "stopped.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,6 +19,8 @@ static const struct qm_live_module table = {
     .abi = QM_LIVE_ABI,
     .blockcommit = qm_blockcommit,
     .report_free = qm_blockcommit_report_free,
+    .snapshot_delete = qm_snapshot_delete,
+    .resume = qm_stopped_resume,
     .domain = qm_show_domain,
     .domain_free = qm_show_domain_free,
     .uses = qm_scan_uses,
