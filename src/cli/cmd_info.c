@@ -12,8 +12,8 @@
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
 
 static const char help[] =
     "qmeld info - show a chain of images, layer by layer, or a domain's disks\n"
@@ -350,11 +350,13 @@ show(const char *path, const struct qmeld_open_options *open_options, enum qm_cl
     return result < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;
 }
 
-/* A path is always an image; so is a bare name, if there is such a file. */
+/* A path is always an image; so is a bare name, if there is such a file.  A folder is no image. */
 static bool
 may_be_domain(const char *name)
 {
-    return !strchr(name, '/') && access(name, F_OK) < 0;
+    struct stat st;
+
+    return !strchr(name, '/') && (stat(name, &st) < 0 || S_ISDIR(st.st_mode));
 }
 
 static int

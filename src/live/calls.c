@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "calls.h"
 
-#include "cleanup.h"
-
-#include <libvirt/libvirt-qemu.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Arguments of any of the calls: what a call has no use for stays empty. */
@@ -12,7 +10,6 @@ struct args {
     char *text[3];
     unsigned long number;
     unsigned flags;
-    char *answer;
     struct qm_job_info job;
 };
 
@@ -25,7 +22,6 @@ release(void *opaque)
         (void)virDomainFree(args->domain);
     for (size_t i = 0; i < 3; i++)
         free(args->text[i]);
-    free(args->answer);
 }
 
 /* NULL if memory is out. */
@@ -164,38 +160,5 @@ qm_calls_update(struct qm_session *session, virDomainPtr domain, const char *xml
         .args = make(domain, flags, xml, NULL, NULL),
     };
 
-    return qm_session_run(session, &call, fault);
-}
-
-static int
-monitor_run(void *opaque)
-{
-    struct args *args = opaque;
-
-    return virDomainQemuMonitorCommand(args->domain, args->text[0], &args->answer, args->flags);
-}
-
-static void
-answer_take(void *opaque, void *out)
-{
-    struct args *args = opaque;
-
-    *(char **)out = QM_TAKE(args->answer);
-}
-
-int
-qm_calls_monitor(struct qm_session *session, virDomainPtr domain, const char *command, char **out,
-                 struct qm_fault *fault)
-{
-    const struct qm_session_call call = {
-        .name = "virDomainQemuMonitorCommand",
-        .run = monitor_run,
-        .release = release,
-        .args = make(domain, VIR_DOMAIN_QEMU_MONITOR_COMMAND_DEFAULT, command, NULL, NULL),
-        .take = answer_take,
-        .out = out,
-    };
-
-    *out = NULL;
     return qm_session_run(session, &call, fault);
 }

@@ -45,8 +45,4 @@ const char *qm_calls_job_name(int type);
 int qm_calls_update(struct qm_session *session, virDomainPtr domain, const char *xml,
                     unsigned flags, struct qm_fault *fault) QM_CHECK;
 
-/* The machine's monitor: QMP in, QMP out (malloc'd).  Taints the machine in libvirt's eyes. */
-int qm_calls_monitor(struct qm_session *session, virDomainPtr domain, const char *command,
-                     char **out, struct qm_fault *fault) QM_CHECK;
-
 #endif

@@ -321,11 +321,11 @@ ask_to_end(struct qm_job *job, unsigned flags, enum phase next, unsigned seconds
 static int
 finish(struct qm_job *job, struct qmeld_error *err)
 {
-    if (job->request.commit->finish == QM_LIVE_FINISH_KEEP)
-        return ask_to_end(job, 0, FINISHING, FINISH_S, err);
-    qm_session_hurry(session_of(job), QM_SESSION_CALL_LIMIT); /* a pivot cannot be stopped */
-    /* COMMIT POINT of an active commit: from here on the machine may run on the base */
-    if (ask_to_end(job, VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT, FINISHING, FINISH_S, err) < 0)
+    const bool pivot = job->request.commit->finish == QM_LIVE_FINISH_PIVOT;
+
+    qm_session_be_patient(session_of(job), HURRY_S); /* a pivot cannot be stopped */
+    /* COMMIT POINT of a pivot: from here on the machine may run on the base */
+    if (ask_to_end(job, pivot ? VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT : 0, FINISHING, FINISH_S, err) < 0)
         return -1;
     job->finished |= job->phase == FINISHING;
     return 0;

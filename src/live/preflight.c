@@ -9,6 +9,7 @@
  */
 #include "run.h"
 
+#include "backing.h"
 #include "calls.h"
 #include "cleanup.h"
 #include "scan.h"
@@ -205,16 +206,20 @@ look_into(const char *path, const char *format, struct qmeld_chain **chain,
 }
 
 bool
-qm_run_backing_name(const char *path, char **out)
+qm_run_backing_name(const char *path, char **name, char **format)
 {
     struct qmeld_layer_info info;
     struct qmeld_chain *chain;
 
-    *out = NULL;
+    *name = NULL;
+    if (format)
+        *format = NULL;
     if (!look_into(path, "qcow2", &chain, &info))
         return false;
     if (info.backing_name)
-        *out = strdup(info.backing_name);
+        *name = strdup(info.backing_name);
+    if (format && info.backing_format)
+        *format = strdup(info.backing_format);
     qm_lib->chain_close(chain);
     return true;
 }
@@ -238,13 +243,26 @@ check_relative(struct qm_run *run, struct qmeld_error *err)
         return 0; /* nothing above is told a new name */
     child = run->disk->layers.at[run->range.top - 1].path;
     run->relative = run->request->keep_relative;
-    if (!run->local || !qm_run_backing_name(child, &name) || !name)
+    if (!run->local || !qm_run_backing_name(child, &name, NULL) || !name)
         return 0;
     run->relative = is_relative(name);
     if (run->request->keep_relative && !run->relative)
         return qm_fail(err, QMELD_USAGE, qm_in(child),
                        "its backing name is absolute, there is nothing to keep relative: leave out "
                        "--keep-relative");
+    if (!run->relative || !qm_backing_names_are_stale(run))
+        return 0;
+    if (run->request->keep_relative)
+        return qm_fail(
+            err, QMELD_USAGE, qm_in(child),
+            "libvirt would write a wrong relative name after an earlier commit in this run of the "
+            "machine: leave out --keep-relative, or start the machine anew before");
+    run->relative = false;
+    qm_note(&run->report->notes,
+            "%s gets an absolute backing name: after an earlier commit in this run of the machine "
+            "libvirt would write "
+            "a wrong relative one",
+            child);
     return 0;
 }
 

@@ -61,7 +61,8 @@ qm_run_session(const struct qm_run *run)
     return *run->session;
 }
 
-/* The header of a file of this machine: its backing name (malloc'd, NULL: none), and whether it could be read. */
-bool qm_run_backing_name(const char *path, char **out);
+/* From the header of a file of this machine: backing name and format (malloc'd, NULL: none stored; format
+ * itself may be NULL).  False if it cannot be read. */
+bool qm_run_backing_name(const char *path, char **name, char **format);
 
 #endif

@@ -20,13 +20,14 @@ struct qm_session {
     /* the caller's thread only */
     bool abandoned;
     unsigned limit; /* of calls that do not say; 0: QM_SESSION_CALL_LIMIT */
-    /* under the lock; the close callback may come when the session is gone, so it has an owner count */
+    unsigned grace; /* seconds that a call has left once somebody asks to stop */
     struct shared *shared;
 };
 
+/* What the close callback sets.  It is never called after it was unregistered (libvirt calls it under its
+ * own lock), so this lives as long as the session, or, if that is not closed, to the end. */
 struct shared {
     pthread_mutex_t lock;
-    unsigned owners;
     bool closed;
 };
 
@@ -184,12 +185,20 @@ begin_call(const struct qm_session_call *call, struct qm_fault *fault)
     return NULL;
 }
 
+/* How long a call is waited for. */
+struct patience {
+    qm_session_stop_fn *stop; /* NULL: nobody is asked */
+    void *opaque;
+    unsigned limit; /* seconds */
+    unsigned grace; /* seconds left once somebody asks to stop */
+};
+
 /* True when the call has ended; otherwise *fault says why it is given up. */
 static bool
-await(struct pending *p, qm_session_stop_fn *stop, void *opaque, unsigned limit,
-      struct qm_fault *fault)
+await(struct pending *p, const struct patience *patience, struct qm_fault *fault)
 {
-    const struct timespec end = after_ms(limit * 1000);
+    struct timespec end = after_ms(patience->limit * 1000);
+    bool stop_asked = false;
 
     pthread_mutex_lock(&p->lock);
     while (!p->done) {
@@ -199,10 +208,15 @@ await(struct pending *p, qm_session_stop_fn *stop, void *opaque, unsigned limit,
         if (p->done)
             break;
         pthread_mutex_unlock(&p->lock); /* the function is the caller's: it may take its time */
-        fault->stopped = stop && stop(opaque);
+        if (!stop_asked && patience->stop && patience->stop(patience->opaque)) {
+            stop_asked = true;
+            if (patience->grace < patience->limit)
+                end = after_ms(patience->grace * 1000);
+        }
         fault->late = is_past(&end);
+        fault->stopped = fault->late && stop_asked && patience->grace == 0;
         pthread_mutex_lock(&p->lock);
-        if (!p->done && (fault->stopped || fault->late))
+        if (!p->done && fault->late)
             break;
     }
     p->abandoned = !p->done;
@@ -212,8 +226,8 @@ await(struct pending *p, qm_session_stop_fn *stop, void *opaque, unsigned limit,
 
 /* *abandoned: the call may still be running, and act. */
 static int
-call_within(const struct qm_session_call *call, qm_session_stop_fn *stop, void *opaque,
-            unsigned limit, bool *abandoned, struct qm_fault *fault)
+call_within(const struct qm_session_call *call, const struct patience *patience, bool *abandoned,
+            struct qm_fault *fault)
 {
     struct pending *p = begin_call(call, fault);
     int result;
@@ -221,8 +235,9 @@ call_within(const struct qm_session_call *call, qm_session_stop_fn *stop, void *
     *abandoned = false;
     if (!p)
         return -1;
-    if (!await(p, stop, opaque, limit, fault)) {
+    if (!await(p, patience, fault)) {
         *abandoned = true;
+        fault->late &= !fault->stopped;
         snprintf(fault->what, sizeof fault->what, "%s did not answer%s", call->name,
                  fault->late ? " in time" : "");
         return -1;
@@ -239,10 +254,16 @@ int
 qm_session_run(struct qm_session *session, const struct qm_session_call *call,
                struct qm_fault *fault)
 {
+    const struct patience patience = {
+        .stop = session->stop,
+        .opaque = session->opaque,
+        .limit = call->limit      ? call->limit
+                 : session->limit ? session->limit
+                                  : QM_SESSION_CALL_LIMIT,
+        .grace = session->grace,
+    };
     bool abandoned;
-    const int result =
-        call_within(call, session->stop, session->opaque,
-                    call->limit ? call->limit : QM_SESSION_CALL_LIMIT, &abandoned, fault);
+    const int result = call_within(call, &patience, &abandoned, fault);
 
     if (abandoned)
         session->abandoned = true;
@@ -324,21 +345,6 @@ names_a_server(const char *uri)
 }
 
 static void
-drop_shared(void *opaque)
-{
-    struct shared *shared = opaque;
-    bool last;
-
-    pthread_mutex_lock(&shared->lock);
-    last = --shared->owners == 0;
-    pthread_mutex_unlock(&shared->lock);
-    if (last) {
-        pthread_mutex_destroy(&shared->lock);
-        free(shared);
-    }
-}
-
-static void
 note_close(virConnectPtr connection, int reason, void *opaque)
 {
     struct shared *shared = opaque;
@@ -358,12 +364,9 @@ watch(struct qm_session *session, struct qmeld_error *err)
     if (!shared)
         return qm_fail_nomem(err, "connecting to libvirt");
     pthread_mutex_init(&shared->lock, NULL);
-    shared->owners = 1;
     session->shared = shared;
     /* both may be unsupported by a driver; the poll of whoever waits finds out as well, later */
-    shared->owners++;
-    if (virConnectRegisterCloseCallback(session->connection, note_close, shared, drop_shared) < 0)
-        drop_shared(shared);
+    (void)virConnectRegisterCloseCallback(session->connection, note_close, shared, NULL);
     (void)virConnectSetKeepAlive(session->connection, 5, 5);
     session->uri = virConnectGetURI(session->connection);
     if (!session->uri)
@@ -386,6 +389,11 @@ qm_session_open(const struct qm_session_options *options, struct qm_session **ou
         .args = args,
         .take = open_take,
     };
+    const struct patience patience = {
+        .stop = options->stop,
+        .opaque = options->opaque,
+        .limit = names_a_server(uri) ? QM_SESSION_REMOTE_LIMIT : QM_SESSION_OPEN_LIMIT,
+    };
     struct qm_fault fault;
     bool abandoned;
 
@@ -404,9 +412,7 @@ qm_session_open(const struct qm_session_options *options, struct qm_session **ou
     session->stop = options->stop;
     session->opaque = options->opaque;
     call.out = &session->connection;
-    if (call_within(&call, options->stop, options->opaque,
-                    names_a_server(uri) ? QM_SESSION_REMOTE_LIMIT : QM_SESSION_OPEN_LIMIT,
-                    &abandoned, &fault) < 0) {
+    if (call_within(&call, &patience, &abandoned, &fault) < 0) {
         char doing[400];
 
         free(session);
@@ -430,9 +436,10 @@ qm_session_close(struct qm_session *session)
     if (session->connection && !session->abandoned) {
         (void)virConnectUnregisterCloseCallback(session->connection, note_close);
         (void)virConnectClose(session->connection);
+        if (session->shared)
+            pthread_mutex_destroy(&session->shared->lock);
+        free(session->shared);
     }
-    if (session->shared)
-        drop_shared(session->shared);
     free(session->uri);
     free(session);
 }
@@ -471,6 +478,12 @@ qm_session_hurry(struct qm_session *session, unsigned seconds)
 {
     session->stop = NULL;
     session->limit = seconds;
+}
+
+void
+qm_session_be_patient(struct qm_session *session, unsigned seconds)
+{
+    session->grace = seconds;
 }
 
 virConnectPtr

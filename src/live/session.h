@@ -74,6 +74,9 @@ bool qm_session_stopped(const struct qm_session *session);
 /* The environment names the hypervisor to connect to. */
 bool qm_session_default_is_set(void);
 
+/* From now on a call has so many seconds left when somebody asks to stop: for what is better waited for. */
+void qm_session_be_patient(struct qm_session *session, unsigned seconds);
+
 virConnectPtr qm_session_connection(const struct qm_session *session);
 
 /* ---- calls ---- */

@@ -6,9 +6,17 @@ Each case has a machine whose guest writes all the time, and afterwards asks whe
 there, in order (guest.py).
 """
 
+import json
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
 
-from rig import Fail, case, main
+from rig import Fail, case, main, wait_for
+
+SLOW = ("--bytes", "--bandwidth=200000")  # holds a job open: the first 2 MiB or so go at once
 
 
 @case("pivot", "the whole chain into the base, and the machine goes on there")
@@ -32,6 +40,419 @@ def inner(m):
     m.is_right("c.qcow2")
     m.commit("--pivot")
     m.is_chain("base.raw")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("index", "layers by the indexes of the running definition, which are no depths")
+def index(m):
+    m.chain("a", "b", "c")
+    found = re.findall(r"<(?:source file='([^']*)'|backingStore) .*?index='(\d+)'", m.xml())
+    if [i for _, i in found] != ["4", "3", "2", "1"] and [i for _, i in found] != ["4", "3", "2", "1"][:len(found)]:
+        raise Fail(f"the stage is not set: {found}")
+    m.has(m.commit("--base=vda[1]", "--top=vda[3]", "--wait"), "Commit complete")
+    m.is_chain("c.qcow2", "base.raw")
+    # now 4 and 1 are left, and there is no vda[2]
+    m.has(m.commit("--base=vda[2]", "--pivot", rc=2), "vda[4]", "vda[1]")
+    m.commit("--base=vda[1]", "--top=vda[4]", "--pivot")
+    m.is_chain("base.raw")
+    # a chain that is there when the machine starts is counted the other way round
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("probed", "a chain found at the machine's start: the active layer is vda[1], the base vda[3]")
+def probed(m):
+    m.chain("a", "b")
+    m.destroy()
+    m.virsh("start", m.name)
+    m.writes()
+    if "<backingStore type='file' index='3'>" not in m.xml():
+        raise Fail("the stage is not set")
+    m.commit("--base=vda[3]", "--top=vda[2]", "--wait")
+    m.is_chain("b.qcow2", "base.raw")
+    m.commit("--pivot", "--base=[1]")
+    m.is_chain("base.raw")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("names", "a disk by its source, layers by links and by [N]; what is in no chain is refused")
+def names(m):
+    m.chain("a", "b")
+    os.symlink(m.path("base.raw"), m.path("link"))
+    m.has(m.commit("--wait", "--top", m.path("a.qcow2"), "--base", m.path("link"),
+                   disk=m.path("b.qcow2")), "Commit complete")
+    m.is_chain("b.qcow2", "base.raw")
+    m.has(m.commit("--pivot", "--base=/nowhere", rc=2), "is no layer", "base.raw")
+    m.has(m.commit("--pivot", disk="vdz", rc=2), "has no disk")
+    m.has(m.run(m.lab.qmeld, "blockcommit", "nobody", "vda", "--pivot", rc=2), "has no domain")
+    m.has(m.commit("--wait", "--base", m.path("b.qcow2"), "--top", m.path("base.raw"), rc=2), "nothing under it")
+    m.has(m.commit("--wait", rc=2), "add --pivot")
+    m.has(m.commit("--wait", "--active", "--top=[1]", rc=2), "nothing under it")
+    m.is_chain("b.qcow2", "base.raw")
+    m.commit("--pivot", "--top=[2]", "--base=[1]")
+    m.has(m.commit("--pivot"), "nothing to merge")
+    m.is_chain("base.raw")
+
+
+@case("shallow", "one level, and its base must be the one below")
+def shallow(m):
+    m.chain("a", "b", "c")
+    m.has(m.commit("--shallow", "--base=[1]", "--pivot", rc=2), "--shallow")
+    m.commit("--shallow", "--pivot")
+    m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+    m.commit("--shallow", "--top", m.path("a.qcow2"), "--wait")
+    m.is_chain("b.qcow2", "base.raw")
+    m.writes()
+    m.is_right("b.qcow2")
+
+
+@case("keep", "--keep-overlay: the base has all of it, the machine stays where it is")
+def keep(m):
+    m.chain("a")
+    m.has(m.commit("--keep-overlay"), "overlay image kept")
+    m.is_chain("a.qcow2", "base.raw")
+    m.writes()
+    m.is_right("a.qcow2")
+    if m.job().strip() not in ("", "No current block job for vda"):
+        raise Fail(f"a job is left: {m.job()}")
+
+
+@case("async_end", "without --wait the job goes on, a second is refused, and the same command finishes")
+def async_end(m):
+    m.chain("a")
+    m.fill()
+    m.has(m.commit("--active", *SLOW), "Active Block Commit started")
+    m.has(m.commit("--keep-relative", "--top=[1]", rc=2), "nothing under it")
+    if "Active Block Commit" not in m.job():
+        raise Fail(f"no job: {m.job()}")
+    m.virsh("blockjob", m.name, "vda", "--bandwidth", "0")
+    m.has(m.commit("--active", "--wait"), "Now in synchronized phase")
+    m.writes()  # mirrored now
+    m.has(m.commit("--pivot"), "Successfully pivoted")
+    m.is_chain("base.raw")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("busy", "a disk with another job is refused, with what to do")
+def busy(m):
+    m.chain("a")
+    m.fill()
+    m.snapshot("b")
+    m.commit("--top", m.path("a.qcow2"), *SLOW)
+    m.has(m.commit("--pivot", rc=2), "commit job runs on vda already")
+    m.virsh("blockjob", m.name, "vda", "--abort")
+    m.virsh("blockcopy", m.name, "vda", m.path("copy"), "--format", "raw", "--transient-job", "--bytes",
+            "--bandwidth", "200000")
+    m.has(m.commit("--pivot", rc=2), "copy job runs on vda already")
+    m.virsh("blockjob", m.name, "vda", "--abort")
+    m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+
+
+@case("ctrl_c", "Ctrl-C cancels the job: the same chain, and the same command works afterwards")
+def ctrl_c(m):
+    m.chain("a", "b")
+    m.fill()
+    beside = m.commit_beside("--pivot", *SLOW)
+    wait_for("the job", lambda: "Active Block Commit" in m.job())
+    time.sleep(0.5)
+    beside.send_signal(signal.SIGINT)
+    m.has(m.end(beside, 75), "same chain as before")
+    if "Active Block" in m.job():
+        raise Fail(f"the job goes on: {m.job()}")
+    m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+    m.writes()
+    m.is_right("b.qcow2")
+    m.commit("--pivot")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("timeout", "--timeout cancels as virsh's does")
+def timeout(m):
+    m.chain("a")
+    m.fill()
+    began = time.monotonic()
+    m.has(m.commit("--pivot", "--timeout=2", *SLOW, rc=75), "Commit aborted")
+    if time.monotonic() - began > 20:
+        raise Fail("it took too long")
+    m.is_chain("a.qcow2", "base.raw")
+
+
+@case("delete", "merged files go once nothing names them: not before, and not what a snapshot has")
+def delete(m):
+    m.disk("base.raw")
+    m.define()
+    m.writes()
+    m.snapshot("a")
+    m.snapshot("b", metadata=True)
+    m.snapshot("c")
+    m.writes()
+    done = m.commit("--pivot", "--delete")
+    m.has(done, "a.qcow2", "b.qcow2 stays", "snapshot b")
+    m.gone("c.qcow2")
+    m.exists("b.qcow2")  # the snapshot's metadata names b, and the chain that it stands on
+    m.is_chain("base.raw")
+    m.writes()
+    m.destroy()
+    m.virsh("start", m.name)  # the kept definition is right
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("kept", "a kept definition that is not the running one is put right, too")
+def kept(m):
+    m.chain("a", "b")
+    xml = m.xml("--inactive")
+    # as if somebody had edited it: the chain spelled out, another active layer
+    broken = re.sub(r"<source file='[^']*b.qcow2'/>", f"<source file='{m.path('a.qcow2')}'/>", xml)
+    if broken == xml:
+        raise Fail("the stage is not set")
+    with open(m.path("edited.xml"), "w", encoding="utf-8") as f:
+        f.write(broken)
+    m.virsh("define", m.path("edited.xml"))
+    m.has(m.commit("--pivot", "--delete"), "put right")
+    m.gone("a.qcow2", "b.qcow2")
+    m.destroy()
+    if m.source("--inactive") != m.path("base.raw"):
+        raise Fail(f"the kept definition has {m.source('--inactive')}")
+    m.virsh("start", m.name)
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("sibling", "a base that a stopped domain's overlay stands on is refused; nothing is touched")
+def sibling(m):
+    m.chain("a")
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", m.path("other.qcow2"))
+    xml = m.xml("--inactive").replace(f"<name>{m.name}</name>", f"<name>{m.name}2</name>")
+    xml = re.sub(r"<uuid>.*?</uuid>|<mac .*?/>", "", xml)
+    xml = re.sub(r"<source file='[^']*a.qcow2'/>", f"<source file='{m.path('other.qcow2')}'/>", xml)
+    xml = re.sub(r"<backingStore.*</backingStore>", "", xml, flags=re.S)
+    with open(m.path("other.xml"), "w", encoding="utf-8") as f:
+        f.write(xml)
+    m.virsh("define", m.path("other.xml"))
+    try:
+        m.has(m.commit("--pivot", rc=2), f"{m.name}2", "other.qcow2", "would change what that one reads")
+        m.is_chain("a.qcow2", "base.raw")
+    finally:
+        m.virsh("undefine", m.name + "2")
+    m.commit("--pivot")
+
+
+@case("transient", "a machine without a kept definition, and a transient disk, which is refused")
+def transient(m):
+    m.chain("a", persistent=False)
+    m.commit("--pivot", "--delete")
+    m.is_chain("base.raw")
+    m.gone("a.qcow2")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+    m.disk("t.qcow2", "qcow2")
+    m.define([(m.path("t.qcow2"), "qcow2", "vda", "<transient/>")])
+    m.writes()
+    m.has(m.commit("--pivot", rc=2), "transient")
+
+
+@case("destroyed", "the machine is destroyed in the middle: no event of the job, and no waiting")
+def destroyed(m):
+    m.chain("a")
+    m.fill()
+    beside = m.commit_beside("--pivot", *SLOW)
+    wait_for("the job", lambda: "Active Block Commit" in m.job())
+    m.destroy()
+    m.has(m.end(beside, 1), "stopped before the merge was done")
+    m.is_right("a.qcow2")
+    m.virsh("start", m.name)
+    m.writes()
+    m.commit("--pivot")
+
+
+@case("killed", "QEMU is killed in the middle")
+def killed(m):
+    m.chain("a")
+    m.fill()
+    m.snapshot("b")
+    beside = m.commit_beside("--wait", "--top", m.path("a.qcow2"), *SLOW)
+    wait_for("the job", lambda: "Block Commit" in m.job())
+    os.kill(m.qemu_pid(), signal.SIGKILL)
+    m.has(m.end(beside, 1), "stopped before the merge was done")
+    m.is_right("b.qcow2")
+
+
+@case("hung", "a QEMU that does not answer: Ctrl-C ends us, and says that the job is undecided")
+def hung(m):
+    m.chain("a")
+    m.fill()
+    beside = m.commit_beside("--pivot", *SLOW)
+    wait_for("the job", lambda: "Active Block Commit" in m.job())
+    pid = m.qemu_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(2)
+        beside.send_signal(signal.SIGTERM)
+        m.has(m.end(beside, 3, 35), "does not answer")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for("QEMU", lambda: m.virsh("blockjob", m.name, "vda", rc=None).rc == 0)
+    m.virsh("blockjob", m.name, "vda", "--bandwidth", "0", rc=None)
+    m.commit("--pivot")  # whether the cancel came through or not
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("full", "the base's file system runs full while it mirrors: FAILED after READY, and the chain is valid")
+def full(m):
+    small = m.path("small")
+    os.mkdir(small)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=0777", "none", small],
+                             stderr=subprocess.DEVNULL, check=False).returncode == 0
+    if not mounted:
+        print("      (not root: no small file system; the case is skipped)")
+        return
+    try:
+        m.disk("small/base.raw")
+        m.define([(m.path("small/base.raw"), "raw", "vda", "")])
+        m.writes()
+        m.snapshot("a")
+        m.writes()
+        with open(m.path("small/ballast"), "wb") as f:
+            f.write(b"x" * (900 << 10))
+        # beyond what the base holds: the guest's own range is there already
+        m.fill()
+        done = m.commit("--pivot", rc=1)
+        m.has(done, "may be needed", "valid")
+        if "No space left" not in done.err and "full" not in done.err:
+            raise Fail(f"it does not say why:\n{done.err}")
+        if m.layers() != [m.path("a.qcow2"), m.path("small/base.raw")]:
+            raise Fail(f"the chain is {m.layers()}")
+        m.writes()
+        m.is_right("a.qcow2")
+        os.unlink(m.path("small/ballast"))
+        m.virsh("destroy", m.name)
+    finally:
+        m.virsh("destroy", m.name, rc=None)
+        subprocess.run(["umount", "-l", small], check=False)
+
+
+@case("daemon", "libvirtd is killed and started anew in the middle: found again, and finished")
+def daemon(m):
+    m.chain("a")
+    m.fill()
+    beside = m.commit_beside("--pivot", *SLOW)
+    wait_for("the job", lambda: "Active Block Commit" in m.job())
+    m.lab.stop_daemon(signal.SIGKILL)
+    time.sleep(1)
+    m.lab.start_daemon()
+    m.virsh("blockjob", m.name, "vda", "--bandwidth", "0")
+    m.has(m.end(beside, 0), "Successfully pivoted")
+    m.is_chain("base.raw")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("relative", "relative names, twice in one run: where libvirt forgets to count anew")
+def relative(m):
+    os.mkdir(m.path("sub"))
+    m.own(m.path("sub"))
+    m.disk("base.raw")
+    for name, below, fmt in (("sub/s1", "../base.raw", "raw"), ("s2", "sub/s1.qcow2", "qcow2"),
+                             ("s3", "s2.qcow2", "qcow2")):
+        m.img("create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", fmt, m.path(name + ".qcow2"), "16M")
+    m.define([(m.path("s3.qcow2"), "qcow2", "vda", "")])
+    m.writes(2)
+
+    def name_in(image):
+        return json.loads(m.img("info", "-U", "--output=json", m.path(image)))["backing-filename"]
+
+    m.commit("--wait", "--keep-relative", "--top=[2]")
+    if name_in("s2.qcow2").startswith("/"):
+        raise Fail(f"s2 has {name_in('s2.qcow2')}")
+    m.is_chain("s3.qcow2", "s2.qcow2", "base.raw")
+    # libvirt would write ../base.raw into s3 now, and there is no such file
+    m.has(m.commit("--wait", "--keep-relative", "--top=[2]", rc=2), "wrong relative name")
+    m.is_chain("s3.qcow2", "s2.qcow2", "base.raw")
+    m.has(m.commit("--wait", "--top=[2]"), "absolute backing name")
+    m.is_chain("s3.qcow2", "base.raw")
+    m.writes()
+    m.destroy()
+    m.virsh("start", m.name)
+    m.writes()
+    m.destroy()
+    m.is_right("s3.qcow2")
+
+
+@case("absolute", "--keep-relative where nothing is relative")
+def absolute(m):
+    m.chain("a", "b")
+    m.has(m.commit("--wait", "--keep-relative", "--top=[2]", rc=2), "absolute")
+    m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+
+
+@case("refused", "what a driver without block jobs, and a daemon that is not there, say")
+def refused(m):
+    m.has(m.run(m.lab.qmeld, "blockcommit", "-c", "test:///default", "test", "vdz", "--pivot", rc=2), "no disk")
+    m.has(m.run(m.lab.qmeld, "blockcommit", "-c", "qemu+unix:///session?socket=/nowhere", m.name, "vda",
+                "--pivot", rc=1), "cannot connect")
+
+
+@case("bitmaps", "a raw base cannot hold bitmaps: that is said")
+def bitmaps(m):
+    m.disk("base.raw")
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", m.path("a.qcow2"))
+    m.img("bitmap", "--add", m.path("a.qcow2"), "b1")
+    m.define([(m.path("a.qcow2"), "qcow2", "vda", "")])
+    m.writes()
+    m.has(m.commit("--pivot"), "bitmap", "full one")
+
+
+@case("json", "the report as JSON, and info")
+def report(m):
+    m.chain("a", "b")
+    done = json.loads(m.commit("--wait", "--top=[2]", "--delete", "--output=json").out)
+    if done["result"] != "merged" or done["merged"] != [{"filename": m.path("a.qcow2"), "removed": True}]:
+        raise Fail(f"{done}")
+    m.gone("a.qcow2")
+    info = json.loads(m.run(m.lab.qmeld, "info", "--output=json", m.name).out)
+    disk = info["disks"][0]
+    if info["state"] != "running" or [i["filename"] for i in disk["images"]] != m.layers() or (
+            disk["chain"][0]["name"] != "vda[3]"):
+        raise Fail(f"{info}")
+    m.has(m.run(m.lab.qmeld, "info", m.name), "running", "vda[3] ", "vda[1] ", "virtual size")
+    failed = m.commit("--top=/nowhere", "--wait", "--output=json", rc=2)
+    if json.loads(failed.out)["error"]["code"] != "usage":
+        raise Fail(failed.out)
+
+
+@case("paused", "a machine that is paused merges as well")
+def paused(m):
+    m.chain("a")
+    m.virsh("suspend", m.name)
+    m.commit("--pivot")
+    m.virsh("resume", m.name)
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("grown", "an overlay larger than its base: the base grows")
+def grown(m):
+    m.chain("a")
+    m.virsh("blockresize", m.name, "vda", "24M")
+    m.commit("--pivot")
+    if os.stat(m.path("base.raw")).st_size != 24 << 20:
+        raise Fail("the base did not grow")
     m.writes()
     m.destroy()
     m.is_right("base.raw")
