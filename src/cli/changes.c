@@ -183,6 +183,18 @@ qm_cli_names_a_note(const char *path)
     return ends_with(path, ".qmeld-domain");
 }
 
+bool
+qm_cli_change_has(const char *journal)
+{
+    QM_CLI_FREE char *note = NULL;
+
+    if (asprintf(&note, "%s%s", journal, suffix) < 0) {
+        note = NULL;
+        return true; /* what is not known is left alone */
+    }
+    return access(note, F_OK) == 0;
+}
+
 int
 qm_cli_changes_find(const char *path, const char *journal_dir, struct qm_cli_changes *out,
                     struct qmeld_error *err)

@@ -33,6 +33,9 @@ void qm_cli_changes_release(struct qm_cli_changes *changes);
 /* By its name, path is a note. */
 bool qm_cli_names_a_note(const char *path);
 
+/* The merge of this journal is a part of a change: its note lies beside it. */
+bool qm_cli_change_has(const char *journal);
+
 /* For status. */
 void qm_cli_change_print(const struct qm_cli_change *change);
 struct json_object *qm_cli_change_json(const struct qm_cli_change *change);

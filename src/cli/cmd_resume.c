@@ -248,8 +248,9 @@ recover_one(struct qm_cli_merging *merging, const struct found *found, struct js
     return code;
 }
 
-/* Before the merges by themselves: what libvirt can end is ended as a whole.  Where it cannot be asked,
- * what is left to do is said, and the images at least are merged. */
+/* Before the merges by themselves: what is a part of a machine's change is ended as a whole.  Where libvirt
+ * cannot be asked it stays as it is, for who knows what the machine has done meanwhile: it may have been
+ * moved to the base, and the layers above be old. */
 static int
 recover_changes(struct qm_cli_merging *merging, const char *dir, struct json_object *array,
                 size_t *out_n)
@@ -290,7 +291,8 @@ recover(struct qm_cli_merging *merging, const char *dir)
             code = worse(code, QM_EXIT_STOPPED);
             break;
         }
-        code = worse(code, recover_one(merging, &search.list[i], array));
+        if (!qm_cli_change_has(search.list[i].journal))
+            code = worse(code, recover_one(merging, &search.list[i], array));
     }
     if (array)
         qm_cli_json_print(array);

@@ -73,7 +73,7 @@ qm_snapshot_delete(const struct qm_live_commit *request, const char *snapshot,
     int result = begin(&options, request->domain, &session, &domain, report, err);
 
     if (result == 0)
-        result = qm_stopped_delete(session, &domain, snapshot, request, report, err);
+        result = qm_stopped_delete(&session, &options, &domain, snapshot, request, report, err);
     qm_domain_free(&domain);
     qm_session_close(session);
     return result;

@@ -149,6 +149,7 @@ to_json(const struct qm_change *c)
     json_object_object_add(o, "remove", json_object_new_boolean(c->remove));
     json_object_object_add(o, "keep-relative", json_object_new_boolean(c->keep_relative));
     json_object_object_add(o, "update-saved", json_object_new_boolean(c->update_saved));
+    json_object_object_add(o, "live", json_object_new_boolean(c->live));
     QM_VEC_EACH (d, &c->disks)
         json_object_array_add(disks, disk_to_json(d));
     json_object_object_add(o, "disks", disks);
@@ -264,7 +265,8 @@ from_json(struct json_object *o, struct qm_change *c)
         !get_path(o, "memory", true, &c->memory) ||
         !get_path(o, "journal-dir", true, &c->journal_dir) || !get_bool(o, "remove", &c->remove) ||
         !get_bool(o, "keep-relative", &c->keep_relative) ||
-        !get_bool(o, "update-saved", &c->update_saved) || !get_array(o, "disks", &disks))
+        !get_bool(o, "update-saved", &c->update_saved) || !get_bool(o, "live", &c->live) ||
+        !get_array(o, "disks", &disks))
         return false;
     for (size_t i = 0; i < json_object_array_length(disks); i++) {
         const struct qm_change_disk none = {.target = NULL};

@@ -50,6 +50,7 @@ struct qm_change {
     bool remove; /* merged files go */
     bool keep_relative;
     bool update_saved; /* a managed save is put right, too */
+    bool live;         /* the machine ran when it was begun: QEMU merges as long as it does */
     QM_VEC(struct qm_change_disk) disks;
 };
 

@@ -170,22 +170,17 @@ qm_defs_redefine(struct qm_session *session, virDomainPtr domain, const char *xm
 }
 
 static int
-delete_snapshot(const struct args *args, unsigned flags)
+forget_run(void *opaque)
 {
+    const struct args *args = opaque;
     virDomainSnapshotPtr ptr = virDomainSnapshotLookupByName(args->domain, args->text[0], 0);
     int rc;
 
     if (!ptr)
         return -1;
-    rc = virDomainSnapshotDelete(ptr, flags);
+    rc = virDomainSnapshotDelete(ptr, VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY);
     (void)virDomainSnapshotFree(ptr);
     return rc;
-}
-
-static int
-forget_run(void *opaque)
-{
-    return delete_snapshot(opaque, VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY);
 }
 
 int
@@ -194,25 +189,6 @@ qm_defs_forget(struct qm_session *session, virDomainPtr domain, const char *snap
 {
     return run(session, "virDomainSnapshotDelete", forget_run,
                make(session, domain, snapshot, NULL), NULL, NULL, fault);
-}
-
-static int
-delete_run(void *opaque)
-{
-    return delete_snapshot(opaque, 0);
-}
-
-int
-qm_defs_delete(struct qm_session *session, virDomainPtr domain, const char *snapshot,
-               unsigned limit, struct qm_fault *fault)
-{
-    const struct qm_session_call call = {.name = "virDomainSnapshotDelete",
-                                         .run = delete_run,
-                                         .release = release,
-                                         .args = make(session, domain, snapshot, NULL),
-                                         .limit = limit};
-
-    return qm_session_run(session, &call, fault);
 }
 
 /* ---- managed save ---- */

@@ -41,10 +41,6 @@ int qm_defs_redefine(struct qm_session *session, virDomainPtr domain, const char
 int qm_defs_forget(struct qm_session *session, virDomainPtr domain, const char *snapshot,
                    struct qm_fault *fault) QM_CHECK;
 
-/* libvirt deletes the snapshot, of a running domain: with QEMU's help, which may take long. */
-int qm_defs_delete(struct qm_session *session, virDomainPtr domain, const char *snapshot,
-                   unsigned limit, struct qm_fault *fault) QM_CHECK;
-
 /* ---- managed save ---- */
 
 int qm_defs_has_saved(struct qm_session *session, virDomainPtr domain, bool *out,

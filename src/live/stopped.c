@@ -389,8 +389,10 @@ run(struct qm_stopped *s, struct qmeld_error *err)
 
     if (s->resumed)
         rc = qm_change_is_settled(&s->change, &settled, err);
-    if (rc == 0)
-        rc = settled ? qm_stopped_finish(s, err) : merge_from(s, 0, err);
+    if (rc == 0 && settled)
+        rc = qm_stopped_finish(s, err);
+    else if (rc == 0)
+        rc = s->live ? qm_stopped_merge_live(s, err) : merge_from(s, 0, err);
     unlock(s);
     if (rc == 0)
         return set_report(s, err);
@@ -418,6 +420,17 @@ struct search {
     char *other; /* the note of an unfinished change that is not this one */
 };
 
+/* What may be asked for anew: more care is not less. */
+static void
+adopt(struct qm_stopped *s, const struct qm_change *change)
+{
+    qm_change_release(&s->change);
+    s->change = *change;
+    s->change.remove = change->remove || s->request->remove;
+    s->change.update_saved = change->update_saved || s->request->update_saved;
+    s->resumed = s->noted = true;
+}
+
 static int
 take_note(const char *path, const char *text, const struct qmeld_error *problem, void *opaque)
 {
@@ -431,9 +444,7 @@ take_note(const char *path, const char *text, const struct qmeld_error *problem,
         return 0;
     if (strcmp(change.uuid, s->domain->uuid) == 0 && !s->resumed) {
         if (strcmp(change.words, search->words) == 0) {
-            qm_change_release(&s->change);
-            s->change = change;
-            s->resumed = s->noted = true;
+            adopt(s, &change);
             return 1;
         }
         free(search->other);
@@ -534,6 +545,7 @@ fill(struct qm_stopped *s, const char *snapshot, struct qmeld_error *err)
     c->remove = r->remove || snapshot;
     c->keep_relative = r->keep_relative;
     c->update_saved = r->update_saved;
+    c->live = s->live;
     if (asprintf(&c->words, "disk=%s base=%s top=%s shallow=%d all=%d snapshot=%s",
                  r->disk ? r->disk : "", r->base ? r->base : "", r->top ? r->top : "", r->shallow,
                  r->all_disks, snapshot ? snapshot : "") < 0)
@@ -549,8 +561,8 @@ check_request(const struct qm_stopped *s, struct qmeld_error *err)
 {
     if (!qm_session_is_local(s->session))
         return qm_fail(err, QMELD_UNSUPPORTED, qm_nowhere(),
-                       "domain \"%s\" is stopped, and its images lie on another machine: run qmeld "
-                       "there, or start the domain",
+                       "the images of domain \"%s\" lie on another machine, and must be looked at: "
+                       "run qmeld there",
                        s->domain->name);
     if (s->request->finish == QM_LIVE_FINISH_KEEP)
         return qm_fail(err, QMELD_USAGE, qm_nowhere(),
@@ -597,14 +609,20 @@ qm_stopped_commit(struct qm_session *session, struct qm_domain *domain,
 }
 
 int
-qm_stopped_delete(struct qm_session *session, struct qm_domain *domain, const char *snapshot,
+qm_stopped_delete(struct qm_session **session, const struct qm_session_options *options,
+                  struct qm_domain *domain, const char *snapshot,
                   const struct qm_live_commit *request, struct qm_live_report *report,
                   struct qmeld_error *err)
 {
-    struct qm_stopped s = {
-        .session = session, .domain = domain, .request = request, .report = report};
+    struct qm_stopped s = {.session = *session,
+                           .options = options,
+                           .domain = domain,
+                           .request = request,
+                           .report = report,
+                           .live = report->running};
     const int rc = change(&s, snapshot, err);
 
+    *session = s.session;
     release(&s);
     return rc;
 }
@@ -628,8 +646,10 @@ go_on(struct qm_stopped *s, struct qmeld_error *err)
                                                .stop = is_stopped,
                                                .opaque = (void *)(uintptr_t)s->request};
     struct qm_domain domain = {.ptr = NULL};
+    struct qm_fault fault;
     int rc;
 
+    s->options = &options;
     if (qm_session_open(&options, &s->session, err) < 0)
         return -1;
     rc = qm_domain_find(s->session, s->change.uuid, &domain, err);
@@ -638,6 +658,9 @@ go_on(struct qm_stopped *s, struct qmeld_error *err)
         rc = qm_fail_nomem(err, "the report");
     if (rc == 0)
         rc = check_request(s, err);
+    if (rc == 0 && s->change.live &&
+        qm_session_is_active(s->session, domain.ptr, &s->live, &fault) < 0)
+        rc = qm_session_fail(err, &fault, "ask whether the machine runs");
     if (rc == 0)
         rc = run(s, err);
     qm_domain_free(&domain);

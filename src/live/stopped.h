@@ -28,9 +28,11 @@
 struct qm_stopped {
     /* given */
     struct qm_session *session;
+    const struct qm_session_options *options; /* how it was opened */
     struct qm_domain *domain;
     const struct qm_live_commit *request;
     struct qm_live_report *report;
+    bool live; /* the machine runs: QEMU merges */
     /* planned, or read from a note */
     struct qm_change change;
     bool resumed;      /* an unfinished change is gone on with */
@@ -45,8 +47,10 @@ int qm_stopped_commit(struct qm_session *session, struct qm_domain *domain,
                       const struct qm_live_commit *request, struct qm_live_report *report,
                       struct qmeld_error *err) QM_CHECK;
 
-/* Deletes an external snapshot: its layers are merged into those under them, and removed. */
-int qm_stopped_delete(struct qm_session *session, struct qm_domain *domain, const char *snapshot,
+/* Deletes an external snapshot: its layers are merged into those under them, and removed.  Of a machine
+ * that runs (report->running), too: *session may be another one then. */
+int qm_stopped_delete(struct qm_session **session, const struct qm_session_options *options,
+                      struct qm_domain *domain, const char *snapshot,
                       const struct qm_live_commit *request, struct qm_live_report *report,
                       struct qmeld_error *err) QM_CHECK;
 
@@ -71,6 +75,11 @@ int qm_stopped_check_state(struct qm_stopped *s, struct qmeld_error *err) QM_CHE
 
 /* Refuses a plan that would spoil something, or could not be ended. */
 int qm_stopped_check_plan(struct qm_stopped *s, struct qmeld_error *err) QM_CHECK;
+
+/* ---- stopped_live.c ---- */
+
+/* All of it, where the machine runs. */
+int qm_stopped_merge_live(struct qm_stopped *s, struct qmeld_error *err) QM_CHECK;
 
 /* ---- finish.c ---- */
 

@@ -58,10 +58,10 @@ is_expected(const struct others *o, const struct qm_scan_mention *mention)
         return true;
     case QM_SCAN_PERSISTENT:
         return strcmp(mention->target, disk->target) == 0;
+    case QM_SCAN_LIVE:
+        return o->s->live && strcmp(mention->target, disk->target) == 0;
     case QM_SCAN_HEADER:
         return qm_change_find(disk, mention->head) < disk->layers.n;
-    case QM_SCAN_LIVE:
-        break;
     }
     return false;
 }
@@ -162,8 +162,9 @@ note_bitmaps(struct qm_stopped *s, const struct qm_change_disk *disk)
 int
 qm_stopped_check_plan(struct qm_stopped *s, struct qmeld_error *err)
 {
-    if (qm_stopped_check_state(s, err) < 0 || check_definition(s, err) < 0 ||
-        qm_snapshots_check(s, err) < 0)
+    if (!s->live && qm_stopped_check_state(s, err) < 0)
+        return -1;
+    if (check_definition(s, err) < 0 || qm_snapshots_check(s, err) < 0)
         return -1;
     QM_VEC_EACH (disk, &s->change.disks) {
         if (check_others(s, disk, err) < 0)
