@@ -337,6 +337,36 @@ note_space(struct qm_run *run)
                 base->path, room, most);
 }
 
+/* ---- a merge of our own, interrupted while the machine was stopped ---- */
+
+static int
+take_unfinished(const struct qmeld_unfinished *merge, void *opaque)
+{
+    struct qmeld_error *err = opaque;
+
+    if (merge->problem)
+        return 0;
+    (void)qm_fail(
+        err, QMELD_BUSY, qm_in(merge->base),
+        "a merge into it was interrupted, and would be gone on with over what QEMU merges: "
+        "shut the machine down, and finish it first with `qmeld resume %s`",
+        merge->journal);
+    return 1;
+}
+
+static int
+check_unfinished(const struct qm_run *run, struct qmeld_error *err)
+{
+    const char *active = run->disk->layers.at[0].path;
+    struct qmeld_error found = {.code = QMELD_OK}, unheard;
+
+    if (!active || qm_lib->status(active, NULL, take_unfinished, &found, &unheard) == 0 ||
+        found.code == QMELD_OK)
+        return 0; /* none, or a directory that may not be looked into */
+    *err = found;
+    return -1;
+}
+
 int
 qm_run_preflight(struct qm_run *run, struct qmeld_error *err)
 {
@@ -348,7 +378,7 @@ qm_run_preflight(struct qm_run *run, struct qmeld_error *err)
         return -1;
     if (!run->local)
         return 0;
-    if (check_device(run, err) < 0)
+    if (check_unfinished(run, err) < 0 || check_device(run, err) < 0)
         return -1;
     note_bitmaps(run);
     note_space(run);

@@ -413,6 +413,7 @@ def anew(m):
     dies_merging(m)
     m.virsh("start", m.name)
     m.writes(1)
+    m.has(m.commit("--pivot", rc=2), "interrupted")
     m.destroy()
     m.has(m.commit(), "begun anew")
     is_source(m, "base.raw")
