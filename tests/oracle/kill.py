@@ -24,6 +24,8 @@ class Setup:
     def __init__(self, make, args, base="b", base_fmt="qcow2", active="t", child=None):
         self.make, self.args, self.base, self.base_fmt = make, args, base, base_fmt
         self.active, self.child = active, child
+        # test builds only; others do these small merges in one batch
+        self.env = {"QMELD_TEST_BATCH": "32768"} if "--reclaim" in args else {}
 
 
 def image(d, name, *options, size="", backing=None, fmt="qcow2"):
@@ -156,6 +158,12 @@ def setups():
         "bitmaps": Setup(bitmaps, ["t"]),
         "bitmaps-same-size": Setup(bitmaps_same_size, ["t"]),
         "dirty": Setup(dirty, ["t"]),
+        "reclaim-growing": Setup(growing, ["--reclaim", "t"]),
+        "reclaim-raw": Setup(raw_base, ["--reclaim", "--overlays=delete", "t"], base_fmt="raw"),
+        "reclaim-compressed": Setup(compressed, ["--reclaim", "t"]),
+        "reclaim-intermediate": Setup(intermediate, ["--reclaim", "--top", "m", "t"], child="c"),
+        "reclaim-deep": Setup(deep, ["--reclaim", "u"], active="u"),
+        "reclaim-bitmaps": Setup(bitmaps, ["--reclaim", "t"]),
     }
 
 
@@ -188,7 +196,7 @@ class Mode:
 
     def run(self, **env):
         extra = {"LD_PRELOAD": self.shim, **{k: str(v) for k, v in env.items()},
-                 "ASAN_OPTIONS": "verify_asan_link_order=0"}
+                 "ASAN_OPTIONS": "verify_asan_link_order=0", **self.setup.env}
         return oracle.run(self.argv, self.dir, env=extra)
 
     def reference(self):
@@ -245,7 +253,7 @@ class Mode:
         if done and not journal:
             self.settled(when)  # the chain no longer has the layers that the command names
             return
-        r = oracle.run(self.argv, self.dir)
+        r = oracle.run(self.argv, self.dir, env=s.env)
         if r.rc != 0:
             raise Fail(f"{when}: the same command again: rc {r.rc}: {r.err}")
         self.look(f"{when}, finished", clean=True)
