@@ -170,6 +170,7 @@ check_copied(struct qm_census *c, uint64_t entry, uint64_t off, uint64_t times, 
 {
     const uint64_t cluster = off >> c->q->geo.cluster_bits;
 
+    c->shared += entry & QCOW2_COPIED ? 0 : times;
     if (times == 0 || (cluster < c->file_clusters &&
                        qm_count_is_one(&c->count, cluster) == !!(entry & QCOW2_COPIED)))
         return 0;

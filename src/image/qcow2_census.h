@@ -82,6 +82,7 @@ struct qm_census {
     uint64_t short_snapshots; /* snapshot entries without the extra data version 3 demands */
     uint64_t long_snapshots;  /* with more than QEMU takes (only with drop_extra) */
     /* and beside that */
+    uint64_t shared;      /* active entries without COPIED flag: something else counts, too */
     uint64_t zeroable;    /* damaged entries without data, which can become plain zeros */
     uint64_t leaks;       /* refcounts above the count */
     uint64_t unreadable;  /* QEMU's "check-errors" */

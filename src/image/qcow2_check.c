@@ -324,11 +324,12 @@ qm_qcow2_make_safe_to_write(struct qm_qcow2 *q, struct qmeld_error *err)
 }
 
 int
-qm_qcow2_look_safe(struct qm_qcow2 *q, struct qmeld_error *err)
+qm_qcow2_look_safe(struct qm_qcow2 *q, bool *out_shared, struct qmeld_error *err)
 {
     struct repair r = {.q = q, .what = QMELD_REPAIR_ALL};
     const int result = look_safe(&r, err);
 
+    *out_shared = r.c.shared && !(q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY);
     qm_census_release(&r.c);
     return result;
 }

@@ -28,7 +28,8 @@ int qm_qcow2_check(struct qm_qcow2 *q, enum qmeld_repair repair, qmeld_finding_f
 int qm_qcow2_make_safe_to_write(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 
 /* Would that refuse it?  Writes nothing; of a dirty image only what its refcounts have no part in is
- * judged. */
-int qm_qcow2_look_safe(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
+ * judged.  *out_shared: some cluster or L2 table of the active view has a refcount above 1, so that who
+ * takes one reference away would have to set the COPIED flag of another; not said of a dirty image. */
+int qm_qcow2_look_safe(struct qm_qcow2 *q, bool *out_shared, struct qmeld_error *err) QM_CHECK;
 
 #endif

@@ -20,26 +20,43 @@ overlay(const struct qm_chain *chain, size_t layer)
     return qm_qcow2_of(chain->layers[layer].img); /* what has a backing file is qcow2 */
 }
 
+/* Without internal snapshots a cluster has one reference.  One that has two is legal, and was made by
+ * nobody we know. */
+static int
+check_layer(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    bool shared;
+
+    if (qm_file_make_writable(q->img.file, err) < 0 || qm_qcow2_look_safe(q, &shared, err) < 0)
+        return -1;
+    if (shared)
+        return qm_fail(
+            err, QMELD_UNSUPPORTED, qm_in(q->img.file->path),
+            "some of its clusters count more than one reference, and cannot be given up one "
+            "by one: mend that with `qmeld check --repair=leaks`, or merge without "
+            "--reclaim");
+    return 0;
+}
+
 int
 qm_reclaim_check(const struct qm_chain *chain, size_t base, size_t top, struct qmeld_error *err)
 {
-    for (size_t i = base + 1; i <= top; i++) {
-        struct qm_qcow2 *q = overlay(chain, i);
-
-        if (qm_file_make_writable(q->img.file, err) < 0 || qm_qcow2_look_safe(q, err) < 0)
+    for (size_t i = base + 1; i <= top; i++)
+        if (check_layer(overlay(chain, i), err) < 0)
             return -1;
-    }
     return 0;
 }
 
 static int
 begin(struct qm_qcow2 *q, bool resumed, struct qmeld_error *err)
 {
+    const bool dirty = q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY;
+
     if (qm_file_make_writable(q->img.file, err) < 0)
         return -1;
-    if (resumed && qm_qcow2_give_back(q, err) < 0)
+    if (resumed ? qm_qcow2_give_back(q, err) < 0 : dirty && qm_qcow2_make_safe_to_write(q, err) < 0)
         return -1;
-    if (!resumed && qm_qcow2_make_safe_to_write(q, err) < 0)
+    if ((resumed || dirty) && check_layer(q, err) < 0) /* otherwise a moment ago */
         return -1;
     return qm_header_before_write(q, err);
 }

@@ -302,6 +302,8 @@ print_commit(FILE *f, const char *recipe, uint64_t seed)
     }
     fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe%s", overlays[seed % 4],
             seed % 3 ? "" : " sec=0");
+    if (seed % 4 != 3 && seed / 3 % 2) /* not with quarantine */
+        fputs(" reclaim=yes", f);
     if (layers >= 3 && seed % 2) {
         const unsigned base = (unsigned)(seed / 2 % (layers - 2));
 
