@@ -5,6 +5,7 @@
  * Options, their meanings and what is said at the end are those of `virsh blockcommit`, so that scripts
  * can be pointed here; what virsh leaves to its user (which files may go, what a failure left) is said too.
  */
+#include "delegate.h"
 #include "domain_report.h"
 #include "loader.h"
 
@@ -305,6 +306,14 @@ merge(struct asked *asked)
     if (live)
         live->report_free(&report);
     return result < 0 ? qm_cli_exit_code(&err) : QM_EXIT_DONE;
+}
+
+int
+qm_cli_blockcommit_run(const struct qm_live_commit *request, const struct qm_cli_merging *merging)
+{
+    struct asked asked = {.request = *request, .merging = *merging};
+
+    return merge(&asked);
 }
 
 static int

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_commit.c - `qmeld commit`: merge layers down. */
-#include "merging.h"
+#include "delegate.h"
 
 #include <string.h>
 
@@ -35,6 +35,8 @@ static const char help[] =
     "so\n"
     "                               that free space of one batch is enough; the merge can then\n"
     "                               only be finished, not taken back\n"
+    "        --live=auto|never      if a running machine uses IMAGE: merge through libvirt, as\n"
+    "                               blockcommit --pivot does (default), or refuse\n"
     "        --keep-relative        refuse rather than store an absolute backing name\n"
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the base,\n"
     "                               or, if that is a block device, beside IMAGE\n"
@@ -54,6 +56,7 @@ enum {
     OPT_RECLAIM,
     OPT_KEEP_RELATIVE,
     OPT_BACKING_FORMAT,
+    OPT_LIVE,
 };
 
 static bool
@@ -72,6 +75,20 @@ take_overlays(const char *command, struct qmeld_commit_options *options, const c
         return false;
     }
     return true;
+}
+
+static bool
+take_live(struct qm_cli_merging *merging, const char *arg)
+{
+    if (strcmp(merging->command, qm_cli_commit.name) != 0) {
+        qm_cli_usage(merging->command, "--live is an option of commit: here nothing is merged");
+        return false;
+    }
+    merging->never_live = strcmp(arg, "never") == 0;
+    if (merging->never_live || strcmp(arg, "auto") == 0)
+        return true;
+    qm_cli_usage(merging->command, "--live is auto or never, not \"%s\"", arg);
+    return false;
 }
 
 /* False after a complaint. */
@@ -104,6 +121,8 @@ take_option(struct qm_cli_merging *merging, int c)
     case OPT_BACKING_FORMAT:
         options->backing_format = optarg;
         return true;
+    case OPT_LIVE:
+        return take_live(merging, optarg);
     default:
         return qm_cli_merging_take(merging, c);
     }
@@ -122,6 +141,7 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+        {"live", required_argument, NULL, OPT_LIVE},
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
@@ -148,8 +168,10 @@ static int
 run(int argc, char **argv)
 {
     struct qm_cli_merging merging;
-    const int code = qm_cli_commit_options(argc, argv, help, &merging);
+    int code = qm_cli_commit_options(argc, argv, help, &merging);
 
+    if (code < 0)
+        code = qm_cli_delegate(&merging, argv[optind]);
     if (code >= 0)
         return code;
     qm_cli_merging_begin(&merging);

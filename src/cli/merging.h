@@ -20,6 +20,8 @@ struct qm_cli_merging {
     enum qm_cli_progress_mode mode;
     enum qm_cli_output output;
     bool quiet;
+    bool
+        never_live; /* of commit: a running machine's image is refused, not merged through libvirt */
     bool has_deadline;
     uint64_t seconds; /* until the deadline, from begin on */
     double ends;      /* that, by the monotonic clock */

@@ -23,7 +23,7 @@
 #include "qmeld.h"
 
 /* Raised with every change of the structs below: program and module are installed together. */
-enum { QM_LIVE_ABI = 2 };
+enum { QM_LIVE_ABI = 3 };
 
 #define QM_LIVE_SYMBOL "qm_live_module"
 
@@ -72,6 +72,7 @@ struct qm_live_commit {
     bool update_saved;  /* of a stopped machine: its saved state is put right, too */
     bool shallow;       /* base is what lies directly under top */
     bool active;        /* merging the active layer is meant */
+    bool if_active;     /* active and finish count only if the top is the active layer */
     enum qm_live_finish finish;
     bool remove;        /* merged files are to go, once nothing can need them */
     bool keep_relative; /* the overlay's backing name must stay relative */

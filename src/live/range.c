@@ -159,7 +159,7 @@ check_active(const struct qm_domxml_disk *disk, const struct qm_live_commit *req
             "the top of the range is the active layer of %s: add --pivot, so that the machine "
             "then goes on on the base, --keep-overlay, or --active",
             disk->target);
-    if (range->top != 0 && request->active)
+    if (range->top != 0 && request->active && !request->if_active)
         return qm_fail(
             err, QMELD_USAGE, qm_nowhere(),
             "--top=%s is not the active layer of %s: --active, --pivot and --keep-overlay are "

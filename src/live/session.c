@@ -76,6 +76,7 @@ start_loop(void)
 struct pending {
     pthread_mutex_t lock;
     pthread_cond_t ended;
+    pthread_t thread; /* joined by the caller's, or detached if abandoned */
     struct qm_session_call call;
     bool done;
     bool abandoned;
@@ -158,7 +159,6 @@ begin_call(const struct qm_session_call *call, struct qm_fault *fault)
 {
     struct pending *p = call->args ? calloc(1, sizeof *p) : NULL;
     pthread_condattr_t attr;
-    pthread_t thread;
 
     memset(fault, 0, sizeof *fault);
     if (!p) {
@@ -175,10 +175,8 @@ begin_call(const struct qm_session_call *call, struct qm_fault *fault)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&p->ended, &attr);
     pthread_condattr_destroy(&attr);
-    if (pthread_create(&thread, NULL, run_call, p) == 0) {
-        (void)pthread_detach(thread);
+    if (pthread_create(&p->thread, NULL, run_call, p) == 0)
         return p;
-    }
     free_pending(p);
     fault->code = VIR_ERR_SYSTEM_ERROR;
     snprintf(fault->what, sizeof fault->what, "no thread can be started");
@@ -198,7 +196,7 @@ static bool
 await(struct pending *p, const struct patience *patience, struct qm_fault *fault)
 {
     struct timespec end = after_ms(patience->limit * 1000);
-    bool stop_asked = false;
+    bool stop_asked = false, done;
 
     pthread_mutex_lock(&p->lock);
     while (!p->done) {
@@ -219,9 +217,12 @@ await(struct pending *p, const struct patience *patience, struct qm_fault *fault
         if (!p->done && fault->late)
             break;
     }
-    p->abandoned = !p->done;
+    done = p->done;
+    p->abandoned = !done;
+    if (!done) /* while the lock keeps it from freeing p */
+        (void)pthread_detach(p->thread);
     pthread_mutex_unlock(&p->lock);
-    return p->done;
+    return done;
 }
 
 /* *abandoned: the call may still be running, and act. */
@@ -242,6 +243,7 @@ call_within(const struct qm_session_call *call, const struct patience *patience,
                  fault->late ? " in time" : "");
         return -1;
     }
+    (void)pthread_join(p->thread, NULL); /* and with it what libraries keep for a thread */
     result = p->result;
     *fault = p->fault;
     if (result == 0 && call->take)

@@ -458,5 +458,38 @@ def grown(m):
     m.is_right("base.raw")
 
 
+@case("image", "qmeld commit IMAGE: found by its locks, and merged through libvirt; or refused with the command")
+def image(m):
+    m.chain("a", "b")
+    top, inner = m.path("b.qcow2"), m.path("a.qcow2")
+    refused = m.run(m.lab.qmeld, "commit", "--live=never", top, rc=2)
+    m.has(refused, "running machine", f"blockcommit -c qemu:///session {m.name} vda --pivot")
+    m.has(m.run(m.lab.qmeld, "commit", "--overlays=empty", top, rc=2), "neither empty")
+    m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+    m.has(m.run(m.lab.qmeld, "commit", inner), "Commit complete")
+    m.is_chain("b.qcow2", "base.raw")
+    m.has(m.run(m.lab.qmeld, "commit", "--base=[1]", "--overlays=delete", top), "Successfully pivoted")
+    m.is_chain("base.raw")
+    m.gone("b.qcow2")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("nobodys", "a QEMU that is nobody's domain: refused with its pid")
+def nobodys(m):
+    m.disk("base.raw")
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", m.path("a.qcow2"))
+    with subprocess.Popen(m.lab.as_user([
+            "qemu-system-x86_64", "-machine", "pc,accel=tcg", "-nodefaults", "-display", "none", "-S", "-drive",
+            f"file={m.path('a.qcow2')},format=qcow2,if=virtio"]), stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL) as qemu:
+        try:
+            wait_for("its locks", lambda: "pid" in m.run(m.lab.qmeld, "info", m.path("a.qcow2")).out)
+            m.has(m.run(m.lab.qmeld, "commit", m.path("a.qcow2"), rc=2), f"pid {qemu.pid}")
+        finally:
+            qemu.kill()
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
