@@ -5,9 +5,10 @@
 
 #include <string.h>
 
-/* Somebody has a lock on a layer.  What cannot be opened is for the merge to complain of. */
+/* A machine may have a lock on a layer: QEMU, or somebody whom we cannot see.  What cannot be opened is for
+ * the merge to complain of. */
 static bool
-is_held(const struct qm_cli_merging *merging, const char *path)
+may_be_a_machines(const struct qm_cli_merging *merging, const char *path)
 {
     const struct qmeld_open_options options = {.format = merging->options.format,
                                                .backing_format = merging->options.backing_format};
@@ -20,7 +21,8 @@ is_held(const struct qm_cli_merging *merging, const char *path)
     for (size_t i = qmeld_chain_depth(chain); !held && i-- > 0;) {
         struct qmeld_layer_info layer;
 
-        held = qmeld_chain_layer(chain, i, &layer, &unheard) == 0 && layer.holder;
+        held = qmeld_chain_layer(chain, i, &layer, &unheard) == 0 && layer.holder &&
+               (strstr(layer.holder, "qemu") || strstr(layer.holder, "unknown"));
     }
     qmeld_chain_close(chain);
     return held;
@@ -105,7 +107,7 @@ qm_cli_delegate(const struct qm_cli_merging *merging, const char *path)
     struct qmeld_error err = {0};
     int code = -1;
 
-    if (!is_held(merging, path))
+    if (!may_be_a_machines(merging, path))
         return -1;
     module = qm_cli_live(&err);
     if (!module || module->uses(NULL, path, &uses, &err) < 0) {
