@@ -44,7 +44,7 @@ print_report(const struct qm_live_report *report, const char *sentence)
 
     puts(sentence);
     if (!report->running && report->end != QM_LIVE_NOTHING)
-        qm_cli_outcome_print(&report->merge);
+        printf("    %s copied\n", qm_cli_size(report->merge.bytes_copied).text);
     for (size_t i = 0; i < report->n_files; i++) {
         QM_CLI_FREE char *path = qm_cli_quote(report->files[i].path);
 

@@ -653,6 +653,11 @@ go_on(struct qm_stopped *s, struct qmeld_error *err)
     if (qm_session_open(&options, &s->session, err) < 0)
         return -1;
     rc = qm_domain_find(s->session, s->change.uuid, &domain, err);
+    if (rc < 0 && err->code == QMELD_USAGE)
+        rc = qm_fail(err, QMELD_USAGE, qm_in(s->change.disks.at[0].note),
+                     "%s has no domain \"%s\" (%s) any more: define it again or, if it is gone for "
+                     "good, remove this note",
+                     qm_session_uri(s->session), s->change.domain, s->change.uuid);
     s->domain = &domain;
     if (rc == 0 && !(s->report->domain = strdup(domain.name)))
         rc = qm_fail_nomem(err, "the report");

@@ -275,6 +275,11 @@ def volume(m):
 
 # ---- refusals ----
 
+# holds byte 0 as virtlockd does, until it is told to end (in a process of its own: whoever closes the file loses it)
+LOCKD = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 0); " \
+        "print('held', flush=True); sys.stdin.read()"
+
+
 @case("refusals", "what would spoil something is refused, and nothing is touched")
 def refusals(m):
     drawn(m, "a", "b")
@@ -283,6 +288,10 @@ def refusals(m):
     refused(m, "--base", top, "--top", m.path("a.qcow2"), sentence="must lie below")
     refused(m, "--base=/nowhere", sentence="no layer of disk")
     refused(m, disk="vdz", sentence="has no disk vdz")
+    with subprocess.Popen([sys.executable, "-c", LOCKD, top], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as lockd:
+        lockd.stdout.readline()
+        refused(m, sentence="virtlockd")
+        lockd.communicate(b"")
     for more, word in (("<transient/>", "transient"), ("<readonly/>", "read-only")):
         m.virsh("undefine", m.name)
         m.define([(top, "qcow2", "vda", more)], start=False)
@@ -381,6 +390,36 @@ def without(m):
     is_source(m, "base.raw")
     reads_as_before(m, "base.raw")
     nothing_left(m)
+
+
+@case("gone", "the note of a machine that is not defined any more says what to do; defined again it is ended")
+def gone(m):
+    drawn(m, "a", "b")
+    dies(m, call="virDomainUpdateDeviceFlags")
+    text = m.virsh("dumpxml", m.name, "--inactive").out
+    m.virsh("undefine", m.name)
+    m.has(m.run(m.lab.qmeld, "resume", note_of(m), rc=3), "any more", "remove this note")
+    m.define_xml(text, start=False)
+    m.run(m.lab.qmeld, "resume", note_of(m))
+    is_source(m, "base.raw")
+    nothing_left(m)
+
+
+@case("branch", "a snapshot on another branch, with its state in the range, refuses the merge")
+def branch(m):
+    snapshotted(m, m.name, "")
+    text = m.virsh("snapshot-dumpxml", m.name, "s2").out
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("s1.qcow2"), "-F", "qcow2", m.path("side.qcow2"))
+    text = text.replace("<name>s2</name>", "<name>side</name>").replace(m.path("s2.qcow2"), m.path("side.qcow2"))
+    with open(m.path("side.xml"), "w", encoding="utf-8") as f:
+        f.write(text)
+    m.virsh("snapshot-create", m.name, m.path("side.xml"), "--redefine")
+    refused(m, sentence="side")
+    os.unlink(m.path("side.qcow2"))
+    refused(m, sentence=["side", "branch"])
+    m.virsh("snapshot-delete", m.name, "side", "--metadata")
+    m.commit()
+    is_source(m, "base.raw")
 
 
 @case("ran", "a machine that ran after the crash loses nothing: before the definition changed, and after")
