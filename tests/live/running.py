@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from rig import Fail, case, main, wait_for
+from rig import DOMAIN, Fail, case, main, wait_for
 
 SLOW = ("--bytes", "--bandwidth=200000")  # holds a job open: the first 2 MiB or so go at once
 
@@ -489,6 +489,42 @@ def nobodys(m):
             m.has(m.run(m.lab.qmeld, "commit", m.path("a.qcow2"), rc=2), f"pid {qemu.pid}")
         finally:
             qemu.kill()
+
+
+NBD = """<disk type='network' device='disk'><driver name='qemu' type='qcow2'/>
+<source protocol='nbd' name='a'>{host}</source><backingStore type='network'><format type='raw'/>
+<source protocol='nbd' name='base'>{host}</source><backingStore/></backingStore>
+<target dev='vda' bus='virtio'/></disk>"""
+
+
+@case("nbd", "disks without paths: layers by index")
+def nbd(m):
+    m.disk("base.raw")
+    socket = m.path("nbd")
+    servers = []
+    try:
+        where = f"nbd+unix:///base?socket={socket}0"
+        m.img("create", "-q", "-u", "-f", "qcow2", "-b", where, "-F", "raw", m.path("a.qcow2"), "16M")
+        m.run("truncate", "-s", "32M", m.path("a.qcow2"))  # NBD cannot grow
+        for number, (name, image) in enumerate((("base", "base.raw"), ("a", "a.qcow2"))):
+            servers.append(subprocess.Popen(m.lab.as_user([
+                "qemu-nbd", "-t", "-f", "raw", "-x", name, "-k", f"{socket}{number}", m.path(image)])))
+            wait_for("qemu-nbd", lambda n=number: os.path.exists(f"{socket}{n}"))
+        disk = NBD.replace("{host}", f"<host transport='unix' socket='{socket}1'/>", 1).replace(
+            "{host}", f"<host transport='unix' socket='{socket}0'/>", 1)
+        m.define_xml(DOMAIN.format(name=m.name, serial=m.serial, disks=disk))
+        m.writes()
+        m.has(m.run(m.lab.qmeld, "info", "-c", "qemu:///session", m.name), "vda[1] ", "vda[2] ", "nbd")
+        m.has(m.commit("--base=nbd://x/base", "--pivot", rc=2), "vda[2]")
+        m.has(m.commit("--base=vda[2]", "--pivot", "--delete"), "Successfully pivoted", "no file of this machine")
+        m.writes()
+        m.destroy()
+        m.is_right("base.raw")
+    finally:
+        m.virsh("destroy", m.name, rc=None)
+        for server in servers:
+            server.terminate()
+            server.wait()
 
 
 if __name__ == "__main__":
