@@ -30,6 +30,9 @@ static const unsigned char zeros[ZERO_CHUNK];
 static pthread_mutex_t hook_lock = PTHREAD_MUTEX_INITIALIZER;
 static qm_io_hook *hook_fn;
 static void *hook_opaque;
+static qm_io_call_hook *call_fn;
+static void *call_opaque;
+bool qm_io_always_map;
 
 void
 qm_io_set_hook(qm_io_hook *hook, void *opaque)
@@ -66,11 +69,57 @@ announce_rename(const char *path, const char *to)
 {
     return announce_event(&(struct qm_io_event){.op = QM_IO_RENAME, .path = path, .to = to});
 }
+
+void
+qm_io_set_call_hook(qm_io_call_hook *hook, void *opaque)
+{
+    pthread_mutex_lock(&hook_lock);
+    call_fn = hook;
+    call_opaque = opaque;
+    pthread_mutex_unlock(&hook_lock);
+}
+
+ssize_t
+qm_io_ask(enum qm_io_call call, const char *path, uint64_t off, size_t len)
+{
+    ssize_t n = (ssize_t)len;
+
+    pthread_mutex_lock(&hook_lock);
+    if (call_fn)
+        n = call_fn(call, path, off, len, call_opaque);
+    pthread_mutex_unlock(&hook_lock);
+    return n;
+}
+
+static ssize_t
+call_read(const struct qm_file *f, uint64_t off, void *buf, size_t len)
+{
+    const ssize_t n = qm_io_ask(QM_IO_CALL_READ, f->path, off, len);
+
+    if (n >= 0)
+        return pread(f->fd, buf, (size_t)n, (off_t)off);
+    errno = (int)-n;
+    return -1;
+}
+
+static ssize_t
+call_write(const struct qm_file *f, uint64_t off, const void *buf, size_t len)
+{
+    const ssize_t n = qm_io_ask(QM_IO_CALL_WRITE, f->path, off, len);
+
+    if (n >= 0)
+        return pwrite(f->wfd, buf, (size_t)n, (off_t)off);
+    errno = (int)-n;
+    return -1;
+}
 #define ANNOUNCE(op, path, off, len, buf) announce(op, path, off, len, buf)
 #define ANNOUNCE_RENAME(path, to)         announce_rename(path, to)
 #else
 #define ANNOUNCE(op, path, off, len, buf) 0
 #define ANNOUNCE_RENAME(path, to)         0
+#define qm_io_always_map                  false
+#define call_read(f, off, buf, len)       pread((f)->fd, buf, len, (off_t)(off))
+#define call_write(f, off, buf, len)      pwrite((f)->wfd, buf, len, (off_t)(off))
 #endif
 
 /* ---- open and close ---- */
@@ -85,7 +134,7 @@ identify(struct qm_file *f, struct qmeld_error *err)
     if (fstat(f->fd, &st) < 0)
         return qm_fail_sys(err, qm_in(f->path), "cannot stat");
     if (S_ISREG(st.st_mode)) {
-        f->no_map = fstatfs(f->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
+        f->no_map = !qm_io_always_map && fstatfs(f->fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC;
         f->dev = st.st_dev;
         f->ino = st.st_ino;
         f->size = (uint64_t)st.st_size;
@@ -305,7 +354,7 @@ qm_io_read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, si
     size_t got = 0;
 
     while (f->fd >= 0 && got < len) {
-        ssize_t n = pread(f->fd, (char *)buf + got, len - got, (off_t)(off + got));
+        ssize_t n = call_read(f, off + got, (char *)buf + got, len - got);
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -382,7 +431,7 @@ qm_pwrite(struct qm_file *file, uint64_t off, const void *buf, size_t len, struc
     if (ANNOUNCE(QM_IO_WRITE, file->path, off, len, buf) < 0)
         return qm_fail_sys(err, qm_at(file->path, off), "cannot write at offset %" PRIu64, off);
     while (done < len) {
-        ssize_t n = pwrite(file->wfd, (const char *)buf + done, len - done, (off_t)(off + done));
+        ssize_t n = call_write(file, off + done, (const char *)buf + done, len - done);
 
         if (n < 0 && errno == EINTR)
             continue;

@@ -192,6 +192,25 @@ struct qm_io_event {
  * With threads, calls are serialised. */
 typedef int qm_io_hook(const struct qm_io_event *event, void *opaque);
 void qm_io_set_hook(qm_io_hook *hook, void *opaque);
+
+/* Files are mapped also where that would cost space (no_map): tests live in memory. */
+extern bool qm_io_always_map;
+
+/* One system call; a long read or write may take several. */
+enum qm_io_call {
+    QM_IO_CALL_READ,
+    QM_IO_CALL_WRITE,
+    QM_IO_CALL_WINDOW /* a read through a mapping, by the write that it is for */
+};
+
+/* Called before each; how many of the len bytes it may do, at least 1, or a negative errno.
+ * Serialised, too. */
+typedef ssize_t qm_io_call_hook(enum qm_io_call call, const char *path, uint64_t off, size_t len,
+                                void *opaque);
+void qm_io_set_call_hook(qm_io_call_hook *hook, void *opaque);
+
+/* What the hook says; io.c and window.c ask it. */
+ssize_t qm_io_ask(enum qm_io_call call, const char *path, uint64_t off, size_t len);
 #endif
 
 #endif

@@ -71,6 +71,25 @@ write_by_reading(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t
     return 0;
 }
 
+/* Out of the mapping, which is at least so long. */
+static int
+write_mapped(const struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
+             uint64_t len, struct qmeld_error *err)
+{
+    const unsigned char *from = w->base + (off - w->off);
+#ifdef QM_TESTING
+    const ssize_t can = qm_io_ask(QM_IO_CALL_WINDOW, w->file->path, off, len);
+
+    if (can < 0) { /* as if the second half could not be read */
+        if (qm_pwrite(to, to_off, from, len / 2, err) < 0)
+            return -1;
+        errno = EFAULT;
+        return qm_fail_sys(err, qm_at(to->path, to_off + len / 2), "cannot write");
+    }
+#endif
+    return qm_pwrite(to, to_off, from, len, err);
+}
+
 int
 qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
                 uint64_t len, struct qmeld_error *err)
@@ -86,7 +105,7 @@ qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t 
         if ((!w->base || off < w->off || off >= w->off + w->len) && move_to(w, off, err) < 0)
             return -1;
         n = qm_min(len, w->off + w->len - off);
-        if (qm_pwrite(to, to_off, w->base + (off - w->off), n, err) < 0) {
+        if (write_mapped(w, off, to, to_off, n, err) < 0) {
             if (err->sys_errno != EFAULT)
                 return -1;
             off += err->off - to_off; /* how far the write came */

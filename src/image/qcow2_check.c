@@ -237,8 +237,11 @@ repair(struct repair *r, struct qmeld_error *err)
     else if (!r->c.long_snapshots)
         return 0;
     failed = r->c.unreadable;
-    if (look(r, r->fn, 0, err) < 0)
+    if (look(r, r->fn, 0, err) < 0) {
+        if (r->wrote)
+            qm_err_disk(err, QMELD_DISK_NEW); /* all is mended, only nobody can say so */
         return -1;
+    }
     r->c.unreadable = qm_max(r->c.unreadable, failed);
     return 0;
 }

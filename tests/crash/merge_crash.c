@@ -11,18 +11,15 @@
  *
  *     merge_crash [--full] [--seed N] [--states N] [--random N] [--only TEXT] [--keep DIR]
  */
-#include "scratch.h"
-#include "stage.h"
-#include "torn.h"
+#include "harness.h"
+#include "stage_files.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #define QEMU_ONE_IN       50
 #define BY_JOURNAL_ONE_IN 4
@@ -32,9 +29,9 @@
 
 struct harness {
     uint64_t seed;
-    size_t states; /* of each merge, about; 0: all */
+    uint64_t states; /* of each merge, about; 0: all */
     size_t random_sets;
-    size_t n_random;
+    uint64_t n_random;
     const char *only;
     const char *keep;
     bool qemu;
@@ -44,75 +41,6 @@ struct harness {
 
 /* ---- one state --------------------------------------------------------------------------------
  */
-
-/* A journal knows layers by inode and time of change, so the files of all states are the same ones: HELD
- * has second names of them. */
-#define HELD "held"
-
-static void
-set_time(const char *path)
-{
-    const struct timespec then[2] = {{.tv_sec = 1000000000}, {.tv_sec = 1000000000}};
-
-    utimensat(AT_FDCWD, path, then, 0);
-}
-
-static void
-hold_files(const struct stage *s)
-{
-    char held[4096];
-
-    mkdir(HELD, 0777);
-    for (size_t i = 0; i < s->n_files; i++) {
-        /* a layer that is put aside is the same file */
-        const char *file = s->files[i > s->n ? s->top + (i - s->n - 1) : i];
-
-        if (i == s->n) /* the journal: not there yet */
-            continue;
-        snprintf(held, sizeof held, HELD "/%s", s->files[i]);
-        unlink(held);
-        if (link(file, held) < 0) {
-            perror(held);
-            exit(2);
-        }
-        set_time(held);
-    }
-}
-
-static void
-drop_files(const struct stage *s)
-{
-    char held[4096];
-
-    for (size_t i = 0; i < s->n_files; i++) {
-        snprintf(held, sizeof held, HELD "/%s", s->files[i]);
-        unlink(held);
-        unlink(s->files[i]);
-    }
-}
-
-static void
-put_files(const struct qm_torn_state *state, const char *dir)
-{
-    const bool here = strcmp(dir, ".") == 0;
-
-    for (size_t i = 0; i < state->n_files; i++) {
-        const struct qm_torn_file *f = &state->files[i];
-        char path[4096], held[4096];
-
-        snprintf(path, sizeof path, "%s/%s", dir, f->path);
-        snprintf(held, sizeof held, HELD "/%s", f->path);
-        if (f->gone) {
-            unlink(path);
-            continue;
-        }
-        if (here && access(path, F_OK) != 0 && access(held, F_OK) == 0 && link(held, path) < 0)
-            abort();
-        if (f->changed || !here)
-            qm_torn_save(path, f->at, f->len);
-        set_time(path);
-    }
-}
 
 static void
 keep_state(struct harness *h, const struct qm_torn_state *state)
@@ -124,7 +52,7 @@ keep_state(struct harness *h, const struct qm_torn_state *state)
     snprintf(dir, sizeof dir, "%s/%zu", h->keep, h->n_failed);
     mkdir(h->keep, 0777);
     mkdir(dir, 0777);
-    put_files(state, dir);
+    stage_files_put(state, dir);
     printf("  files: %s\n", dir);
 }
 
@@ -146,7 +74,7 @@ try_second_state(const struct qm_torn_state *state, void *opaque)
 
     if (h->n_failed >= h->failed_before + MAX_FAILED)
         return;
-    put_files(state, ".");
+    stage_files_put(state, ".");
     s->qemu = false;
     s->by_journal = h->n_twice % BY_JOURNAL_ONE_IN == 0;
     h->n_twice++;
@@ -164,7 +92,7 @@ cut_short_again(struct harness *h, const struct qm_torn_state *state)
     struct qm_torn *t;
     int rc;
 
-    put_files(state, ".");
+    stage_files_put(state, ".");
     t = qm_torn_start_many(s->files, s->n_files);
     rc = stage_commit(s, NULL, &err); /* whether it may fail is asked by stage_again */
     qm_torn_stop(t);
@@ -181,7 +109,7 @@ try_state(const struct qm_torn_state *state, void *opaque)
 
     if (h->n_failed >= h->failed_before + MAX_FAILED)
         return;
-    put_files(state, ".");
+    stage_files_put(state, ".");
     s->by_journal = h->n_states % BY_JOURNAL_ONE_IN == 0;
     s->qemu = h->qemu && h->n_states % QEMU_ONE_IN == 0;
     h->n_states++;
@@ -202,7 +130,7 @@ record(struct harness *h, struct qm_torn **out)
     struct qmeld_error err;
     int rc;
 
-    hold_files(s);
+    stage_files_hold(s);
     *out = qm_torn_start_many(s->files, s->n_files);
     rc = stage_commit(s, NULL, &err);
     qm_torn_stop(*out);
@@ -227,7 +155,7 @@ run_stage(struct harness *h, struct stage *s, bool may_refuse)
 
     h->stage = s;
     h->failed_before = h->n_failed;
-    drop_files(s);
+    stage_files_drop(s);
     stage_write(s);
     h->n_merges++;
     if (!stage_before(s) || !record(h, &t)) {
@@ -253,7 +181,7 @@ run_recipe(struct harness *h, const char *name, const char *text, bool random)
     for (size_t i = 0; stage_open(&s, name, text, i); i++) {
         if (!h->only || strstr(s.name, h->only))
             run_stage(h, &s, random);
-        drop_files(&s);
+        stage_files_drop(&s);
         stage_close(&s);
     }
 }
@@ -262,30 +190,9 @@ run_recipe(struct harness *h, const char *name, const char *text, bool random)
  */
 
 static void
-run_recipes(struct harness *h)
+run_fixed_recipe(const char *name, const char *text, void *opaque)
 {
-    struct dirent **names;
-    const int n = scandir(CRASH_RECIPES, &names, NULL, alphasort);
-
-    if (n < 0) {
-        perror(CRASH_RECIPES);
-        exit(2);
-    }
-    for (int i = 0; i < n; i++) {
-        char path[4096];
-        size_t len;
-        char *text;
-
-        if (strstr(names[i]->d_name, ".recipe")) {
-            snprintf(path, sizeof path, "%s/%s", CRASH_RECIPES, names[i]->d_name);
-            text = (char *)qm_torn_load(path, &len);
-            text[len] = '\0';
-            run_recipe(h, names[i]->d_name, text, false);
-            free(text);
-        }
-        free(names[i]);
-    }
-    free(names);
+    run_recipe(opaque, name, text, false);
 }
 
 /* Some merges go into a middle layer, or leave layers above: the last lines of a recipe are the
@@ -336,68 +243,33 @@ run_random(struct harness *h)
     }
 }
 
-static uint64_t
-number(const char *word)
-{
-    char *end;
-    const uint64_t v = word ? strtoull(word, &end, 0) : 0;
-
-    if (!word || *end) {
-        fprintf(stderr, "merge_crash: not a number: %s\n", word ? word : "");
-        exit(2);
-    }
-    return v;
-}
-
-static void
-parse(struct harness *h, int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++) {
-        const char *value = argv[i + 1];
-
-        if (!strcmp(argv[i], "--full")) {
-            h->states = 2000;
-            h->random_sets = 80;
-            h->n_random = 40;
-            continue;
-        }
-        i++;
-        if (!strcmp(argv[i - 1], "--seed")) {
-            h->seed = number(value);
-        } else if (!strcmp(argv[i - 1], "--states")) {
-            h->states = number(value);
-        } else if (!strcmp(argv[i - 1], "--random")) {
-            h->n_random = number(value);
-        } else if (!strcmp(argv[i - 1], "--only") && value) {
-            h->only = value;
-        } else if (!strcmp(argv[i - 1], "--keep") && value) {
-            h->keep = value;
-        } else {
-            fprintf(stderr, "usage: merge_crash [--full] [--seed N] [--states N] [--random N] "
-                            "[--only TEXT] [--keep DIR]\n");
-            exit(2);
-        }
-    }
-}
-
 int
 main(int argc, char **argv)
 {
     struct harness h = {.seed = 1, .states = 60, .n_random = 8};
+    bool full = false;
+    const struct harness_option options[] = {
+        {"--full", .flag = &full},
+        {"--seed", .number = &h.seed},
+        {"--states", .number = &h.states},
+        {"--random", .number = &h.n_random},
+        {"--only", .text = &h.only},
+        {"--keep", .text = &h.keep},
+        {NULL},
+    };
 
-    parse(&h, argc, argv);
-    if (!getenv("TMPDIR") && access("/dev/shm", W_OK) == 0)
-        setenv("TMPDIR", "/dev/shm", 1); /* a thousand small files, written and synced */
-    if (qm_scratch_enter(NULL) < 0) {
-        perror("scratch directory");
-        return 2;
+    harness_parse(options, argc, argv);
+    if (full) {
+        h.states = 2000;
+        h.random_sets = 80;
+        h.n_random = 40;
     }
+    harness_enter();
     h.qemu = system("qemu-img --version >/dev/null 2>&1") == 0;
-    setvbuf(stdout, NULL, _IOLBF, 0);
     printf("seed %" PRIu64 "\n", h.seed);
-    run_recipes(&h);
+    harness_recipes(run_fixed_recipe, &h);
     run_random(&h);
-    qm_scratch_leave(NULL);
+    harness_leave();
     printf(
         "%zu states of %zu merges, %zu of merges cut short twice, %zu seen by qemu-img, %zu merges "
         "refused, %zu states failed\n",

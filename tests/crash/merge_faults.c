@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * merge_faults.c - the nth change of a disk fails, for n = 0, 1, ... until none is left to fail.
+ * merge_faults.c - the nth read or change of a disk fails, for n = 0, 1, ... until none is left to fail.
  *
- * A merge, a repair or a new image that meets EIO or ENOSPC must end with the truth: the code of
- * what went wrong, and in err->disk what the files are worth.  OLD: they are byte for byte as
+ * A merge, one that goes on, a repair or a new image that meets EIO or ENOSPC must end with the truth: the
+ * code of what went wrong, and in err->disk what the files are worth.  OLD: they are byte for byte as
  * before.  OPEN or NEW: the active layer reads as before, and the same call again finishes.  No
- * descriptor is left open (and, under ASan, no memory).  A fault hits one change, or, as a disk
- * that is gone, all that follow, too.
+ * descriptor is left open (and, under ASan, no memory).
+ *
+ * A change fails once, or, as on a disk that is gone, with all that follow.  A read fails, also one through a mapping.
+ * A read or a write that does a part only is no failure: the rest has to be done.
  *
  *     merge_faults [--full] [--only TEXT]
  */
-#include "scratch.h"
-#include "stage.h"
-#include "torn.h"
+#include "harness.h"
+#include "stage_files.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -21,27 +22,53 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define CLOSE_LOOK 40 /* so many first faults are all tried, then fewer and fewer */
+#define SECTOR     512u
+#define MAX_FAILED 5  /* of one job */
+#define GLANCE     10 /* of those that are many, or are tried in many jobs */
+
+/* What the nth of: a change; a call that reads; one that writes; one that reads through a mapping. */
+enum victim { CHANGE, READ, WRITE, MAPPED, N_VICTIMS };
+
+struct kind {
+    const char *name;
+    enum victim victim;
+    int error;  /* 0: nothing fails */
+    bool stays; /* all later changes fail, too */
+    bool part;  /* half of the call is done, then, with an error, the next one fails */
+};
+
+static const struct kind changes[] = {{"EIO", CHANGE, EIO, false, false},
+                                      {"ENOSPC", CHANGE, ENOSPC, false, false},
+                                      {"EIO for good", CHANGE, EIO, true, false}};
+static const struct kind reads[] = {{"EIO", READ, EIO, false, false},
+                                    {"half of it", READ, 0, false, true}};
+static const struct kind writes[] = {{"half of it", WRITE, 0, false, true},
+                                     {"half of it, then ENOSPC", WRITE, ENOSPC, false, true}};
+
+static const struct kind mapped[] = {{"EIO", MAPPED, EIO, false, false}};
+
+static const struct {
+    const struct kind *kinds;
+    size_t n;
+    size_t close_look;
+} groups[] = {{changes, 3, CLOSE_LOOK}, {reads, 2, GLANCE}, {writes, 2, GLANCE}, {mapped, 1, 4}};
 
 struct fault {
-    int error;
-    bool stays; /* all later changes fail, too */
+    const struct kind *kind;
     size_t after;
     size_t seen;
     bool hit;
-    enum qm_io_op op;
+    bool next; /* half of a call was done; what comes now fails */
 };
-
-static const struct fault kinds[] = {
-    {.error = EIO}, {.error = ENOSPC}, {.error = EIO, .stays = true}};
 
 struct harness {
     bool full;
     const char *only;
     size_t n_faults, n_jobs, n_failed;
+    size_t n_of[N_VICTIMS];
     char why[1024];
 };
 
@@ -49,14 +76,49 @@ static int
 inject(const struct qm_io_event *ev, void *opaque)
 {
     struct fault *f = opaque;
-    const size_t n = f->seen++;
+    size_t n;
 
-    if (n < f->after || (n > f->after && !f->stays))
+    (void)ev;
+    if (f->kind->victim != CHANGE)
         return 0;
-    if (!f->hit)
-        f->op = ev->op;
+    n = f->seen++;
+    if (n < f->after || (n > f->after && !f->kind->stays))
+        return 0;
     f->hit = true;
-    return f->error;
+    return f->kind->error;
+}
+
+static ssize_t
+inject_call(enum qm_io_call call, const char *path, uint64_t off, size_t len, void *opaque)
+{
+    struct fault *f = opaque;
+    const enum victim victim = call == QM_IO_CALL_WRITE    ? WRITE
+                               : call == QM_IO_CALL_WINDOW ? MAPPED
+                                                           : READ;
+    uint64_t end;
+    size_t half;
+
+    (void)path;
+    if (victim != f->kind->victim)
+        return (ssize_t)len;
+    if (f->next) {
+        f->next = false;
+        return -f->kind->error;
+    }
+    if (f->seen++ != f->after)
+        return (ssize_t)len;
+    f->hit = true;
+    if (!f->kind->part)
+        return -f->kind->error;
+    half = len / 2 ? len / 2 : 1;
+    if (f->kind->error == 0)
+        return (ssize_t)half;
+    /* space ends between sectors: inside of one nothing is written */
+    end = (off + half) / SECTOR * SECTOR;
+    if (end <= off)
+        return -f->kind->error;
+    f->next = true;
+    return (ssize_t)(end - off);
 }
 
 static size_t
@@ -84,6 +146,7 @@ struct job {
     bool (*holds)(void *subject, const struct qmeld_error *err, const char **why);
     void *subject;
     const char *journal;        /* among the files; NULL: there is none */
+    bool glance;                /* it is much like one that was looked at closely */
     struct stage_bytes *before; /* of each file; at NULL: it was not there */
 };
 
@@ -112,12 +175,20 @@ remove_journals(void)
 static void
 restore_files(const struct job *j)
 {
+    struct qm_torn_file *files = calloc(j->n_files, sizeof *files);
+    const struct qm_torn_state state = {.files = files, .n_files = j->n_files};
+
+    if (!files)
+        abort();
     remove_journals(); /* of a run that was meant to go on with the files of before */
-    for (size_t i = 0; i < j->n_files; i++) {
-        unlink(j->files[i]);
-        if (j->before[i].at)
-            qm_torn_save(j->files[i], j->before[i].at, j->before[i].len);
-    }
+    for (size_t i = 0; i < j->n_files; i++)
+        files[i] = (struct qm_torn_file){.path = j->files[i],
+                                         .at = j->before[i].at,
+                                         .len = j->before[i].len,
+                                         .gone = !j->before[i].at,
+                                         .changed = true};
+    stage_files_put(&state, ".");
+    free(files);
 }
 
 static bool
@@ -128,7 +199,7 @@ files_are_old(const struct job *j, const struct fault *f, const char **why)
         bool same;
         size_t len = 0;
 
-        if (f->stays && j->journal && !strcmp(j->files[i], j->journal))
+        if (f->kind->stays && j->journal && !strcmp(j->files[i], j->journal))
             continue; /* on such a disk it cannot be removed; the same call again uses it */
         if (access(j->files[i], F_OK) == 0)
             now = qm_torn_load(j->files[i], &len);
@@ -143,19 +214,31 @@ files_are_old(const struct job *j, const struct fault *f, const char **why)
     return true;
 }
 
+/* Only a part was done, and the rest after it: no failure; nor is a read that was not needed. */
+static bool
+may_succeed(const struct fault *f)
+{
+    return f->kind->error == 0 || f->kind->victim == READ ||
+           f->next; /* what was to fail did not come */
+}
+
 static bool
 judge(struct harness *h, const struct job *j, const struct fault *f, int rc,
       const struct qmeld_error *err)
 {
-    const enum qmeld_code code = f->error == ENOSPC ? QMELD_NOSPACE : QMELD_IO;
+    const enum qmeld_code code = f->kind->error == ENOSPC ? QMELD_NOSPACE : QMELD_IO;
+    /* EFAULT says nothing to anybody */
+    const int number = f->kind->victim == MAPPED ? 0 : f->kind->error;
     const char *why = "";
 
-    if (rc == 0)
+    if (rc == 0 && !may_succeed(f))
         snprintf(h->why, sizeof h->why, "the fault was not noticed");
-    else if (err->code != code || err->sys_errno != f->error)
+    else if (rc < 0 && f->kind->error == 0)
+        snprintf(h->why, sizeof h->why, "the rest was not done");
+    else if (rc < 0 && (err->code != code || err->sys_errno != number))
         snprintf(h->why, sizeof h->why, "code %s, errno %d", qmeld_code_name(err->code),
                  err->sys_errno);
-    else if (err->disk == QMELD_DISK_OLD && !files_are_old(j, f, &why))
+    else if (rc < 0 && err->disk == QMELD_DISK_OLD && !files_are_old(j, f, &why))
         snprintf(h->why, sizeof h->why, "the disk is said to be OLD, but %s has changed", why);
     else if (!j->holds(j->subject, err, &why))
         snprintf(h->why, sizeof h->why, "disk %d: %s", (int)err->disk, why);
@@ -168,27 +251,29 @@ judge(struct harness *h, const struct job *j, const struct fault *f, int rc,
 static bool
 run_once(struct harness *h, const struct job *j, struct fault *f)
 {
-    static const char *const ops[] = {"write", "zero",   "discard", "truncate",
-                                      "sync",  "unlink", "rename"};
+    static const char *const victims[] = {"change", "read", "write", "mapped read"};
     const size_t fds = open_files();
-    struct qmeld_error err;
+    struct qmeld_error err = {0};
     size_t left;
     int rc;
 
     restore_files(j);
     qm_io_set_hook(inject, f);
+    qm_io_set_call_hook(inject_call, f);
     rc = j->run(j->subject, &err);
     qm_io_set_hook(NULL, NULL);
+    qm_io_set_call_hook(NULL, NULL);
     if (!f->hit)
         return false;
     h->n_faults++;
+    h->n_of[f->kind->victim]++;
     left = open_files() - fds;
     if (left != 0)
         snprintf(h->why, sizeof h->why, "%zu descriptors are left open", left);
     else if (judge(h, j, f, rc, &err))
         return true;
-    printf("FAIL %s: %s %zu, %s%s: %s (error: %s)\n", j->name, ops[f->op], f->after,
-           strerror(f->error), f->stays ? " for good" : "", h->why, rc < 0 ? err.what : "none");
+    printf("FAIL %s: %s %zu, %s: %s (error: %s)\n", j->name, victims[f->kind->victim], f->after,
+           f->kind->name, h->why, rc < 0 ? err.what : "none");
     h->n_failed++;
     return true;
 }
@@ -196,17 +281,22 @@ run_once(struct harness *h, const struct job *j, struct fault *f)
 static void
 run_job(struct harness *h, struct job *j)
 {
-    const size_t n_kinds = sizeof kinds / sizeof *kinds, failed = h->n_failed;
-    const size_t before = h->n_faults;
+    const size_t failed = h->n_failed, before = h->n_faults;
 
     remember_files(j);
-    for (size_t k = 0; k < (h->full ? n_kinds : 1); k++) {
-        for (size_t n = 0;; n += h->full || n < CLOSE_LOOK ? 1 : n / 8) {
-            struct fault f = kinds[(k + n + h->n_jobs) % n_kinds];
+    qm_io_always_map = h->n_jobs % 2 == 0;
+    for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+        const size_t n_kinds = groups[g].n;
+        const size_t close_look = j->glance ? GLANCE : groups[g].close_look;
 
-            f.after = n;
-            if (!run_once(h, j, &f))
-                break;
+        for (size_t k = 0; k < (h->full ? n_kinds : 1); k++) {
+            for (size_t n = 0;; n += h->full || n < close_look ? 1 : n / 4) {
+                struct fault f = {.kind = &groups[g].kinds[(k + n + h->n_jobs) % n_kinds],
+                                  .after = n};
+
+                if (h->n_failed >= failed + MAX_FAILED || !run_once(h, j, &f))
+                    break;
+            }
         }
     }
     h->n_jobs++;
@@ -238,65 +328,140 @@ merge_holds(void *subject, const struct qmeld_error *err, const char **why)
     return stage_reads(s) && stage_sound(s) && stage_again(s);
 }
 
-static void
-try_recipe(struct harness *h, const char *name, const char *text)
+/* ---- merges that go on ----------------------------------------------------------------------- */
+
+/* By its journal, or by the same command, in turn. */
+static int
+run_resume(void *subject, struct qmeld_error *err)
 {
-    struct stage s;
+    const struct stage *s = subject;
 
-    for (size_t i = 0; stage_open(&s, name, text, i); i++) {
-        struct job j = {.name = s.name,
-                        .files = s.files,
-                        .n_files = s.n_files,
-                        .run = run_merge,
-                        .holds = merge_holds,
-                        .subject = &s,
-                        .journal = s.journal};
-        struct qmeld_error err;
+    return s->by_journal ? qmeld_resume(s->journal, NULL, NULL, err) : stage_commit(s, NULL, err);
+}
 
-        if (!h->only || strstr(s.name, h->only)) {
-            remove_journals();
-            stage_write(&s);
-            if (!stage_before(&s) || stage_commit(&s, NULL, &err) < 0 || !stage_after(&s)) {
-                printf("FAIL %s: does not even merge undisturbed\n", s.name);
-                h->n_failed++;
-            } else {
-                for (size_t k = 0; k < s.n_files; k++)
-                    unlink(s.files[k]);
-                stage_write(&s);
-                run_job(h, &j);
-            }
-        }
-        for (size_t k = 0; k < s.n_files; k++)
-            unlink(s.files[k]);
-        stage_close(&s);
+struct found {
+    char journal[4096];
+    struct qmeld_error problem;
+};
+
+static int
+note_unfinished(const struct qmeld_unfinished *u, void *opaque)
+{
+    struct found *found = opaque;
+
+    snprintf(found->journal, sizeof found->journal, "%s", u->journal);
+    if (u->problem)
+        found->problem = *u->problem;
+    return 0;
+}
+
+/* As `qmeld recover` does. */
+static int
+run_recover(void *subject, struct qmeld_error *err)
+{
+    struct found found = {.journal = ""};
+
+    (void)subject;
+    if (qmeld_status(".", NULL, note_unfinished, &found, err) < 0)
+        return -1;
+    if (found.problem.code != QMELD_OK) {
+        *err = found.problem;
+        return -1;
     }
+    return *found.journal ? qmeld_resume(found.journal, NULL, NULL, err) : 0;
+}
+
+/* Cuts the merge off at half of its changes, or at their end, so that there is something to go on
+ * with. */
+static bool
+interrupt(struct stage *s, bool late)
+{
+    static const struct kind gone = {"EIO for good", CHANGE, EIO, true, false};
+    struct fault f = {.kind = &gone, .after = SIZE_MAX};
+    struct qmeld_error err;
+
+    stage_write(s);
+    stage_files_hold(s);
+    qm_io_set_hook(inject, &f);
+    if (stage_commit(s, NULL, &err) < 0)
+        f.seen = 0;
+    qm_io_set_hook(NULL, NULL);
+    f = (struct fault){.kind = &gone, .after = late ? f.seen - 2 : f.seen / 2};
+    for (size_t k = 0; k < s->n_files; k++)
+        unlink(s->files[k]);
+    stage_write(s);
+    stage_files_hold(s);
+    qm_io_set_hook(inject, &f);
+    if (stage_commit(s, NULL, &err) == 0)
+        err.disk = QMELD_DISK_OLD;
+    qm_io_set_hook(NULL, NULL);
+    return err.disk == QMELD_DISK_OPEN && access(s->journal, F_OK) == 0;
 }
 
 static void
-try_merges(struct harness *h)
+try_going_on(struct harness *h, struct stage *s)
 {
-    struct dirent **names;
-    const int n = scandir(CRASH_RECIPES, &names, NULL, alphasort);
+    char name[600];
+    const bool recover = h->n_jobs % 3 == 0, late = h->n_jobs / 2 % 2;
+    struct job j = {.name = name,
+                    .files = s->files,
+                    .n_files = s->n_files,
+                    .run = recover ? run_recover : run_resume,
+                    .holds = merge_holds,
+                    .subject = s,
+                    .journal = s->journal,
+                    .glance = true};
 
-    if (n < 0) {
-        perror(CRASH_RECIPES);
-        exit(2);
-    }
-    for (int i = 0; i < n; i++) {
-        char path[4096];
-        size_t len;
-        char *text;
+    s->by_journal = h->n_jobs % 3 == 1;
+    snprintf(name, sizeof name, "%s, gone on with%s", s->name,
+             recover         ? " by recover"
+             : s->by_journal ? " by its journal"
+                             : "");
+    if (interrupt(s, late))
+        run_job(h, &j);
+}
 
-        if (strstr(names[i]->d_name, ".recipe")) {
-            snprintf(path, sizeof path, "%s/%s", CRASH_RECIPES, names[i]->d_name);
-            text = (char *)qm_torn_load(path, &len);
-            text[len] = '\0';
-            try_recipe(h, names[i]->d_name, text);
-            free(text);
-        }
-        free(names[i]);
+/* ---- merges ---- */
+
+static void
+try_merge(struct harness *h, struct stage *s)
+{
+    struct job j = {.name = s->name,
+                    .files = s->files,
+                    .n_files = s->n_files,
+                    .run = run_merge,
+                    .holds = merge_holds,
+                    .subject = s,
+                    .journal = s->journal};
+    struct qmeld_error err;
+
+    remove_journals();
+    stage_write(s);
+    if (!stage_before(s) || stage_commit(s, NULL, &err) < 0 || !stage_after(s)) {
+        printf("FAIL %s: does not even merge undisturbed\n", s->name);
+        h->n_failed++;
+        return;
     }
-    free(names);
+    for (size_t k = 0; k < s->n_files; k++)
+        unlink(s->files[k]);
+    stage_write(s);
+    stage_files_hold(s);
+    run_job(h, &j);
+    try_going_on(h, s);
+}
+
+static void
+try_recipe(const char *name, const char *text, void *opaque)
+{
+    struct harness *h = opaque;
+    struct stage s;
+
+    for (size_t i = 0; stage_open(&s, name, text, i); i++) {
+        if (!h->only || strstr(s.name, h->only))
+            try_merge(h, &s);
+        stage_files_drop(&s);
+        stage_close(&s);
+    }
 }
 
 /* ---- new images -------------------------------------------------------------------------------
@@ -479,28 +644,22 @@ int
 main(int argc, char **argv)
 {
     struct harness h = {0};
+    const struct harness_option options[] = {
+        {"--full", .flag = &h.full}, {"--only", .text = &h.only}, {NULL}};
 
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--full")) {
-            h.full = true;
-        } else if (!strcmp(argv[i], "--only") && argv[i + 1]) {
-            h.only = argv[++i];
-        } else {
-            fprintf(stderr, "usage: merge_faults [--full] [--only TEXT]\n");
-            return 2;
-        }
-    }
-    if (!getenv("TMPDIR") && access("/dev/shm", W_OK) == 0)
-        setenv("TMPDIR", "/dev/shm", 1);
-    if (qm_scratch_enter(NULL) < 0) {
-        perror("scratch directory");
-        return 2;
-    }
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    harness_parse(options, argc, argv);
+    harness_enter();
     try_creates(&h);
     try_repairs(&h);
-    try_merges(&h);
-    qm_scratch_leave(NULL);
-    printf("%zu faults in %zu jobs, %zu failed\n", h.n_faults, h.n_jobs, h.n_failed);
+    harness_recipes(try_recipe, &h);
+    harness_leave();
+    printf("%zu faults in %zu jobs: of %zu changes, %zu reads, %zu mapped reads, %zu writes; %zu "
+           "failed\n",
+           h.n_faults, h.n_jobs, h.n_of[CHANGE], h.n_of[READ], h.n_of[MAPPED], h.n_of[WRITE],
+           h.n_failed);
+    if (!h.only && (!h.n_of[CHANGE] || !h.n_of[READ] || !h.n_of[MAPPED] || !h.n_of[WRITE])) {
+        puts("FAIL: a kind of fault was never met");
+        return 1;
+    }
     return h.n_failed ? 1 : 0;
 }

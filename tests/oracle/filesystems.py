@@ -69,9 +69,14 @@ class Mounted:
             f.truncate(FILE_SYSTEMS[kind][0] * MIB)
         os.mkdir(self.at)
         oracle.must([*MKFS[kind], self.file])
+        # of its own, for all mounts: one that goes by itself may go under the next mount
+        r = oracle.run(["losetup", "-f", "--show", self.file])
+        if r.rc != 0:
+            oracle.die_skip(f"no loop devices here: {r.err.strip()}")
+        self.device = r.out.strip()
 
     def mount(self):
-        r = oracle.run(["mount", "-o", "loop", "-t", self.kind, self.file, self.at])
+        r = oracle.run(["mount", "-t", self.kind, self.device, self.at])
         if r.rc != 0:
             oracle.die_skip(f"{self.kind} cannot be mounted here: {r.err.strip()}")
 
@@ -97,6 +102,7 @@ class Mounted:
 
     def __exit__(self, *_):
         self.unmount()
+        oracle.must(["losetup", "-d", self.device])
         os.unlink(self.file)
 
 

@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * stage_ask.c - questions to a chain during a merge, and after it.
+ */
+#include "stage_int.h"
+
+#include "torn.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define BEHIND_END (4 << 20)
+
+/* ---- questions --------------------------------------------------------------------------------
+ */
+
+static void
+remember_aside(struct stage *s)
+{
+    if (s->opts.overlays != QMELD_OVERLAYS_QUARANTINE)
+        return;
+    s->aside = calloc(s->base - s->top, sizeof *s->aside);
+    if (!s->aside)
+        abort();
+    for (size_t i = s->top; i < s->base; i++)
+        s->aside[i - s->top].at = qm_torn_load(s->files[i], &s->aside[i - s->top].len);
+}
+
+bool
+stage_before(struct stage *s)
+{
+    struct qmeld_error err;
+
+    remember_aside(s);
+    s->active_view = stage_expected(s, 0);
+    s->top_view = stage_expected(s, s->top);
+    if (stage_read_snapshots(s, &s->snapshots, &err) < 0)
+        return stage_no_because(s, "snapshots", &err);
+    if (stage_read_view(s, s->base, &s->base_view, &err) < 0)
+        return stage_no_because(s, "the base before the merge", &err);
+    return stage_bitmaps_tell(s, &s->valid_bitmaps) &&
+           stage_view_is(s, 0, &s->active_view, "the active layer before the merge");
+}
+
+static bool
+is_there(const struct stage *s, size_t layer)
+{
+    return access(s->files[layer], F_OK) == 0;
+}
+
+/* The merged layers lose their names. */
+static bool
+names_go(const struct stage *s)
+{
+    return s->opts.overlays == QMELD_OVERLAYS_DELETE ||
+           s->opts.overlays == QMELD_OVERLAYS_QUARANTINE;
+}
+
+bool
+stage_reads(struct stage *s)
+{
+    if (!is_there(s, 0)) {
+        if (!names_go(s) || s->top != 0)
+            return stage_no(s, "the active layer is gone");
+        return stage_view_is(s, s->base, &s->done_view,
+                             "the base that the active layer was merged into");
+    }
+    return stage_view_is(s, 0, &s->active_view, "the active layer") &&
+           (!s->qemu || stage_qemu_reads(s));
+}
+
+static void
+note_finding(const char *sentence, void *opaque)
+{
+    char *first = opaque;
+
+    if (!*first)
+        snprintf(first, 512, "%s", sentence);
+}
+
+static void
+copy_text(char *to, size_t room, const char *from)
+{
+    snprintf(to, room, "%s", from ? from : "");
+}
+
+/* *out_end is what the layer has now. */
+static bool
+check(struct stage *s, size_t layer, bool *out_dirty, struct stage_end *out_end)
+{
+    struct qmeld_open_options how = {.format = "qcow2", .single = true};
+    struct qmeld_check_result r;
+    struct qmeld_layer_info info = {0};
+    struct qmeld_chain *chain;
+    struct qmeld_error err;
+    char first[512] = "";
+    int rc;
+
+    *out_dirty = false;
+    *out_end = (struct stage_end){0};
+    if (!stage_is_qcow2(s, layer) || !is_there(s, layer))
+        return true;
+    if (qmeld_chain_open(s->files[layer], &how, &chain, &err) < 0)
+        return stage_no_because(s, "open", &err);
+    rc = qmeld_chain_layer(chain, 0, &info, &err);
+    *out_dirty = info.dirty;
+    copy_text(out_end->backing_name, sizeof out_end->backing_name, info.backing_name);
+    copy_text(out_end->backing_format, sizeof out_end->backing_format, info.backing_format);
+    qmeld_chain_close(chain);
+    if (rc < 0 ||
+        qmeld_check(s->files[layer], "qcow2", QMELD_REPAIR_NONE, note_finding, first, &r, &err) < 0)
+        return stage_no_because(s, "check", &err);
+    out_end->leaks = r.leaks;
+    if (*out_dirty || (r.corruptions == 0 && r.check_errors == 0))
+        return *out_dirty || !s->qemu || stage_qemu_checks(s, layer);
+    return stage_no(s, "%s: %" PRIu64 " corruptions, first finding: %s", s->files[layer],
+                    r.corruptions, first);
+}
+
+/* A dirty image: refcounts are void, but mending them must give a sound image.  On a copy. */
+static bool
+can_be_mended(struct stage *s, size_t layer)
+{
+    struct qmeld_check_result r;
+    struct qmeld_error err;
+    unsigned char *at;
+    size_t len;
+
+    at = qm_torn_load(s->files[layer], &len);
+    qm_torn_save("mended", at, len);
+    free(at);
+    if (qmeld_check("mended", "qcow2", QMELD_REPAIR_ALL, NULL, NULL, &r, &err) < 0 ||
+        qmeld_check("mended", "qcow2", QMELD_REPAIR_NONE, NULL, NULL, &r, &err) < 0)
+        return stage_no_because(s, "check --repair of a dirty image", &err);
+    unlink("mended");
+    if (r.corruptions || r.leaks || r.check_errors)
+        return stage_no(s, "%s: dirty, and not sound after check --repair=all", s->files[layer]);
+    return true;
+}
+
+/* The base, its leaks counted with those behind its end, which a check leaves out: clusters whose
+ * refcounts reached the disk, but not the length of the file that has them. */
+static bool
+check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
+{
+    const char *path = s->files[s->base];
+    struct stat st;
+    bool ok;
+
+    if (!check(s, s->base, out_dirty, out_end) || !stage_is_qcow2(s, s->base))
+        return stage_is_qcow2(s, s->base) == false;
+    if (stat(path, &st) < 0 || truncate(path, 2 * st.st_size + BEHIND_END) < 0)
+        return stage_no(s, "cannot make the base longer");
+    ok = check(s, s->base, out_dirty, out_end);
+    return truncate(path, st.st_size) == 0 && ok;
+}
+
+static bool
+is_sound(struct stage *s, size_t *out_valid_bitmaps)
+{
+    const size_t first =
+        s->top > 0 ? s->top - 1 : 0; /* what is changed lies from here to the base */
+    struct stage_bytes snaps;
+    struct stage_end end;
+    struct qmeld_error err;
+    bool dirty, ok = true;
+
+    for (size_t i = first; i <= s->base; i++) {
+        const bool base = i == s->base;
+
+        if (!(base ? check_base(s, &dirty, &end) : check(s, i, &dirty, &end)))
+            return false;
+        if (!dirty)
+            continue;
+        if (base && !s->dirty_base)
+            return stage_no(s, "the base has become dirty");
+        if (!can_be_mended(s, i))
+            return false;
+    }
+    if (stage_read_snapshots(s, &snaps, &err) < 0)
+        ok = stage_no_because(s, "snapshots of the base", &err);
+    else
+        ok = stage_same(s, "snapshots of the base", &snaps, &s->snapshots);
+    free(snaps.at);
+    return ok && stage_bitmaps_tell(s, out_valid_bitmaps);
+}
+
+bool
+stage_sound(struct stage *s)
+{
+    size_t valid;
+
+    return is_sound(s, &valid);
+}
+
+/* ---- the end ----------------------------------------------------------------------------------
+ */
+
+static bool
+look_at_end(struct stage *s, struct stage_end *base, struct stage_end *top, struct stage_end *child)
+{
+    bool dirty;
+
+    *child = (struct stage_end){0};
+    return check_base(s, &dirty, base) && check(s, s->top, &dirty, top) &&
+           (s->top == 0 || check(s, s->top - 1, &dirty, child));
+}
+
+bool
+stage_after(struct stage *s)
+{
+    struct stage_bytes covered;
+    struct qmeld_error err;
+
+    if (stage_read_view(s, s->base, &s->done_view, &err) < 0)
+        return stage_no_because(s, "the base after the merge", &err);
+    covered = s->done_view;
+    if (covered.len > s->top_view.len)
+        covered.len = s->top_view.len;
+    return stage_same(s, "the base after the merge", &covered, &s->top_view) &&
+           look_at_end(s, &s->base_end, &s->top_end, &s->child_end);
+}
+
+static bool
+ends_as(struct stage *s, size_t layer, const struct stage_end *got, const struct stage_end *want)
+{
+    if (got->leaks > want->leaks)
+        return stage_no(s, "%s has %" PRIu64 " leaks instead of %" PRIu64, s->files[layer],
+                        got->leaks, want->leaks);
+    if (strcmp(got->backing_name, want->backing_name) != 0 ||
+        strcmp(got->backing_format, want->backing_format) != 0)
+        return stage_no(s, "%s stands on \"%s\" (%s), wanted \"%s\" (%s)", s->files[layer],
+                        got->backing_name, got->backing_format, want->backing_name,
+                        want->backing_format);
+    return true;
+}
+
+static int
+is_absent(const struct qmeld_extent *extent, void *opaque)
+{
+    (void)opaque;
+    return extent->present;
+}
+
+static bool
+is_empty(struct stage *s, size_t layer)
+{
+    struct qmeld_open_options how = {.format = "qcow2", .single = true};
+    struct qmeld_chain *chain;
+    struct qmeld_error err;
+    int rc;
+
+    if (qmeld_chain_open(s->files[layer], &how, &chain, &err) < 0)
+        return stage_no_because(s, "open", &err);
+    rc = qmeld_map(chain, 0, UINT64_MAX, is_absent, NULL, &err);
+    qmeld_chain_close(chain);
+    return rc == 0 || stage_no(s, "%s is not empty", s->files[layer]);
+}
+
+/* Put aside means: the same bytes under another name. */
+static bool
+is_aside(struct stage *s, size_t layer)
+{
+    const char *name = stage_aside(s, layer);
+    struct stage_bytes got;
+    bool ok;
+
+    if (access(name, F_OK) != 0)
+        return stage_no(s, "%s is not there", name);
+    got.at = qm_torn_load(name, &got.len);
+    ok = stage_same(s, name, &got, &s->aside[layer - s->top]);
+    free(got.at);
+    return ok;
+}
+
+static bool
+has_no_leaks(struct stage *s, size_t layer)
+{
+    struct stage_end end;
+    bool dirty;
+
+    if (!check(s, layer, &dirty, &end))
+        return false;
+    return (end.leaks == 0 && !dirty) ||
+           stage_no(s, "%s has %" PRIu64 " leaks", s->files[layer], end.leaks);
+}
+
+static bool
+is_settled(struct stage *s)
+{
+    for (size_t i = s->top; names_go(s) && i < s->base; i++) {
+        if (is_there(s, i))
+            return stage_no(s, "%s is still there", s->files[i]);
+        if (s->opts.overlays == QMELD_OVERLAYS_QUARANTINE && !is_aside(s, i))
+            return false;
+    }
+    if (access(s->journal, F_OK) == 0)
+        return stage_no(s, "the journal is still there");
+    if (s->opts.overlays == QMELD_OVERLAYS_DELETE)
+        return true;
+    for (size_t i = s->top; s->opts.reclaim && i < s->base; i++)
+        if (!is_empty(s, i) || !has_no_leaks(s, i))
+            return false;
+    return s->opts.overlays != QMELD_OVERLAYS_EMPTY || is_empty(s, s->top);
+}
+
+static bool
+is_finished(struct stage *s)
+{
+    struct stage_end base, top, child;
+    size_t valid;
+
+    if (!stage_view_is(s, s->base, &s->done_view, "the base, merged again") || !stage_reads(s) ||
+        !is_sound(s, &valid) || !is_settled(s) || !look_at_end(s, &base, &top, &child))
+        return false;
+    if (valid != s->valid_bitmaps)
+        return stage_no(s, "%zu bitmaps are valid, %zu were", valid, s->valid_bitmaps);
+    return ends_as(s, s->base, &base, &s->base_end) && ends_as(s, s->top, &top, &s->top_end) &&
+           (s->top == 0 || ends_as(s, s->top - 1, &child, &s->child_end));
+}
+
+/* ---- the merge again -------------------------------------------------------------------------- */
+
+/* Its head is one sector, so the first bytes tell. */
+static bool
+has_journal(const struct stage *s)
+{
+    static const char head[] = "qmeld journal\n";
+    unsigned char *at;
+    size_t len;
+    bool yes;
+
+    if (access(s->journal, F_OK) != 0)
+        return false;
+    at = qm_torn_load(s->journal, &len);
+    yes = len >= sizeof head && memcmp(at, head, sizeof head) == 0;
+    free(at);
+    return yes;
+}
+
+/* The range is no part of the chain any more: then, without a journal, all must be over. */
+static bool
+is_over(const struct stage *s)
+{
+    struct qmeld_chain *chain;
+    struct qmeld_error err;
+    size_t depth;
+
+    if (!is_there(s, 0))
+        return true;
+    if (qmeld_chain_open(s->files[0], NULL, &chain, &err) < 0)
+        return false;
+    depth = qmeld_chain_depth(chain);
+    qmeld_chain_close(chain);
+    return depth < s->n;
+}
+
+static int
+go_on(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
+{
+    struct qmeld_commit_report report;
+    int rc;
+
+    if (!s->by_journal)
+        return stage_commit(s, out_resumed, err);
+    rc = qmeld_resume(s->journal, NULL, &report, err);
+    *out_resumed = report.resumed;
+    qmeld_commit_report_free(&report);
+    return rc;
+}
+
+bool
+stage_again(struct stage *s)
+{
+    const bool journal = has_journal(s);
+    struct qmeld_error err;
+    bool resumed;
+
+    if (!journal && is_over(s)) {
+        (void)unlink(s->journal); /* one that never became valid means nothing */
+        return is_finished(s);
+    }
+    if ((journal ? go_on(s, &resumed, &err) : stage_commit(s, &resumed, &err)) < 0)
+        return stage_no_because(s, journal ? "going on" : "the same commit again", &err);
+    if (resumed != journal)
+        return stage_no(s, journal ? "the journal was not used" : "resumed, but by what?");
+    return is_finished(s);
+}

@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * stage_read.c - what the files of a stage say: guests' views, snapshots, bitmaps; and what qemu-img says.
+ */
+#include "stage_int.h"
+
+#include "qcow2_bitmap_int.h"
+#include "torn.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define ABSENT_MARK 0xa5 /* what the base has not: distinct from zeros */
+
+bool
+stage_no(struct stage *s, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(s->why, sizeof s->why, fmt, ap);
+    va_end(ap);
+    return false;
+}
+
+bool
+stage_no_because(struct stage *s, const char *what, const struct qmeld_error *err)
+{
+    return stage_no(s, "%s: %s: %s: %s", what, qmeld_code_name(err->code), err->file, err->what);
+}
+
+/* ---- reading ----------------------------------------------------------------------------------
+ */
+
+bool
+stage_is_qcow2(const struct stage *s, size_t layer)
+{
+    return !strcmp(qm_forge_format(s->forge, layer), "qcow2");
+}
+
+/* The guest's view of a layer, through all below it. */
+int
+stage_read_view(const struct stage *s, size_t layer, struct stage_bytes *out,
+                struct qmeld_error *err)
+{
+    const struct qmeld_open_options how = {.format = qm_forge_format(s->forge, layer)};
+    struct qmeld_layer_info info;
+    struct qmeld_chain *chain;
+    int rc;
+
+    *out = (struct stage_bytes){0};
+    if (qmeld_chain_open(s->files[layer], &how, &chain, err) < 0)
+        return -1;
+    rc = qmeld_chain_layer(chain, qmeld_chain_depth(chain) - 1, &info, err);
+    if (rc == 0) {
+        out->len = (size_t)info.virtual_size;
+        out->at = malloc(out->len + 1);
+        if (!out->at)
+            abort();
+        rc = qmeld_read(chain, 0, out->at, out->len, err);
+    }
+    qmeld_chain_close(chain);
+    return rc;
+}
+
+bool
+stage_same(struct stage *s, const char *what, const struct stage_bytes *got,
+           const struct stage_bytes *want)
+{
+    const size_t n = got->len < want->len ? got->len : want->len;
+    size_t i = 0;
+
+    if (got->len == want->len && (n == 0 || memcmp(got->at, want->at, n) == 0))
+        return true;
+    while (i < n && got->at[i] == want->at[i])
+        i++;
+    return stage_no(s, "%s: %zu bytes, wanted %zu, first difference at %zu", what, got->len,
+                    want->len, i);
+}
+
+bool
+stage_view_is(struct stage *s, size_t layer, const struct stage_bytes *want, const char *what)
+{
+    struct qmeld_error err;
+    struct stage_bytes got;
+    bool ok;
+
+    if (stage_read_view(s, layer, &got, &err) < 0)
+        ok = stage_no_because(s, what, &err);
+    else
+        ok = stage_same(s, what, &got, want);
+    free(got.at);
+    return ok;
+}
+
+/* Appends what a snapshot of q has, byte for byte. */
+static int
+read_snapshot(struct qm_qcow2 *q, const struct qm_snapshot *snap, struct stage_bytes *out,
+              struct qmeld_error *err)
+{
+    struct qm_codec *codec = qm_codec_new();
+    const uint64_t reach = (uint64_t)snap->l1_entries << (q->geo.l2_bits + q->geo.cluster_bits);
+    int rc = 0;
+
+    q->hdr.l1_off = snap->l1_off;
+    q->hdr.l1_entries = snap->l1_entries;
+    q->img.size = qm_min(reach, snap->disk_size ? snap->disk_size : q->hdr.size);
+    qm_image_forget(&q->img);
+    out->at = realloc(out->at, out->len + q->img.size + 1);
+    if (!out->at || !codec)
+        abort();
+    for (uint64_t at = 0; rc == 0 && at < q->img.size;) {
+        struct qm_extent ext;
+
+        rc = qm_image_next(&q->img, qm_guest(at), q->img.size - at, &ext, err);
+        if (rc < 0)
+            break;
+        memset(out->at + out->len, ext.kind == QM_ABSENT ? ABSENT_MARK : 0, ext.len);
+        if (ext.kind == QM_DATA || ext.kind == QM_COMPRESSED)
+            rc = qm_extent_read(&q->img, &ext, codec, out->at + out->len, err);
+        out->len += ext.len;
+        at += ext.len;
+    }
+    qm_codec_free(codec);
+    return rc;
+}
+
+int
+stage_read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
+{
+    struct qm_snapshots snaps = {0};
+    struct qm_qcow2 *q;
+    struct qm_file *file;
+    int rc;
+
+    *out = (struct stage_bytes){0};
+    memset(err, 0, sizeof *err);
+    if (!stage_is_qcow2(s, s->base))
+        return 0;
+    if (qm_file_open(s->files[s->base], &file, err) < 0)
+        return -1;
+    if (qm_qcow2_open(file, 0, &q, err) < 0) {
+        qm_file_close(file);
+        return -1;
+    }
+    rc = qm_qcow2_read_snapshots(q, &snaps, err);
+    QM_VEC_EACH (snap, &snaps.list) {
+        if (rc == 0)
+            rc = read_snapshot(q, snap, out, err);
+    }
+    qm_snapshots_release(&snaps);
+    qm_image_close(&q->img);
+    return rc;
+}
+
+/* ---- qemu-img, a reader that shares nothing with us --------------------------------------------
+ */
+
+static int
+shell(const char *fmt, const char *a, const char *b)
+{
+    char line[1024];
+    int rc;
+
+    snprintf(line, sizeof line, fmt, a, b);
+    rc = system(line);
+    return WIFEXITED(rc) ? WEXITSTATUS(rc) : -1;
+}
+
+bool
+stage_qemu_reads(struct stage *s)
+{
+    struct stage_bytes got;
+    bool ok;
+
+    if (shell("qemu-img convert -f %s -O raw %s qemu.view >qemu.out 2>&1",
+              qm_forge_format(s->forge, 0), s->files[0]) != 0)
+        return stage_no(s, "qemu-img cannot read the active layer: see qemu.out");
+    got.at = qm_torn_load("qemu.view", &got.len);
+    ok = stage_same(s, "the active layer, read by qemu-img", &got, &s->active_view);
+    free(got.at);
+    unlink("qemu.view");
+    return ok;
+}
+
+bool
+stage_qemu_checks(struct stage *s, size_t layer)
+{
+    const int rc = shell("qemu-img check -f %s %s >qemu.out 2>&1", "qcow2", s->files[layer]);
+
+    return rc == 0 || rc == 3 ||
+           stage_no(s, "qemu-img check %s: exit %d: see qemu.out", s->files[layer], rc);
+}
+
+/* ---- bitmaps --------------------------------------------------------------------------------- */
+
+/* Do the guest bytes [from, from + len) read otherwise?  Behind a view's end: zeros. */
+static bool
+differs(const struct stage_bytes *a, const struct stage_bytes *b, size_t from, size_t len)
+{
+    const size_t common = a->len < b->len ? a->len : b->len;
+    const size_t both = from < common ? (len < common - from ? len : common - from) : 0;
+    const struct stage_bytes *longer = a->len > b->len ? a : b;
+
+    if (both > 0 && memcmp(a->at + from, b->at + from, both) != 0)
+        return true;
+    for (size_t i = from + both; i < from + len && i < longer->len; i++)
+        if (longer->at[i] != 0)
+            return true;
+    return false;
+}
+
+/* The stored bits of m, a byte each. */
+static int
+read_bits(struct qm_qcow2 *q, const struct qm_bitmap *m, struct stage_bytes *out,
+          struct qmeld_error *err)
+{
+    const uint64_t cs = q->geo.cluster_size;
+    QM_FREE unsigned char *bits = malloc(cs);
+    QM_FREE uint64_t *table = calloc(m->table_entries, sizeof *table);
+
+    out->len = (size_t)qm_bitmap_bits(m, q->hdr.size);
+    out->at = calloc(out->len + 1, 1);
+    if (!table || !bits || !out->at)
+        abort();
+    if (qm_bitmap_read_table(q, m, table, err) < 0)
+        return -1;
+    for (size_t i = 0; i < out->len; i++) {
+        const uint64_t entry = table[i / (cs * 8)];
+
+        if (i % (cs * 8) == 0 && entry > BITMAP_ALL_ONES &&
+            qm_qcow2_read_cluster(q, qm_host(entry), bits, err) < 0)
+            return -1;
+        out->at[i] =
+            entry <= BITMAP_ALL_ONES ? entry == BITMAP_ALL_ONES : bits[i / 8 % cs] >> i % 8 & 1;
+    }
+    return 0;
+}
+
+/* Who trusts this bitmap finds everything that changed. */
+static bool
+bitmap_tells(struct stage *s, struct qm_qcow2 *q, const struct qm_bitmap *m,
+             const struct stage_bytes *now)
+{
+    struct stage_bytes bits = {0};
+    struct qmeld_error err = {0};
+    bool ok = true;
+
+    if (m->flags & QCOW2_BITMAP_IN_USE)
+        return true;
+    if (read_bits(q, m, &bits, &err) < 0)
+        ok = stage_no_because(s, "bitmap", &err);
+    for (size_t i = 0; ok && (m->flags & QCOW2_BITMAP_AUTO) && i < bits.len; i++)
+        if (!bits.at[i] &&
+            differs(now, &s->base_view, i << m->granularity_bits, (size_t)1 << m->granularity_bits))
+            ok = stage_no(s, "bitmap %s: bit %zu is 0, and guest bytes have changed", m->name, i);
+    free(bits.at);
+    return ok;
+}
+
+/* *out_valid: how many are not in_use. */
+bool
+stage_bitmaps_tell(struct stage *s, size_t *out_valid)
+{
+    struct qm_bitmap_list list = {0};
+    struct qmeld_error err = {0};
+    struct stage_bytes now = {0};
+    struct qm_qcow2 *q;
+    struct qm_file *file;
+    bool ok;
+
+    *out_valid = 0;
+    if (!stage_is_qcow2(s, s->base))
+        return true;
+    if (qm_file_open(s->files[s->base], &file, &err) < 0)
+        return stage_no_because(s, "bitmaps", &err);
+    if (qm_qcow2_open(file, 0, &q, &err) < 0) {
+        qm_file_close(file);
+        return stage_no_because(s, "bitmaps", &err);
+    }
+    ok = qm_bitmap_list_read(q, &list, &err) == 0 &&
+         (list.list.n == 0 || stage_read_view(s, s->base, &now, &err) == 0);
+    if (!ok)
+        stage_no_because(s, "bitmaps", &err);
+    QM_VEC_EACH (m, &list.list) {
+        ok = ok && bitmap_tells(s, q, m, &now);
+        *out_valid += !(m->flags & QCOW2_BITMAP_IN_USE);
+    }
+    free(now.at);
+    qm_bitmap_list_release(&list);
+    qm_image_close(&q->img);
+    return ok;
+}
