@@ -116,7 +116,7 @@ compare_range(struct compare *c, guest_off at, uint64_t len, const struct side *
 
     while (rc == 0 && c->out->equal) {
         struct qm_map_span span;
-        struct side part = *side, reads = {NULL};
+        struct side part = *side, reads = {0};
         bool done;
 
         rc = qm_map_next(map, &span, &done, err);

@@ -193,7 +193,7 @@ put_away(struct qm_settle *s, struct qmeld_error *err)
 int
 qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err)
 {
-    const struct qm_layer *layers = s->cfg.chain->layers;
+    __attribute__((unused)) const struct qm_layer *layers = s->cfg.chain->layers; /* asserts only */
 
     /* COMMIT POINT S7: the base is durable and reads as the backing file did. */
     assert(!layers[s->cfg.top].img ||
