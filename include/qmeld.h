@@ -220,6 +220,11 @@ struct qmeld_commit_options {
     const char *base;           /* "[N]" counted from 1, or a path; NULL: the bottom */
     const char *top;            /* likewise; NULL: the active layer */
     bool shallow;               /* base is what lies directly under top */
+    bool atomic;                /* a qcow2 base stays bit for bit what it is until one sector of its
+                                 * header switches; it can be taken back (qmeld_revert) until then, and, if
+                                 * overlays are kept, until qmeld_finalize */
+    bool undo;                  /* as atomic; of a raw base what is overwritten is kept beside the
+                                 * journal, so that it can be brought back */
     bool keep_relative;         /* refuse rather than write an absolute backing name */
     bool verify; /* read back what was written, from the disk where the page cache can
                                  * be got out of the way, before any overlay is settled */
@@ -260,6 +265,8 @@ struct qmeld_commit_report {
     bool already_merged;   /* the base held all of it before: no guest byte was written */
     bool reclaimed;        /* with qmeld_commit_options.reclaim */
     bool resumed;          /* an interrupted merge was gone on with */
+    bool held;             /* merged, and it can be taken back: qmeld_revert, or qmeld_finalize */
+    bool reverted;         /* it was taken back: every layer is what it was before */
     uint64_t bytes_copied; /* data moved into the base, compressed clusters as inflated */
     uint64_t bytes_filled; /* old content copied along because clusters were only partly new */
     uint64_t bytes_zeroed; /* guest bytes that became holes, zero clusters or zeros */
@@ -376,8 +383,13 @@ struct qmeld_unfinished {
     const char *base;   /* what is merged into */
     const char *top;    /* the uppermost layer that is merged */
     bool complete;      /* the base holds all of it; headers and overlays are being settled */
-    uint64_t done;      /* guest bytes that are in the base, durably, counted from 0 */
-    uint64_t size;      /* of the guest's disk when it is finished */
+    bool
+        base_intact; /* all layers, the base too, read as before by themselves until it is complete */
+    bool held; /* all is done; it can be taken back, or made final: this is no unfinished work */
+    bool revertible; /* qmeld_revert can take it back */
+    bool reverting;  /* it is being taken back; qmeld_resume goes on with that */
+    uint64_t done;   /* guest bytes that are in the base, durably, counted from 0 */
+    uint64_t size;   /* of the guest's disk when it is finished */
     enum qmeld_overlays overlays;
     bool reclaim; /* the merged layers have given up what is done */
 
@@ -402,6 +414,18 @@ QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfi
  * and their opaques count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
 QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
+
+/* Takes back the merge whose journal this is: the base is again bit for bit what it was, the layer above
+ * names its old backing file.  For merges begun with atomic or undo; USAGE for others, and once
+ * overlays are given up.  STALE, with nothing done, if a layer changed since.  opts as for qmeld_resume. */
+QMELD_API int qmeld_revert(const char *journal, const struct qmeld_commit_options *opts,
+                           struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
+
+/* Makes a merge that is held final: the space that going back would need is given up.  The base may be in
+ * use by readers. */
+QMELD_API int qmeld_finalize(const char *journal, const struct qmeld_commit_options *opts,
+                             struct qmeld_commit_report *report,
+                             struct qmeld_error *err) QMELD_CHECK;
 
 /* ---- notes ---- */
 

@@ -174,15 +174,15 @@ open_shadow(struct qm_shadow *s, struct qm_file *f, int flags, struct qmeld_erro
 }
 
 static int
-open_real(struct qm_file *f, int flags, struct qmeld_error *err)
+open_real(struct qm_file *f, int flags, unsigned mode, struct qmeld_error *err)
 {
     /* O_NONBLOCK: a FIFO or a device that waits must not hang us; no effect on images */
-    f->fd = open(f->path, flags | O_CLOEXEC | O_NONBLOCK, flags & O_EXCL ? 0644 : 0666);
+    f->fd = open(f->path, flags | O_CLOEXEC | O_NONBLOCK, mode);
     return f->fd < 0 ? qm_fail_sys(err, qm_in(f->path), "cannot open") : identify(f, err);
 }
 
 static int
-open_with(const char *path, int flags, struct qm_file **out, struct qmeld_error *err)
+open_with(const char *path, int flags, unsigned mode, struct qm_file **out, struct qmeld_error *err)
 {
     struct qm_file *f = calloc(1, sizeof *f);
     struct qm_shadow *dry = qm_shadow_now();
@@ -193,7 +193,7 @@ open_with(const char *path, int flags, struct qm_file **out, struct qmeld_error 
         return qm_fail_nomem(err, "an open file");
     }
     f->fd = f->wfd = -1;
-    if ((dry ? open_shadow(dry, f, flags, err) : open_real(f, flags, err)) < 0) {
+    if ((dry ? open_shadow(dry, f, flags, err) : open_real(f, flags, mode, err)) < 0) {
         qm_file_close(f);
         return -1;
     }
@@ -204,35 +204,34 @@ open_with(const char *path, int flags, struct qm_file **out, struct qmeld_error 
 int
 qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err)
 {
-    return open_with(path, O_RDONLY, out, err);
+    return open_with(path, O_RDONLY, 0, out, err);
+}
+
+static int
+create_with(const char *path, int flags, unsigned mode, struct qm_file **out,
+            struct qmeld_error *err)
+{
+    struct qm_file *f;
+
+    if (open_with(path, O_RDWR | O_CREAT | flags, mode, &f, err) < 0) {
+        *out = NULL;
+        return -1;
+    }
+    f->wfd = f->shadow ? -1 : f->fd;
+    *out = f;
+    return 0;
 }
 
 int
 qm_file_create(const char *path, struct qm_file **out, struct qmeld_error *err)
 {
-    struct qm_file *f;
-
-    if (open_with(path, O_RDWR | O_CREAT, &f, err) < 0) {
-        *out = NULL;
-        return -1;
-    }
-    f->wfd = f->shadow ? -1 : f->fd;
-    *out = f;
-    return 0;
+    return create_with(path, 0, 0666, out, err);
 }
 
 int
-qm_file_create_new(const char *path, struct qm_file **out, struct qmeld_error *err)
+qm_file_create_new(const char *path, unsigned mode, struct qm_file **out, struct qmeld_error *err)
 {
-    struct qm_file *f;
-
-    if (open_with(path, O_RDWR | O_CREAT | O_EXCL, &f, err) < 0) {
-        *out = NULL;
-        return -1;
-    }
-    f->wfd = f->shadow ? -1 : f->fd;
-    *out = f;
-    return 0;
+    return create_with(path, O_EXCL | O_NOFOLLOW, mode, out, err);
 }
 
 int
@@ -512,6 +511,16 @@ qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error 
     if (file->shadow)
         return qm_shadow_discard(file, off, len, err);
     return punch(file, QM_IO_DISCARD, off, qm_min(len, file->size - off), err) < 0 ? -1 : 0;
+}
+
+int
+qm_clone(struct qm_file *to, const struct qm_file *from, bool *out_done, struct qmeld_error *err)
+{
+    *out_done = false;
+    if (from->blockdev || ioctl(to->wfd, FICLONE, from->fd) < 0)
+        return 0; /* whatever the reason, copying says it better */
+    *out_done = true;
+    return qm_file_refresh(to, err);
 }
 
 int

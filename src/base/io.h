@@ -54,9 +54,10 @@ int qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err
  * is there stays as it is, so that it can be locked before it is truncated. */
 int qm_file_create(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
 
-/* Makes a file that only its owner may write to, and opens it likewise; where there is something already, be it a symbolic link that leads
- * nowhere: IO. */
-int qm_file_create_new(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
+/* Makes a file with these permission bits and opens it likewise; where there is something already, be it a
+ * symbolic link that leads nowhere: IO. */
+int qm_file_create_new(const char *path, unsigned mode, struct qm_file **out,
+                       struct qmeld_error *err) QM_CHECK;
 
 /* Opens the same file for writing beside the first descriptor.  STALE if the path
  * now leads to another file.  Does nothing if it is writable already. */
@@ -101,6 +102,11 @@ int qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow, struct 
 /* Gives the space of [off, off + len) back if the file system can; what the range reads
  * as afterwards is not defined.  For space that nothing refers to. */
 int qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error *err) QM_CHECK;
+
+/* Makes `to`, an empty file, share all that `from` has: its bytes, holes and length, at once and without
+ * copying.  *out_done false: the file system cannot. */
+int qm_clone(struct qm_file *to, const struct qm_file *from, bool *out_done,
+             struct qmeld_error *err) QM_CHECK;
 
 /* Sets the length of a regular file.  A block device: nothing, or NOSPACE if it is smaller. */
 int qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err) QM_CHECK;

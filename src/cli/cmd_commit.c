@@ -35,6 +35,12 @@ static const char help[] =
     "so\n"
     "                               that free space of one batch is enough; the merge can then\n"
     "                               only be finished, not taken back\n"
+    "        --atomic               a qcow2 base stays bit for bit what it is until all is\n"
+    "                               merged and one sector switches; qmeld revert can bring it\n"
+    "                               back until qmeld finalize.  With --overlays=empty, delete\n"
+    "                               or quarantine the way back ends with the merge\n"
+    "        --undo                 the same for any base: what is overwritten in a raw one is\n"
+    "                               kept beside the journal\n"
     "        --live=auto|never      if a running machine uses IMAGE: merge through libvirt, as\n"
     "                               blockcommit --pivot does (default), or refuse\n"
     "        --keep-relative        refuse rather than store an absolute backing name\n"
@@ -54,6 +60,8 @@ enum {
     OPT_SHALLOW,
     OPT_OVERLAYS,
     OPT_RECLAIM,
+    OPT_ATOMIC,
+    OPT_UNDO,
     OPT_KEEP_RELATIVE,
     OPT_BACKING_FORMAT,
     OPT_LIVE,
@@ -107,6 +115,12 @@ take_option(struct qm_cli_merging *merging, int c)
     case OPT_SHALLOW:
         options->shallow = true;
         return true;
+    case OPT_ATOMIC:
+        options->atomic = true;
+        return true;
+    case OPT_UNDO:
+        options->undo = true;
+        return true;
     case OPT_OVERLAYS:
         return take_overlays(merging->command, options, optarg);
     case OPT_RECLAIM:
@@ -137,6 +151,8 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"shallow", no_argument, NULL, OPT_SHALLOW},
         {"overlays", required_argument, NULL, OPT_OVERLAYS},
         {"reclaim", no_argument, NULL, OPT_RECLAIM},
+        {"atomic", no_argument, NULL, OPT_ATOMIC},
+        {"undo", no_argument, NULL, OPT_UNDO},
         {"keep-relative", no_argument, NULL, OPT_KEEP_RELATIVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         {"format", required_argument, NULL, 'f'},
@@ -175,7 +191,7 @@ run(int argc, char **argv)
     if (code >= 0)
         return code;
     qm_cli_merging_begin(&merging);
-    return qm_cli_merging_run_and_report(&merging, argv[optind], false);
+    return qm_cli_merging_run_and_report(&merging, argv[optind], qmeld_commit);
 }
 
 const struct qm_cli_command qm_cli_commit = {"commit", help, run, true};

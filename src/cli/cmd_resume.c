@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * cmd_resume.c - `qmeld resume` finishes one interrupted merge, `qmeld recover` all of a directory.
+ * cmd_resume.c - what is done with a merge that a journal tells of: `qmeld resume` finishes it, `qmeld
+ * revert` takes it back, `qmeld finalize` gives up the way back, `qmeld recover` finishes all of a
+ * directory.
  *
  * recover is what runs before virtual machines are started: it may be given any number of times,
  * one failure does not keep it from the others, and its exit code says whether all is well.
@@ -31,6 +33,42 @@ static const char resume_help[] =
     "touched; 3 still half-way, and 75 stopped by a signal or at the deadline: the same command\n"
     "again finishes.\n";
 
+static const char revert_help[] =
+    "qmeld revert - take back a merge that was begun with --atomic or --undo\n"
+    "\n"
+    "    qmeld revert disk.qcow2                  that of the chain disk.qcow2 belongs to\n"
+    "    qmeld revert .base.qcow2.qmeld           that of this journal\n"
+    "\n"
+    "usage: qmeld revert [OPTIONS] PATH\n"
+    "\n"
+    "The base becomes bit for bit what it was before the merge, and the layer above the merged "
+    "ones\n"
+    "stands on them again.  Whether the merge was interrupted or is done makes no difference, "
+    "until\n"
+    "qmeld finalize, or the end of a merge that gives up its overlays.  If a merged layer, or the\n"
+    "base after the merge, was written to meanwhile, it is refused, and nothing is done.\n"
+    "\n"
+    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_MERGING_HELP
+    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "Exit codes: 0 taken back; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
+    "touched; 3 half-way back: the same command again, or qmeld resume, goes on.\n";
+
+static const char finalize_help[] =
+    "qmeld finalize - make a merge final that could still be taken back\n"
+    "\n"
+    "    qmeld finalize disk.qcow2\n"
+    "\n"
+    "usage: qmeld finalize [OPTIONS] PATH\n"
+    "\n"
+    "PATH is a layer or a journal of a merge that was made with --atomic or --undo and is done.\n"
+    "The space that qmeld revert would need goes back to the file system.  A virtual machine\n"
+    "that only reads the base may be running.\n"
+    "\n"
+    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_MERGING_HELP
+    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
+    "touched; 3 half-way: the same command again finishes.\n";
+
 static const char recover_help[] =
     "qmeld recover - finish every interrupted merge whose journal lies in a directory\n"
     "\n"
@@ -51,6 +89,7 @@ struct found {
     char *journal;
     struct qmeld_error problem;
     bool usable;
+    bool held; /* done, and can be taken back */
 };
 
 struct search {
@@ -71,7 +110,8 @@ note(const struct qmeld_unfinished *merge, void *opaque)
         free(journal);
         return 1;
     }
-    list[search->n] = (struct found){.journal = journal, .usable = !merge->problem};
+    list[search->n] = (struct found){
+        .journal = journal, .usable = !merge->problem, .held = !merge->problem && merge->held};
     if (merge->problem)
         list[search->n].problem = *merge->problem;
     search->n++;
@@ -120,7 +160,7 @@ is_dir(const char *path)
 /* ---- resume ---- */
 
 static int
-refuse_number(const char *path, const struct search *search)
+refuse_number(const char *command, const char *path, const struct search *search)
 {
     QM_CLI_FREE char *shown = qm_cli_quote(path);
 
@@ -136,7 +176,7 @@ refuse_number(const char *path, const struct search *search)
     for (size_t i = 0; i < search->n; i++) {
         QM_CLI_FREE char *journal = qm_cli_shell_word(search->list[i].journal);
 
-        fprintf(stderr, "    qmeld resume %s\n", journal);
+        fprintf(stderr, "    qmeld %s %s\n", command, journal);
     }
     return QM_EXIT_REFUSED;
 }
@@ -167,30 +207,35 @@ resume_change(struct qm_cli_merging *merging, const char *path, bool *out_found)
     return code;
 }
 
+/* For the merge that path, a layer or a journal, has to do with. */
 static int
-resume(struct qm_cli_merging *merging, const char *path)
+call_for(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *call)
 {
     struct search search = {0};
-    bool found;
-    int code;
+    bool found = false;
+    int code = QM_EXIT_DONE;
 
     if (is_dir(path)) {
-        qm_cli_usage("resume", "%s is a directory: qmeld recover finishes all that is in one",
-                     path);
+        qm_cli_usage(
+            merging->command,
+            "%s is a directory: name a layer or a journal (qmeld recover finishes all that is "
+            "in one)",
+            path);
         return QM_EXIT_REFUSED;
     }
-    code = resume_change(merging, path, &found);
+    if (call == qmeld_resume)
+        code = resume_change(merging, path, &found);
     if (found)
         return code;
     code = look(path, merging->options.journal_dir, &search);
     if (code != 0)
         return code;
     if (search.n != 1)
-        code = refuse_number(path, &search);
+        code = refuse_number(merging->command, path, &search);
     else if (!search.list[0].usable)
         code = qm_cli_fail(&search.list[0].problem);
     else
-        code = qm_cli_merging_run_and_report(merging, search.list[0].journal, true);
+        code = qm_cli_merging_run_and_report(merging, search.list[0].journal, call);
     release(&search);
     return code;
 }
@@ -232,7 +277,7 @@ recover_one(struct qm_cli_merging *merging, const struct found *found, struct js
     int code;
 
     if (found->usable)
-        code = qm_cli_merging_run(merging, found->journal, true, &report, &err);
+        code = qm_cli_merging_run(merging, found->journal, qmeld_resume, &report, &err);
     else
         code = qm_cli_fail(&err);
     if (array) {
@@ -275,6 +320,7 @@ recover(struct qm_cli_merging *merging, const char *dir)
     struct search search = {0};
     size_t n_changes;
     int code, looked;
+    size_t n_unfinished = 0;
 
     if (!is_dir(dir)) {
         qm_cli_usage("recover", "%s is no directory: qmeld resume finishes the merge of one chain",
@@ -291,12 +337,15 @@ recover(struct qm_cli_merging *merging, const char *dir)
             code = worse(code, QM_EXIT_STOPPED);
             break;
         }
+        if (search.list[i].held) /* nothing is unfinished there */
+            continue;
+        n_unfinished++;
         if (!qm_cli_change_has(search.list[i].journal))
             code = worse(code, recover_one(merging, &search.list[i], array));
     }
     if (array)
         qm_cli_json_print(array);
-    else if (search.n + n_changes == 0 && !merging->quiet)
+    else if (n_unfinished + n_changes == 0 && !merging->quiet)
         puts("nothing is unfinished");
     release(&search);
     return code;
@@ -328,7 +377,7 @@ parse(int argc, char **argv, const struct option *options, const char *help,
 }
 
 static int
-run_resume(int argc, char **argv)
+run_with_path(int argc, char **argv, const char *help, qm_cli_merge_call *call)
 {
     static const struct option options[] = {
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
@@ -339,10 +388,28 @@ run_resume(int argc, char **argv)
     struct qm_cli_merging merging = {.command = argv[0]};
     int code;
 
-    if (parse(argc, argv, options, resume_help, &merging, &code) < 0)
+    if (parse(argc, argv, options, help, &merging, &code) < 0)
         return code;
     qm_cli_merging_begin(&merging);
-    return resume(&merging, argv[optind]);
+    return call_for(&merging, argv[optind], call);
+}
+
+static int
+run_resume(int argc, char **argv)
+{
+    return run_with_path(argc, argv, resume_help, qmeld_resume);
+}
+
+static int
+run_revert(int argc, char **argv)
+{
+    return run_with_path(argc, argv, revert_help, qmeld_revert);
+}
+
+static int
+run_finalize(int argc, char **argv)
+{
+    return run_with_path(argc, argv, finalize_help, qmeld_finalize);
 }
 
 static int
@@ -363,4 +430,6 @@ run_recover(int argc, char **argv)
 }
 
 const struct qm_cli_command qm_cli_resume = {"resume", resume_help, run_resume, true};
+const struct qm_cli_command qm_cli_revert = {"revert", revert_help, run_revert, true};
+const struct qm_cli_command qm_cli_finalize = {"finalize", finalize_help, run_finalize, true};
 const struct qm_cli_command qm_cli_recover = {"recover", recover_help, run_recover, true};

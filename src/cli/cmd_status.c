@@ -27,13 +27,14 @@ static const char help[] =
     "        --output=human|json\n"
     "    -h, --help                 this text\n"
     "\n"
-    "Exit codes: 0 nothing is unfinished; 1 a path could not be looked at; 2 wrong usage;\n"
-    "3 something is unfinished.\n";
+    "Exit codes: 0 nothing is unfinished (what can still be taken back is shown, too); 1 a path\n"
+    "could not be looked at; 2 wrong usage; 3 something is unfinished.\n";
 
 struct request {
     const char *journal_dir;
     struct json_object *array; /* NULL: for people */
     size_t n_found;
+    size_t n_unfinished;
 };
 
 /* What a layer is worth before the merge is finished. */
@@ -53,6 +54,8 @@ worth_of(const struct qmeld_unfinished *merge, size_t layer)
 {
     const bool merged = layer > merge->base_layer && layer <= merge->top_layer;
 
+    if (merge->base_intact)
+        return READS_AS_BEFORE;
     if (layer == merge->base_layer)
         return merge->complete ? COMPLETE : HALF;
     if (merged && merge->complete && merge->overlays == QMELD_OVERLAYS_DELETE)
@@ -107,6 +110,16 @@ print_problem(const struct qmeld_unfinished *merge)
     printf("%s: %s\n", journal, what);
 }
 
+static const char *
+title_of(const struct qmeld_unfinished *merge)
+{
+    if (merge->running)
+        return "at work now";
+    if (merge->reverting)
+        return "being taken back";
+    return merge->held ? "done, but not final" : "unfinished";
+}
+
 static void
 print_merge(const struct qmeld_unfinished *merge)
 {
@@ -114,9 +127,12 @@ print_merge(const struct qmeld_unfinished *merge)
     QM_CLI_FREE char *top = qm_cli_quote(merge->top);
     QM_CLI_FREE char *journal = qm_cli_shell_word(merge->journal);
 
-    printf("%s: the merge of %s down into %s\n", merge->running ? "at work now" : "unfinished", top,
-           base);
-    if (merge->complete)
+    printf("%s: the merge of %s down into %s\n", title_of(merge), top, base);
+    if (merge->held)
+        puts("  all is merged, and can be taken back until it is made final");
+    else if (merge->reverting)
+        puts("  the base is becoming again what it was before the merge");
+    else if (merge->complete)
         puts("  all data is merged; headers and overlays are still to be settled");
     else
         printf("  merged so far: %s of %s of the disk (%.0f %%)\n", qm_cli_size(merge->done).text,
@@ -133,8 +149,14 @@ print_merge(const struct qmeld_unfinished *merge)
     if (merge->reclaim)
         puts("  --reclaim: the merged layers have given up what is merged so far; it can only be "
              "finished");
-    if (!merge->running)
+    if (merge->running)
+        return;
+    if (merge->held)
+        printf("  to make it final: qmeld finalize %s\n", journal);
+    else
         printf("  to finish it: qmeld resume %s\n", journal);
+    if (merge->revertible && !merge->reverting)
+        printf("  to take it back: qmeld revert %s\n", journal);
 }
 
 /* ---- for programs ---- */
@@ -199,6 +221,9 @@ merge_json(const struct qmeld_unfinished *merge)
     qm_cli_json_add(object, "overlays", json_object_new_string(overlays[merge->overlays]));
     qm_cli_json_add_bool(object, "reclaim", merge->reclaim);
     qm_cli_json_add_bool(object, "complete", merge->complete);
+    qm_cli_json_add_bool(object, "held", merge->held);
+    qm_cli_json_add_bool(object, "revertible", merge->revertible);
+    qm_cli_json_add_bool(object, "reverting", merge->reverting);
     qm_cli_json_add_u64(object, "done", merge->done);
     qm_cli_json_add_u64(object, "size", merge->size);
     qm_cli_json_add(object, "layers", layers_json(merge));
@@ -213,6 +238,7 @@ show(const struct qmeld_unfinished *merge, void *opaque)
     struct request *request = opaque;
 
     request->n_found++;
+    request->n_unfinished += merge->problem || !merge->held;
     if (request->array)
         json_object_array_add(request->array, merge_json(merge));
     else if (merge->problem)
@@ -263,7 +289,7 @@ status(struct request *request, char **paths, int n_paths)
         qm_cli_json_print(request->array);
     if (code != QM_EXIT_DONE)
         return code;
-    return request->n_found ? QM_EXIT_OPEN : QM_EXIT_DONE;
+    return request->n_unfinished ? QM_EXIT_OPEN : QM_EXIT_DONE;
 }
 
 static int

@@ -18,6 +18,7 @@ static const struct qm_cli_command *const commands[] = {
     &qm_cli_commit,  &qm_cli_blockcommit, &qm_cli_status,  &qm_cli_resume,
     &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
     &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure, &qm_cli_snapshot_delete,
+    &qm_cli_revert,  &qm_cli_finalize,
 };
 
 static const char overview[] =
@@ -41,6 +42,8 @@ static const char overview[] =
     "    snapshot-delete DOMAIN SNAPSHOT\n"
     "                    merge an external snapshot away\n"
     "    resume PATH     finish an interrupted merge\n"
+    "    revert PATH     take back a merge that was made with --atomic or --undo\n"
+    "    finalize PATH   give up that possibility, and the space it takes\n"
     "    recover DIR     finish all interrupted merges of a directory\n"
     "    create IMAGE    make a new image\n"
     "    check --repair=leaks|all IMAGE\n"

@@ -183,18 +183,18 @@ take_journal(const struct qmeld_unfinished *merge, void *opaque)
 }
 
 static void
-explain(const struct qm_cli_merging *merging, const char *path, bool go_on,
+explain(const struct qm_cli_merging *merging, const char *path, bool is_journal,
         const struct qmeld_error *err)
 {
     QM_CLI_FREE char *found = NULL;
     struct qmeld_error unheard;
     struct qm_cli_failure failure = {.err = err,
                                      .path = path,
-                                     .journal = go_on ? path : NULL,
+                                     .journal = is_journal ? path : NULL,
                                      .began = merging->began,
                                      .deadline = !stop_asked && is_late(merging)};
 
-    if (err->disk == QMELD_DISK_OPEN && !go_on) {
+    if (err->disk == QMELD_DISK_OPEN && !is_journal) {
         if (qmeld_status(path, merging->options.journal_dir, take_journal, &found, &unheard) < 0)
             unheard.code = QMELD_OK; /* found or not: *found tells */
         failure.journal = found;
@@ -215,7 +215,7 @@ explain_unverified(const char *path)
 }
 
 int
-qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, bool go_on,
+qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *call,
                    struct qmeld_commit_report *report, struct qmeld_error *err)
 {
     int rc;
@@ -224,23 +224,23 @@ qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, bool go_on,
     memset(err, 0, sizeof *err);
     merging->began = false;
     qm_cli_progress_begin(&merging->progress, merging->mode);
-    rc = go_on ? qmeld_resume(path, &merging->options, report, err)
-               : qmeld_commit(path, &merging->options, report, err);
+    rc = call(path, &merging->options, report, err);
     qm_cli_progress_end(&merging->progress);
     if (rc == 0 && merging->options.verify && !report->verified && !report->nothing_to_do)
         explain_unverified(path);
     if (rc == 0)
         return QM_EXIT_DONE;
-    explain(merging, path, go_on, err);
+    explain(merging, path, call != qmeld_commit, err);
     return qm_cli_exit_code(err);
 }
 
 int
-qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path, bool go_on)
+qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
+                              qm_cli_merge_call *call)
 {
     struct qmeld_commit_report report;
     struct qmeld_error err;
-    const int code = qm_cli_merging_run(merging, path, go_on, &report, &err);
+    const int code = qm_cli_merging_run(merging, path, call, &report, &err);
 
     if (merging->output == QM_OUTPUT_JSON)
         qm_cli_json_print(qm_cli_outcome_json(&report, code == QM_EXIT_DONE ? NULL : &err));

@@ -80,12 +80,17 @@ void qm_cli_merging_begin(struct qm_cli_merging *merging);
 /* A signal or the deadline asked to stop. */
 bool qm_cli_merging_stopped(const struct qm_cli_merging *merging);
 
-/* qmeld_resume(path) if go_on, otherwise qmeld_commit(path), with progress and, on stderr, the
- * explanation of a failure.  Returns the exit code; the report is the caller's to free, *err too. */
-int qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, bool go_on,
+/* qmeld_commit, or one of those that take a journal. */
+typedef int qm_cli_merge_call(const char *path, const struct qmeld_commit_options *options,
+                              struct qmeld_commit_report *report, struct qmeld_error *err);
+
+/* call(path), with progress and, on stderr, the explanation of a failure.  Returns the exit code; the
+ * report is the caller's to free, *err too. */
+int qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *call,
                        struct qmeld_commit_report *report, struct qmeld_error *err);
 
 /* The same, with the report printed as asked. */
-int qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path, bool go_on);
+int qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
+                                  qm_cli_merge_call *call);
 
 #endif

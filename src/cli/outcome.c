@@ -109,6 +109,10 @@ print_sum(const struct qmeld_commit_report *report)
         puts("nothing to do: no layer above the base holds anything");
         return;
     }
+    if (report->reverted) {
+        puts("taken back: every layer is what it was before the merge");
+        return;
+    }
     if (report->already_merged) {
         printf("already merged: the base held all of it%s\n",
                report->verified ? "; it was read back from the disk and compared" : "");
@@ -150,6 +154,8 @@ qm_cli_outcome_print(const struct qmeld_commit_report *report)
     if (report->reclaimed && !report->nothing_to_do)
         puts("--reclaim: the merged layers gave up their data as the merge went; there is no way "
              "back");
+    if (report->held)
+        puts("qmeld revert can take this back; qmeld finalize gives up the space that needs");
 }
 
 struct json_object *
@@ -161,6 +167,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
 
     if (err)
         result = err->code == QMELD_CANCELED ? "stopped" : "failed";
+    else if (report->reverted)
+        result = "reverted";
     else if (report->nothing_to_do)
         result = "nothing-to-do";
     else if (report->already_merged)
@@ -170,6 +178,7 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
         qm_cli_json_add(object, "error", qm_cli_json_error(err));
     qm_cli_json_add_bool(object, "resumed", report->resumed);
     qm_cli_json_add_bool(object, "reclaimed", report->reclaimed);
+    qm_cli_json_add_bool(object, "held", report->held);
     qm_cli_json_add_u64(object, "bytes-copied", report->bytes_copied);
     qm_cli_json_add_u64(object, "bytes-filled", report->bytes_filled);
     qm_cli_json_add_u64(object, "bytes-zeroed", report->bytes_zeroed);

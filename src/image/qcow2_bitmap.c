@@ -393,6 +393,7 @@ move_dir(struct qm_bitmaps *b, struct qmeld_error *err)
         return 0;
     if (!dir)
         return qm_fail_nomem(err, "the bitmap directory");
+    qm_err_disk(err, QMELD_DISK_OPEN);
     if (qm_pread(b->q->img.file, old.h, dir, h->bitmap_dir_len, err) < 0 ||
         qm_refs_alloc_adjacent(b->refs, n, &at, err) < 0 ||
         qm_pwrite(b->q->img.file, at.h, dir, n * cs, err) < 0 || qm_refs_commit(b->refs, err) < 0)

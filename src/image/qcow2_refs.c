@@ -48,6 +48,7 @@ struct qm_refs {
     uint64_t old_file_size;
     uint64_t floor;           /* first cluster that may change; 0 unless the image is staged */
     QM_VEC(uint64_t) moved;   /* clusters that blocks left for ones behind the floor */
+    size_t n_left;            /* of these, from the first on: the blocks are written elsewhere */
     QM_VEC(struct run) freed; /* reached 0 since open */
 };
 
@@ -307,8 +308,7 @@ is_below(const struct qm_refs *r, uint64_t idx)
 }
 
 /* Block idx goes to `cluster`, a free one that this block, or one that may be changed, counts.  The cluster
- * it leaves is freed with the next write, not here: each could make another block move, as deep as
- * there are blocks. */
+ * it leaves is freed when nothing on disk points there any more (free_left). */
 static int
 move_block(struct qm_refs *r, uint64_t idx, uint64_t cluster, struct qmeld_error *err)
 {
@@ -530,6 +530,22 @@ note_freed(struct qm_refs *r, uint64_t cluster, struct qmeld_error *err)
 }
 
 int
+qm_refs_lower(struct qm_refs *refs, uint64_t cluster, uint64_t to, struct qmeld_error *err)
+{
+    struct block *b;
+    uint64_t count;
+
+    if (qm_refs_get(refs, cluster, &count, err) < 0)
+        return -1;
+    if (count <= to)
+        return 0;
+    if (own_block(refs, cluster, &b, err) < 0)
+        return -1;
+    set_in(refs, b, cluster, to);
+    return to == 0 ? note_freed(refs, cluster, err) : 0;
+}
+
+int
 qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_error *err)
 {
     const uint32_t bits = refs->q->geo.cluster_bits;
@@ -595,30 +611,13 @@ place_table(struct qm_refs *r, struct qmeld_error *err)
     return 0;
 }
 
-/* Blocks that moved have left clusters; freeing those may make more blocks move. */
-static int
-free_moved(struct qm_refs *r, struct qmeld_error *err)
-{
-    while (r->moved.n > 0) {
-        const uint64_t cluster = r->moved.at[--r->moved.n];
-
-        if (qm_refs_free(r, qm_host(cluster << r->q->geo.cluster_bits), cluster_size(r), err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
 int
 qm_refs_write(struct qm_refs *refs, struct qmeld_error *err)
 {
     const bool below = refs->q->hdr.reftable_off >> refs->q->geo.cluster_bits < refs->floor;
 
-    do { /* each may make the other necessary */
-        if ((below || refs->n_entries > refs->disk_entries) && place_table(refs, err) < 0)
-            return -1;
-        if (free_moved(refs, err) < 0)
-            return -1;
-    } while (refs->n_entries > refs->disk_entries && refs->new_table.n < clusters_of_table(refs));
+    if ((below || refs->n_entries > refs->disk_entries) && place_table(refs, err) < 0)
+        return -1;
     for (uint64_t i = 0; i < refs->n_entries; i++) {
         struct block *b = &refs->blocks[i];
 
@@ -630,6 +629,7 @@ qm_refs_write(struct qm_refs *refs, struct qmeld_error *err)
         b->written = true;
         refs->clean_bytes += cluster_size(refs);
     }
+    refs->n_left = refs->moved.n;
     return refs->new_table.n > 0 ? write_new_table(refs, err) : 0;
 }
 
@@ -669,6 +669,24 @@ link_entries(struct qm_refs *r, struct qmeld_error *err)
     return qm_sync(r->q->img.file, err);
 }
 
+/* The clusters that blocks have left: nothing durable points there any more.  Freeing them may make more
+ * blocks move, whose turn is the next. */
+static int
+free_left(struct qm_refs *r, struct qmeld_error *err)
+{
+    const size_t n = r->n_left;
+
+    r->n_left = 0;
+    for (size_t i = 0; i < n; i++)
+        if (qm_refs_free(r, qm_host(r->moved.at[i] << r->q->geo.cluster_bits), cluster_size(r),
+                         err) < 0)
+            return -1;
+    if (n > 0)
+        memmove(r->moved.at, r->moved.at + n, (r->moved.n - n) * sizeof *r->moved.at);
+    r->moved.n -= n;
+    return 0;
+}
+
 int
 qm_refs_link(struct qm_refs *refs, struct qmeld_error *err)
 {
@@ -683,15 +701,27 @@ qm_refs_link(struct qm_refs *refs, struct qmeld_error *err)
         b->linked = b->linked || b->written;
         refs->new_blocks = refs->new_blocks || (refs->table[i] != 0 && !b->linked);
     }
-    return 0;
+    return free_left(refs, err);
+}
+
+static bool
+is_dirty(const struct qm_refs *r)
+{
+    for (uint64_t i = 0; i < r->n_entries; i++)
+        if (r->blocks[i].dirty)
+            return true;
+    return false;
 }
 
 int
 qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err)
 {
-    if (qm_refs_write(refs, err) < 0 || qm_sync(refs->q->img.file, err) < 0)
-        return -1;
-    return qm_refs_link(refs, err);
+    do {
+        if (qm_refs_write(refs, err) < 0 || qm_sync(refs->q->img.file, err) < 0 ||
+            qm_refs_link(refs, err) < 0)
+            return -1;
+    } while (refs->floor && is_dirty(refs)); /* each block moves once, so this ends */
+    return 0;
 }
 
 /* ---- giving space back ---- */

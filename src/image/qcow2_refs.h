@@ -64,6 +64,10 @@ int qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, stru
 int qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_error *err)
     QM_CHECK;
 
+/* Lowers the refcount of one cluster to `to` (staged), if it is higher; as above otherwise. */
+int qm_refs_lower(struct qm_refs *refs, uint64_t cluster, uint64_t to, struct qmeld_error *err)
+    QM_CHECK;
+
 /* Writes staged refcounts, new blocks and a new table if the table must grow; no sync, nothing
  * that points at a new block. */
 int qm_refs_write(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;

@@ -25,7 +25,7 @@ write_part(struct qm_qcow2 *q, uint64_t off, const void *buf, uint64_t first, ui
 
 static int
 mend_block(struct qm_qcow2 *q, const struct qm_census *c, const struct qm_refblock *b,
-           uint64_t block_off, unsigned what, struct qmeld_error *err)
+           uint64_t block_off, unsigned what, struct qm_refs *refs, struct qmeld_error *err)
 {
     const uint32_t order = q->geo.refcount_order;
     uint64_t first = UINT64_MAX, last = 0;
@@ -34,9 +34,13 @@ mend_block(struct qm_qcow2 *q, const struct qm_census *c, const struct qm_refblo
         const uint64_t counted = qm_count_get(&c->count, b->first + i);
         const uint64_t disk = qcow2_refcount_get(b->data, order, i);
 
-        if (counted == disk || !qm_stage_may_write(q, (b->first + i) << q->geo.cluster_bits) ||
-            !(what & (counted > disk ? QM_REPAIR_RAISE : QM_REPAIR_LOWER)))
+        if (counted == disk || !(what & (counted > disk ? QM_REPAIR_RAISE : QM_REPAIR_LOWER)))
             continue;
+        if (refs) { /* staged: the block must move before it changes, and nothing is raised */
+            if (qm_refs_lower(refs, b->first + i, counted, err) < 0)
+                return -1;
+            continue;
+        }
         qcow2_refcount_put(b->data, order, i, counted);
         first = qm_min(first, i << order >> 3);
         last = (((i + 1) << order) - 1) >> 3;
@@ -46,14 +50,13 @@ mend_block(struct qm_qcow2 *q, const struct qm_census *c, const struct qm_refblo
     return write_part(q, block_off, b->data, first, last, err);
 }
 
-int
-qm_repair_refcounts(struct qm_qcow2 *q, const struct qm_census *c, unsigned what,
-                    struct qmeld_error *err)
+static int
+mend_blocks(struct qm_qcow2 *q, const struct qm_census *c, unsigned what, struct qm_refs *refs,
+            struct qmeld_error *err)
 {
     const struct qcow2_geo *g = &q->geo;
     QM_FREE unsigned char *buf = malloc(g->cluster_size);
 
-    assert(!c->needs_rebuild && !c->incomplete);
     if (!buf)
         return qm_fail_nomem(err, "a refcount block");
     for (uint64_t i = 0; i << g->refblock_bits < c->n_clusters; i++) {
@@ -67,10 +70,27 @@ qm_repair_refcounts(struct qm_qcow2 *q, const struct qm_census *c, unsigned what
             continue; /* nothing is referred to there, or a rebuild would be needed */
         if (!qm_census_counted(c, off >> g->cluster_bits, 1))
             continue; /* it is something else, too, and a refcount of one bit cannot say so */
-        if (mend_block(q, c, &b, off, what, err) < 0)
+        if (mend_block(q, c, &b, off, what, refs, err) < 0)
             return -1;
     }
-    return qm_sync(q->img.file, err);
+    return 0;
+}
+
+int
+qm_repair_refcounts(struct qm_qcow2 *q, const struct qm_census *c, unsigned what,
+                    struct qmeld_error *err)
+{
+    struct qm_refs *refs = NULL;
+    int rc;
+
+    assert(!c->needs_rebuild && !c->incomplete);
+    if (q->stage && qm_refs_open(q, &refs, err) < 0)
+        return -1;
+    rc = mend_blocks(q, c, what, refs, err);
+    if (rc == 0)
+        rc = refs ? qm_refs_commit(refs, err) : qm_sync(q->img.file, err);
+    qm_refs_close(refs);
+    return rc;
 }
 
 /* ---- L2 tables ---- */

@@ -138,13 +138,13 @@ qm_stage_switch(struct qm_qcow2 *q, const struct qm_staged *fields, struct qmeld
 
 int
 qm_stage_back(struct qm_qcow2 *q, const unsigned char sector[QM_HEADER_SECTOR],
-              const struct qm_staged *fields, uint64_t file_size, struct qmeld_error *err)
+              uint64_t bitmap_dir_off, uint64_t file_size, struct qmeld_error *err)
 {
     struct qm_file *file = q->img.file;
     unsigned char copy[QM_HEADER_SECTOR];
 
     memcpy(copy, sector, sizeof copy);
-    if (write_header(q, copy, fields->bitmap_dir_off, err) < 0)
+    if (write_header(q, copy, bitmap_dir_off, err) < 0)
         return -1;
     q->stage = NULL;
     if (!file->blockdev && file->size > file_size &&

@@ -64,11 +64,10 @@ int qm_stage_switch(struct qm_qcow2 *q, const struct qm_staged *fields, struct q
 int qm_stage_read_sector(const struct qm_qcow2 *q, unsigned char out[QM_HEADER_SECTOR],
                          struct qmeld_error *err) QM_CHECK;
 
-/* The old header again (its fields, and its whole first sector), then the file is cut to its old length.
- * May be done twice, and whether or not the switch was made. */
+/* The old first sector again, then the file is cut to its old length.  bitmap_dir_off: of the old header, 0
+ * if it had no bitmaps.  May be done twice, and whether or not the switch was made. */
 int qm_stage_back(struct qm_qcow2 *q, const unsigned char sector[QM_HEADER_SECTOR],
-                  const struct qm_staged *fields, uint64_t file_size, struct qmeld_error *err)
-    QM_CHECK;
+                  uint64_t bitmap_dir_off, uint64_t file_size, struct qmeld_error *err) QM_CHECK;
 
 /* There is no way back from here: space below the floor that is free is given back. */
 int qm_stage_final(struct qm_qcow2 *q, uint64_t floor, struct qmeld_error *err) QM_CHECK;

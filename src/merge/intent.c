@@ -2,6 +2,7 @@
 #include "intent.h"
 
 #include <json.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,8 @@ qm_journal_layer_release(struct qm_journal_layer *l)
 {
     free(l->path);
     free(l->format);
+    free(l->backing_name);
+    free(l->backing_format);
     free(l->moved_to);
 }
 
@@ -44,8 +47,32 @@ layer_to_json(const struct qm_journal_layer *l)
     json_object_object_add(o, "size", json_object_new_uint64(l->size));
     json_object_object_add(o, "mtime", json_object_new_int64(l->mtime_sec));
     json_object_object_add(o, "mtime-nsec", json_object_new_int64(l->mtime_nsec));
+    if (l->backing_name)
+        json_object_object_add(o, "backing-name", json_object_new_string(l->backing_name));
+    if (l->backing_format)
+        json_object_object_add(o, "backing-format", json_object_new_string(l->backing_format));
     if (l->moved_to)
         json_object_object_add(o, "moved-to", json_object_new_string(l->moved_to));
+    return o;
+}
+
+static struct json_object *
+way_to_json(const struct qm_way_back *w)
+{
+    struct json_object *o = json_object_new_object();
+    char hex[2 * sizeof w->sector + 1];
+
+    for (size_t k = 0; k < sizeof w->sector; k++)
+        snprintf(hex + 2 * k, 3, "%02x", w->sector[k]);
+    json_object_object_add(o, "kind", json_object_new_int((int)w->kind));
+    if (w->kind == QM_WAY_NONE)
+        return o;
+    json_object_object_add(o, "file-size", json_object_new_uint64(w->file_size));
+    if (w->kind == QM_WAY_KEEP)
+        return o;
+    json_object_object_add(o, "floor", json_object_new_uint64(w->floor));
+    json_object_object_add(o, "bitmap-directory", json_object_new_uint64(w->bitmap_dir_off));
+    json_object_object_add(o, "sector-0", json_object_new_string(hex));
     return o;
 }
 
@@ -68,6 +95,11 @@ intent_to_json(const struct qm_intent *i)
     json_object_object_add(o, "top", json_object_new_uint64(i->top));
     json_object_object_add(o, "base-size", json_object_new_uint64(i->base_size));
     json_object_object_add(o, "new-size", json_object_new_uint64(i->new_size));
+    if (i->back.kind != QM_WAY_NONE) {
+        json_object_object_add(o, "atomic", json_object_new_boolean(i->atomic));
+        json_object_object_add(o, "undo", json_object_new_boolean(i->undo));
+        json_object_object_add(o, "way-back", way_to_json(&i->back));
+    }
     QM_VEC_EACH (l, &i->layers)
         json_object_array_add(layers, layer_to_json(l));
     QM_VEC_EACH (b, &i->bitmaps.list)
@@ -92,6 +124,13 @@ get_string(struct json_object *o, const char *key, char **out)
         return false;
     *out = strdup(json_object_get_string(v));
     return *out != NULL;
+}
+
+static bool
+get_optional(struct json_object *o, const char *key, char **out)
+{
+    *out = NULL;
+    return !json_object_object_get_ex(o, key, NULL) || get_string(o, key, out);
 }
 
 static bool
@@ -140,6 +179,50 @@ get_new_path(struct json_object *o, const char *key, char **out)
 }
 
 static bool
+sector_from_hex(const char *hex, unsigned char *out)
+{
+    if (strlen(hex) != 2 * QM_HEADER_SECTOR ||
+        strspn(hex, "0123456789abcdef") != 2 * QM_HEADER_SECTOR)
+        return false;
+    for (size_t k = 0; k < QM_HEADER_SECTOR; k++) {
+        const char two[3] = {hex[2 * k], hex[2 * k + 1], '\0'};
+
+        out[k] = (unsigned char)strtoul(two, NULL, 16);
+    }
+    return true;
+}
+
+static bool
+way_from_json(struct json_object *o, struct qm_way_back *w)
+{
+    QM_FREE char *hex = NULL;
+    uint64_t kind;
+
+    if (!json_object_is_type(o, json_type_object) || !get_number(o, "kind", &kind) ||
+        kind > QM_WAY_KEEP)
+        return false;
+    w->kind = (enum qm_way)kind;
+    if (w->kind != QM_WAY_NONE && !get_number(o, "file-size", &w->file_size))
+        return false;
+    return w->kind != QM_WAY_SWITCH ||
+           (get_number(o, "floor", &w->floor) &&
+            get_number(o, "bitmap-directory", &w->bitmap_dir_off) &&
+            get_string(o, "sector-0", &hex) && hex && sector_from_hex(hex, w->sector));
+}
+
+/* Merges without a way back need not say so. */
+static bool
+get_way(struct json_object *o, struct qm_intent *i)
+{
+    struct json_object *way;
+
+    if (!json_object_object_get_ex(o, "way-back", &way))
+        return true;
+    return get_bool(o, "atomic", &i->atomic) && get_bool(o, "undo", &i->undo) &&
+           way_from_json(way, &i->back);
+}
+
+static bool
 layer_from_json(struct json_object *o, struct qm_intent *i)
 {
     struct qm_journal_layer l = {.path = NULL};
@@ -148,6 +231,8 @@ layer_from_json(struct json_object *o, struct qm_intent *i)
         get_number(o, "size", &l.size) && get_time(o, "mtime", &l.mtime_sec) &&
         get_time(o, "mtime-nsec", &l.mtime_nsec) && get_string(o, "path", &l.path) && l.path &&
         l.path[0] == '/' && get_string(o, "format", &l.format) && l.format &&
+        get_optional(o, "backing-name", &l.backing_name) &&
+        get_optional(o, "backing-format", &l.backing_format) &&
         get_new_path(o, "moved-to", &l.moved_to) && qm_vec_push(&i->layers, &l))
         return true;
     qm_journal_layer_release(&l);
@@ -202,10 +287,10 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
         return false;
     if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
         (json_object_object_get_ex(o, "verify", NULL) && !get_bool(o, "verify", &i->verify)) ||
-        !get_bool(o, "reclaim", &i->reclaim) || !get_number(o, "overlays", &overlays) ||
-        overlays > QMELD_OVERLAYS_QUARANTINE || !get_number(o, "base", &base) ||
-        !get_number(o, "top", &top) || !get_number(o, "base-size", &i->base_size) ||
-        !get_number(o, "new-size", &i->new_size))
+        !get_bool(o, "reclaim", &i->reclaim) || !get_way(o, i) ||
+        !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
+        !get_number(o, "base", &base) || !get_number(o, "top", &top) ||
+        !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))
         return false;
     i->overlays = (enum qmeld_overlays)overlays;
     i->base = base;

@@ -13,18 +13,37 @@
 
 #include "err.h"
 #include "qcow2_bitmap.h"
+#include "qcow2_stage.h"
 #include "vec.h"
 
 /* How a layer looked when the merge began; what it looks like now tells whether it changed. */
 struct qm_journal_layer {
     char *path; /* absolute */
     char *format;
+    char *backing_name; /* as its header had them; NULL: none */
+    char *backing_format;
     char *moved_to; /* QUARANTINE: the absolute path it is to have in the end; NULL: it stays */
     bool blockdev;
     uint64_t ino;
     uint64_t size;
     int64_t mtime_sec;
     int64_t mtime_nsec;
+};
+
+/* How a merge can be taken back. */
+enum qm_way {
+    QM_WAY_NONE,
+    QM_WAY_SWITCH, /* qcow2: the target is staged (qcow2_stage.h), and its old header kept here */
+    QM_WAY_KEEP,   /* raw: what is overwritten is kept in a file (kept.h) */
+};
+
+struct qm_way_back {
+    enum qm_way kind;
+    uint64_t file_size; /* of the target before the merge */
+    /* SWITCH */
+    uint64_t floor;
+    uint64_t bitmap_dir_off; /* 0: none */
+    unsigned char sector[QM_HEADER_SECTOR];
 };
 
 struct qm_intent {
@@ -36,12 +55,15 @@ struct qm_intent {
     bool keep_relative;
     bool verify; /* not one of the words that tell one merge from another */
     bool reclaim;
+    bool atomic;
+    bool undo;
     enum qmeld_overlays overlays;
     /* what it came to */
     size_t base;
     size_t top;
     uint64_t base_size; /* virtual sizes of the target, before and after */
     uint64_t new_size;
+    struct qm_way_back back;
     QM_VEC(struct qm_journal_layer) layers; /* [0] = bottom of the chain */
     struct qm_bitmap_names bitmaps;         /* of the target: valid when the merge began */
 };

@@ -37,15 +37,27 @@ struct disk_cursor {
     be32 phase;
     be64 seq;
     be64 done;
+    be64 kept;
+    be64 size; /* from here to bitmap_dir_off: struct qm_staged */
+    be64 l1_off;
+    be32 l1_entries;
+    be32 reftable_clusters;
+    be64 reftable_off;
+    be64 autoclear;
+    be64 bitmap_dir_off;
+    be64 left_size;
+    be64 left_sec;
+    be64 left_nsec;
     be32 crc; /* of all before it */
 };
 static_assert(offsetof(struct disk_head, crc) == 28, "format");
-static_assert(offsetof(struct disk_cursor, crc) == 24, "format");
+static_assert(offsetof(struct disk_cursor, crc) == 104, "format");
 
 struct qm_journal {
     struct qm_file *file;
     struct qm_intent intent;
     struct qm_cursor cursor;
+    struct qm_trail trail;
     uint64_t seq; /* of the cursor on disk; its parity tells the sector */
 };
 
@@ -79,8 +91,41 @@ qm_journal_path(const char *base, bool blockdev, const char *active, const char 
 
 /* ---- to the disk ---- */
 
+static void
+encode_trail(const struct qm_trail *t, struct disk_cursor *d)
+{
+    be64_put(&d->kept, t->kept.g);
+    be64_put(&d->size, t->staged.size);
+    be64_put(&d->l1_off, t->staged.l1_off);
+    be32_put(&d->l1_entries, t->staged.l1_entries);
+    be32_put(&d->reftable_clusters, t->staged.reftable_clusters);
+    be64_put(&d->reftable_off, t->staged.reftable_off);
+    be64_put(&d->autoclear, t->staged.autoclear);
+    be64_put(&d->bitmap_dir_off, t->staged.bitmap_dir_off);
+    be64_put(&d->left_size, t->left.size);
+    be64_put(&d->left_sec, (uint64_t)t->left.mtime_sec);
+    be64_put(&d->left_nsec, (uint64_t)t->left.mtime_nsec);
+}
+
+static struct qm_trail
+decode_trail(const struct disk_cursor *d)
+{
+    return (struct qm_trail){.kept = qm_guest(be64_get(&d->kept)),
+                             .staged = {.size = be64_get(&d->size),
+                                        .l1_off = be64_get(&d->l1_off),
+                                        .l1_entries = be32_get(&d->l1_entries),
+                                        .reftable_clusters = be32_get(&d->reftable_clusters),
+                                        .reftable_off = be64_get(&d->reftable_off),
+                                        .autoclear = be64_get(&d->autoclear),
+                                        .bitmap_dir_off = be64_get(&d->bitmap_dir_off)},
+                             .left = {.size = be64_get(&d->left_size),
+                                      .mtime_sec = (int64_t)be64_get(&d->left_sec),
+                                      .mtime_nsec = (int64_t)be64_get(&d->left_nsec)}};
+}
+
 static int
-write_cursor(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err)
+write_cursor(struct qm_journal *j, struct qm_cursor to, const struct qm_trail *trail,
+             struct qmeld_error *err)
 {
     unsigned char sector[SECTOR] = {0};
     struct disk_cursor *d = (struct disk_cursor *)sector;
@@ -89,11 +134,13 @@ write_cursor(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err)
     be32_put(&d->phase, to.phase);
     be64_put(&d->seq, j->seq + 1);
     be64_put(&d->done, to.done.g);
+    encode_trail(trail, d);
     be32_put(&d->crc, crc_of(d, offsetof(struct disk_cursor, crc)));
     if (qm_pwrite(j->file, CURSOR_OFF + (j->seq + 1) % 2 * SECTOR, sector, SECTOR, err) < 0)
         return -1;
     j->seq++;
     j->cursor = to;
+    j->trail = *trail;
     return 0;
 }
 
@@ -113,7 +160,7 @@ write_intent(struct qm_journal *j, const char *text, struct qmeld_error *err)
     be32_put(&h->intent_crc, crc_of(text, len));
     be32_put(&h->crc, crc_of(h, offsetof(struct disk_head, crc)));
     if (qm_pwrite(j->file, INTENT_OFF, text, len, err) < 0 ||
-        write_cursor(j, (struct qm_cursor){.phase = QM_PHASE_COPY}, err) < 0 ||
+        write_cursor(j, (struct qm_cursor){.phase = QM_PHASE_COPY}, &j->trail, err) < 0 ||
         qm_sync(j->file, err) < 0)
         return -1;
     /* COMMIT POINT: with its head the journal is valid */
@@ -155,7 +202,7 @@ make_file(const char *path, struct qm_file **out, struct qmeld_error *err)
                        path);
     if (lstat(path, &st) == 0 && qm_unlink(path, err) < 0)
         return -1;
-    if (qm_file_create_new(path, out, err) == 0)
+    if (qm_file_create_new(path, 0644, out, err) == 0)
         return 0;
     if (err->sys_errno == 0)
         return -1;
@@ -209,7 +256,21 @@ int
 qm_journal_advance(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err)
 {
     assert(to.phase >= j->cursor.phase);
-    return write_cursor(j, to, err) < 0 ? -1 : qm_sync(j->file, err);
+    const struct qm_trail trail = j->trail;
+
+    return write_cursor(j, to, &trail, err) < 0 ? -1 : qm_sync(j->file, err);
+}
+
+struct qm_trail
+qm_journal_trail(const struct qm_journal *j)
+{
+    return j->trail;
+}
+
+int
+qm_journal_set_trail(struct qm_journal *j, const struct qm_trail *trail, struct qmeld_error *err)
+{
+    return write_cursor(j, j->cursor, trail, err) < 0 ? -1 : qm_sync(j->file, err);
 }
 
 int
@@ -252,7 +313,7 @@ read_cursor(struct qm_journal *j, struct qmeld_error *err)
 
         if (qm_pread_padded(j->file, CURSOR_OFF + i * SECTOR, &d, sizeof d, err) < 0)
             return -1;
-        if (be32_get(&d.magic) != CURSOR_MAGIC || be32_get(&d.phase) > QM_PHASE_SETTLE ||
+        if (be32_get(&d.magic) != CURSOR_MAGIC || be32_get(&d.phase) > QM_PHASE_BACK ||
             be32_get(&d.crc) != crc_of(&d, offsetof(struct disk_cursor, crc)) ||
             (found && be64_get(&d.seq) < j->seq))
             continue;
@@ -260,6 +321,7 @@ read_cursor(struct qm_journal *j, struct qmeld_error *err)
         j->seq = be64_get(&d.seq);
         j->cursor = (struct qm_cursor){.phase = (enum qm_phase)be32_get(&d.phase),
                                        .done = qm_guest(be64_get(&d.done))};
+        j->trail = decode_trail(&d);
     }
     if (!found)
         return damaged(j, "no cursor", err);
@@ -414,6 +476,26 @@ qm_absolute_path(const char *path)
 }
 
 int
+qm_journal_look(const struct qm_file *target, struct qm_trail *trail, struct qmeld_error *err)
+{
+    struct stat st;
+
+    if (fstat(target->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(target->path), "cannot stat");
+    trail->left.size = (uint64_t)st.st_size;
+    trail->left.mtime_sec = st.st_mtim.tv_sec;
+    trail->left.mtime_nsec = st.st_mtim.tv_nsec;
+    return 0;
+}
+
+static bool
+copy_text(const char *from, char **to)
+{
+    *to = from ? strdup(from) : NULL;
+    return *to || !from;
+}
+
+int
 qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, struct qmeld_error *err)
 {
     const struct qm_file *f = layer->img->file;
@@ -426,7 +508,8 @@ qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, stru
     out->mtime_nsec = st.st_mtim.tv_nsec;
     out->path = qm_absolute_path(layer->path);
     out->format = strdup(layer->img->ops->format);
-    if (out->path && out->format)
+    if (out->path && out->format && copy_text(layer->img->backing_name, &out->backing_name) &&
+        copy_text(layer->img->backing_format, &out->backing_format))
         return 0;
     qm_journal_layer_release(out);
     return qm_fail_nomem(err, "the journal");
@@ -441,6 +524,22 @@ qm_journal_path_now(const struct qm_journal_layer *l)
                                                                              : l->path;
 }
 
+static bool
+looks_so(const struct qm_journal_layer *then, const struct stat *st)
+{
+    return then->size == (uint64_t)st->st_size && then->mtime_sec == st->st_mtim.tv_sec &&
+           then->mtime_nsec == st->st_mtim.tv_nsec;
+}
+
+bool
+qm_journal_changed(const struct qm_journal_layer *then)
+{
+    struct stat st;
+
+    return !then->blockdev && stat(then->path, &st) == 0 &&
+           (st.st_ino != then->ino || !looks_so(then, &st));
+}
+
 int
 qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file, bool untouched,
                 struct qmeld_error *err)
@@ -450,9 +549,7 @@ qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file,
     if (fstat(file->fd, &st) < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot stat");
     if (then->blockdev == file->blockdev && then->ino == file->ino &&
-        (!untouched || file->blockdev ||
-         (then->size == file->size && then->mtime_sec == st.st_mtim.tv_sec &&
-          then->mtime_nsec == st.st_mtim.tv_nsec)))
+        (!untouched || file->blockdev || looks_so(then, &st)))
         return 0;
     return qm_fail(err, QMELD_STALE, qm_in(file->path),
                    "it has changed since the unfinished merge began, so the merge cannot go on: "

@@ -25,11 +25,25 @@
 enum qm_phase {
     QM_PHASE_COPY,   /* guest bytes below the cursor are in the target, durably */
     QM_PHASE_SETTLE, /* the target is complete; headers and overlays are being settled */
+    QM_PHASE_HELD,   /* merged; it can be taken back until it is made final */
+    QM_PHASE_FINAL,  /* what the way back needs is being given up, with the overlays if so asked */
+    QM_PHASE_BACK,   /* it is being taken back */
 };
 
 struct qm_cursor {
     enum qm_phase phase;
     guest_off done;
+};
+
+/* What whoever goes on, or back, must know besides. */
+struct qm_trail {
+    struct qm_staged staged; /* SWITCH: the header that the target gets; l1_off 0: none yet */
+    guest_off kept;          /* KEEP: of what the merge overwrites below it, all is kept */
+    struct {                 /* the target as the finished merge left it; HELD */
+        uint64_t size;
+        int64_t mtime_sec;
+        int64_t mtime_nsec;
+    } left;
 };
 
 struct qm_journal;
@@ -63,6 +77,15 @@ const char *qm_journal_file(const struct qm_journal *j);
 /* Durable on return. */
 int qm_journal_advance(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err) QM_CHECK;
 
+/* As it is on disk; and changed there, durably. */
+struct qm_trail qm_journal_trail(const struct qm_journal *j);
+int qm_journal_set_trail(struct qm_journal *j, const struct qm_trail *trail,
+                         struct qmeld_error *err) QM_CHECK;
+
+/* Notes how the target looks, as *trail's `left`. */
+int qm_journal_look(const struct qm_file *target, struct qm_trail *trail, struct qmeld_error *err)
+    QM_CHECK;
+
 /* The merge is over: removes the file, durably, and frees j in every case. */
 int qm_journal_remove(struct qm_journal *j, struct qmeld_error *err) QM_CHECK;
 void qm_journal_close(struct qm_journal *j); /* the file stays; NULL is fine */
@@ -74,6 +97,9 @@ const char *qm_journal_path_now(const struct qm_journal_layer *l);
  * looks as it did. */
 int qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file, bool untouched,
                     struct qmeld_error *err) QM_CHECK;
+
+/* The file at the layer's path is there, and is another or looks otherwise. */
+bool qm_journal_changed(const struct qm_journal_layer *then);
 
 /* A journal, or what is like one, makes us write to and remove the files it names: USAGE unless it is our
  * own, or root's. */

@@ -8,11 +8,17 @@
  *
  * In COPY the chain's own files say the same as before, read from the top; in SETTLE the target alone
  * does, too.  Resuming repeats what may have been done: every step may be done twice.
+ *
+ * A merge with a way back (back.h) comes to more of them:
+ *
+ *     SETTLE --overlays kept--> HELD --finalize--> FINAL --> (none)
+ *     SETTLE --overlays given up----------------->
+ *     COPY, SETTLE, HELD --revert--> BACK --> (none)
  */
 #include "merge.h"
 
 #include "lock.h"
-#include "qcow2.h"
+#include "qcow2_header.h"
 #include "shadow.h"
 
 #include <errno.h>
@@ -183,7 +189,9 @@ read_back(const struct qm_merge *m, const char *backing_format, struct qm_compar
     qm_drop_cache(base->img->file, 0, 0);
     if (qm_chain_open(base->path, &how, &anew, err) < 0)
         return -1;
-    rc = qm_transfer_read_back(&m->transfer, anew, out, err);
+    rc = qm_back_adopt(&m->back, anew->layers[anew->n - 1].img, err);
+    if (rc == 0)
+        rc = qm_transfer_read_back(&m->transfer, anew, out, err);
     qm_chain_close(anew);
     if (rc == 0)
         m->report->bytes_verified += out->bytes;
@@ -208,16 +216,66 @@ verify(const struct qm_merge *m, const char *backing_format, struct qmeld_error 
 
 /* ---- the work ---- */
 
+/* The journal is there from here on. */
+static void
+set_back(struct qm_merge *m)
+{
+    m->back = (struct qm_back){.journal = m->journal,
+                               .target = m->chain->layers[m->transfer.base].img,
+                               .plan = qm_transfer_plan(&m->transfer)};
+}
+
+static int
+advance(struct qm_merge *m, enum qm_phase phase, struct qmeld_error *err)
+{
+    const struct qm_cursor to = {.phase = phase, .done = qm_journal_cursor(m->journal).done};
+
+    return qm_journal_advance(m->journal, to, err);
+}
+
+static int
+remove_journal(struct qm_merge *m, struct qmeld_error *err)
+{
+    struct qm_journal *j = QM_TAKE(m->journal);
+
+    err->disk = QMELD_DISK_NEW;
+    return qm_journal_remove(j, err);
+}
+
+/* FINAL */
+static int
+finish(struct qm_merge *m, struct qmeld_error *err)
+{
+    if (qm_settle_give_up(m->settle, err) < 0 || qm_back_give_up(&m->back, err) < 0)
+        return -1;
+    return remove_journal(m, err);
+}
+
+/* The merge ends here, for now; how the target looks tells later whether it was written to since. */
+static int
+hold(struct qm_merge *m, struct qmeld_error *err)
+{
+    struct qm_trail trail = qm_journal_trail(m->journal);
+
+    if (qm_journal_look(m->back.target->file, &trail, err) < 0 ||
+        qm_journal_set_trail(m->journal, &trail, err) < 0 || advance(m, QM_PHASE_HELD, err) < 0)
+        return -1;
+    m->report->held = true;
+    return 0;
+}
+
 static int
 settle(struct qm_merge *m, struct qmeld_error *err)
 {
-    struct qm_journal *j;
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
 
-    if (qm_settle_repoint(m->settle, err) < 0 || qm_settle_give_up(m->settle, err) < 0)
+    if (qm_back_switch_over(&m->back, err) < 0 || qm_settle_repoint(m->settle, err) < 0)
         return -1;
-    err->disk = QMELD_DISK_NEW;
-    j = QM_TAKE(m->journal);
-    return qm_journal_remove(j, err);
+    if (intent->back.kind != QM_WAY_NONE && intent->overlays == QMELD_OVERLAYS_KEEP)
+        return hold(m, err);
+    if (intent->back.kind != QM_WAY_NONE && advance(m, QM_PHASE_FINAL, err) < 0)
+        return -1;
+    return finish(m, err);
 }
 
 static int
@@ -255,8 +313,9 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
                                           .trusted_bitmaps = resumed ? &intent->bitmaps : NULL};
     struct qm_seal *seal;
 
-    if (qm_seal_begin(&config, &seal, err) < 0)
+    if ((!resumed && qm_back_enter(&m->back, err) < 0) || qm_seal_begin(&config, &seal, err) < 0)
         return -1;
+    m->transfer.back = &m->back;
     qm_err_disk(err, QMELD_DISK_OPEN); /* until the end of the merge, whatever fails */
     if (work_in_batches(m, seal, resumed, err) < 0) {
         qm_seal_abandon(seal);
@@ -288,6 +347,9 @@ give_up(struct qm_merge *m, const struct qmeld_error *err)
 
     if (err->disk != QMELD_DISK_OLD || !m->journal)
         return -1;
+    if (qm_journal_intent(m->journal)->back.kind == QM_WAY_KEEP &&
+        qm_back_give_up(&m->back, &unheard) < 0)
+        return -1; /* what was kept of nothing stays, with the journal that tells of it */
     j = QM_TAKE(m->journal);
     if (qm_journal_remove(j, &unheard) < 0)
         unheard.code =
@@ -333,6 +395,10 @@ rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *j
                  ? -1
                  : qm_journal_create(journal, &copy, &dry.journal, err);
     }
+    if (rc == 0) {
+        set_back(&dry);
+        rc = m->journal ? qm_back_enter(&dry.back, err) : 0;
+    }
     if (rc == 0)
         rc = work(&dry, m->journal != NULL, err);
     qm_merge_release(&dry);
@@ -371,6 +437,7 @@ look_for_help(const struct qm_merge *m, const struct qm_intent *intent, const ch
         qm_intent_copy(intent, &other, &unheard) < 0)
         return;
     other.reclaim = true;
+    other.back.kind = QM_WAY_NONE;
     if (judge(m, &other, journal, &unheard) == 0)
         qm_space_recommend_reclaim(err);
     qm_intent_release(&other);
@@ -388,6 +455,8 @@ check_room(const struct qm_merge *m, const struct qm_intent *intent, const char 
     if (qm_shadow_now())
         return 0;
     qm_space_is_ample(&t->space, m->chain, t->base, t->top + 1, journal, &ample);
+    /* what a merge with a way back writes elsewhere is not in the sum */
+    ample = ample && intent->back.kind == QM_WAY_NONE;
     if (ample || judge(m, intent, journal, err) == 0)
         return 0;
     err->disk = disk; /* dry: nothing has happened */
@@ -433,6 +502,7 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
     }
     if (qm_journal_create(journal_path, intent, &m->journal, err) < 0)
         return -1;
+    set_back(m);
     return work(m, false, err) < 0 ? give_up(m, err) : 0;
 }
 
@@ -560,29 +630,220 @@ give_up_again(struct qm_merge *m, struct qmeld_error *err)
     return m->reclaim ? qm_reclaim_until(m->reclaim, m->transfer.from, err) : 0;
 }
 
-int
-qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
+/* For going on, or back: nobody else is at it, and nobody will be. */
+static int
+take_over(struct qm_merge *m, bool whole, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
-    const struct qm_cursor cursor = qm_journal_cursor(m->journal);
 
     qm_err_disk(err, QMELD_DISK_OPEN);
-    m->report->resumed = true;
     if (qm_journal_is_held(m->journal)) /* said plainer than by the locks on the layers */
         return qm_fail(err, QMELD_BUSY, qm_in(qm_journal_file(m->journal)),
                        "another process is at work on this merge: wait for it");
-    if ((cursor.phase == QM_PHASE_COPY ? open_whole(m, intent, err) : open_listed(m, intent, err)) <
-            0 ||
+    if ((whole ? open_whole(m, intent, err) : open_listed(m, intent, err)) < 0 ||
         prepare(m, intent, err) < 0 || qm_journal_hold(m->journal, err) < 0 ||
         ask_guard(m, err) != 0)
         return -1;
-    if (cursor.phase == QM_PHASE_SETTLE)
-        return check_complete(m, err) < 0 ? -1 : settle(m, err);
-    if (find_start(m, cursor.done, err) < 0 || give_up_again(m, err) < 0 ||
+    set_back(m);
+    return 0;
+}
+
+static int
+resume_copy(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_cursor cursor = qm_journal_cursor(m->journal);
+
+    if (take_over(m, true, err) < 0 || qm_back_enter(&m->back, err) < 0 ||
+        find_start(m, cursor.done, err) < 0 || give_up_again(m, err) < 0 ||
         qm_transfer_count(&m->transfer, err) < 0 ||
-        check_room(m, intent, qm_journal_file(m->journal), err) < 0)
+        check_room(m, qm_journal_intent(m->journal), qm_journal_file(m->journal), err) < 0)
         return -1;
     return work(m, true, err);
+}
+
+/* What the layers are worth, without opening them. */
+static int
+tell(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    const struct qm_settle_config config = {
+        .base = intent->base, .top = intent->top, .overlays = intent->overlays};
+    struct qmeld_commit_report *r = m->report;
+
+    r->base_old_size = intent->base_size;
+    r->base_new_size = intent->new_size;
+    r->layers = calloc(intent->layers.n, sizeof *r->layers);
+    if (!r->layers)
+        return qm_fail_nomem(err, "the report");
+    QM_VEC_EACH (l, &intent->layers) {
+        struct qmeld_commit_layer *out = &r->layers[r->n_layers];
+
+        out->fate = qm_settle_fate(&config, r->n_layers++);
+        out->path = strdup(l->path);
+        if (!out->path)
+            return qm_fail_nomem(err, "the report");
+    }
+    return 0;
+}
+
+/* A merge that is held is done - as long as nobody wrote to a layer that was merged, which he may want
+ * to merge again. */
+static int
+tell_held(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+
+    for (size_t i = intent->base + 1; i <= intent->top; i++)
+        if (qm_journal_changed(&intent->layers.at[i]))
+            return qm_fail(err, QMELD_USAGE, qm_in(intent->layers.at[i].path),
+                           "it has changed since it was merged, and that merge can still be taken "
+                           "back: say `qmeld finalize %s` first, or `qmeld revert` in the same way",
+                           qm_journal_file(m->journal));
+    m->report->held = m->report->already_merged = true;
+    return tell(m, err);
+}
+
+static int go_back(struct qm_merge *m, struct qmeld_error *err);
+
+int
+qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
+{
+    const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
+
+    if (phase == QM_PHASE_HELD)
+        return tell_held(m, err);
+    m->report->resumed = true;
+    if (phase == QM_PHASE_BACK)
+        return go_back(m, err);
+    if (phase == QM_PHASE_COPY)
+        return resume_copy(m, err);
+    if (take_over(m, false, err) < 0)
+        return -1;
+    if (phase == QM_PHASE_FINAL)
+        return finish(m, err);
+    if (qm_back_adopt(&m->back, m->back.target, err) < 0 || check_complete(m, err) < 0)
+        return -1;
+    return settle(m, err);
+}
+
+/* ---- back ---- */
+
+/* The old view is in the layers that were merged: all must be there, as they were. */
+static int
+check_old_layers(const struct qm_merge *m, enum qm_phase phase, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    const struct qm_trail trail = qm_journal_trail(m->journal);
+
+    for (size_t i = intent->base; i < m->chain->n && i <= intent->top + 1; i++) {
+        const struct qm_journal_layer *l = &intent->layers.at[i];
+        /* the child lives on, and the header of a top that is to be emptied may have changed */
+        const bool changes =
+            i > intent->top || (i == intent->top && intent->overlays == QMELD_OVERLAYS_EMPTY);
+        struct qm_journal_layer then = *l;
+
+        if (!m->chain->layers[i].img)
+            return qm_fail(err, QMELD_STALE, qm_in(l->path),
+                           "it is not there any more, and going back needs it");
+        if (i == intent->base) {
+            then.size = trail.left.size;
+            then.mtime_sec = trail.left.mtime_sec;
+            then.mtime_nsec = trail.left.mtime_nsec;
+        }
+        if (qm_journal_same(&then, m->chain->layers[i].img->file,
+                            i == intent->base ? phase == QM_PHASE_HELD : !changes, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Child, and a top that is to be emptied, get their old backing files again. */
+static int
+point_back(const struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+
+    for (size_t i = intent->top; i < m->chain->n && i <= intent->top + 1; i++) {
+        const struct qm_journal_layer *then = &intent->layers.at[i];
+        struct qm_qcow2 *q = qm_qcow2_of(m->chain->layers[i].img);
+
+        if (!q->hdr.backing_name || !then->backing_name ||
+            strcmp(q->hdr.backing_name, then->backing_name) == 0)
+            continue;
+        if (qm_file_make_writable(q->img.file, err) < 0 || qm_header_before_write(q, err) < 0 ||
+            qm_header_set_backing(q, then->backing_name, then->backing_format, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* From the top: who reads through the merged layers does so before the target changes under them. */
+static int
+go_back(struct qm_merge *m, struct qmeld_error *err)
+{
+    const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
+
+    if (take_over(m, false, err) < 0 || check_old_layers(m, phase, err) < 0 ||
+        advance(m, QM_PHASE_BACK, err) < 0 || point_back(m, err) < 0 ||
+        qm_back_restore(&m->back, err) < 0)
+        return -1;
+    m->report->reverted = true;
+    m->report->base_new_size = m->report->base_old_size;
+    for (size_t i = 0; i < m->report->n_layers; i++)
+        m->report->layers[i].fate = QMELD_FATE_UNTOUCHED;
+    return remove_journal(m, err);
+}
+
+int
+qm_merge_revert(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+
+    if (intent->back.kind == QM_WAY_NONE)
+        return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
+                       "this merge was begun without --atomic or --undo and cannot be taken back: "
+                       "finish it with `qmeld resume`");
+    if (qm_journal_cursor(m->journal).phase == QM_PHASE_FINAL)
+        return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
+                       "what going back needs is being given up already: finish it with "
+                       "`qmeld resume`");
+    return go_back(m, err);
+}
+
+/* Of a merge that is held only the target matters: overlays may have been removed since. */
+static int
+open_target(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    const struct qm_journal_layer *l = &intent->layers.at[intent->base];
+    const struct qm_chain_options how = {
+        .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
+
+    if (qm_chain_open(l->path, &how, &m->chain, err) < 0)
+        return -1;
+    m->back = (struct qm_back){.journal = m->journal, .target = m->chain->layers[0].img};
+    return qm_journal_same(l, m->back.target->file, false, err);
+}
+
+int
+qm_merge_finalize(struct qm_merge *m, struct qmeld_error *err)
+{
+    const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
+
+    if (phase == QM_PHASE_FINAL)
+        return qm_merge_resume(m, err);
+    if (phase != QM_PHASE_HELD)
+        return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
+                       "this merge is not done yet: finish it with `qmeld resume` first");
+    /* A reader's lock keeps writers away, and a running machine that only reads the base need not be
+     * stopped: what is given up nobody looks at. */
+    if (tell(m, err) < 0)
+        return -1;
+    qm_err_disk(err, QMELD_DISK_OPEN);
+    if (open_target(m, err) < 0 || qm_journal_hold(m->journal, err) < 0 ||
+        advance(m, QM_PHASE_FINAL, err) < 0 || qm_back_give_up(&m->back, err) < 0)
+        return -1;
+    return remove_journal(m, err);
 }
 
 void
@@ -590,6 +851,7 @@ qm_merge_release(struct qm_merge *m)
 {
     qm_settle_free(m->settle);
     qm_reclaim_free(m->reclaim);
+    qm_back_release(&m->back);
     qm_journal_close(m->journal);
     qm_chain_close(m->chain);
     free(m->moved_to);

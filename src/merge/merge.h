@@ -25,6 +25,7 @@ struct qm_merge {
     struct qm_chain *chain;
     struct qm_journal *journal;
     struct qm_transfer transfer;
+    struct qm_back back;
     const char **moved_to;      /* QUARANTINE: each layer's new name, of the intent; else NULL */
     struct qm_reclaim *reclaim; /* with --reclaim, once its layers may be written */
     struct qm_settle_config settle_config;
@@ -38,6 +39,12 @@ int qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *jou
 
 /* Goes on where m->journal says; opens the chain by it. */
 int qm_merge_resume(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
+
+/* Takes back what m->journal tells of.  USAGE: it has no way back, or not any more. */
+int qm_merge_revert(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
+
+/* Gives up the way back of a merge that is held. */
+int qm_merge_finalize(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 
 void qm_merge_release(struct qm_merge *m);
 

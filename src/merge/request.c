@@ -133,7 +133,7 @@ same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
 {
     return same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
            i->shallow == o->shallow && i->reclaim == o->reclaim && i->overlays == o->overlays &&
-           i->keep_relative == o->keep_relative;
+           i->keep_relative == o->keep_relative && i->atomic == o->atomic && i->undo == o->undo;
 }
 
 /* By inode where both exist; the active layer itself may be gone (deleted as merged). */
@@ -188,6 +188,11 @@ is_wanted(struct find *f, void *opaque, struct qmeld_error *err)
     } else if (!touches(i, w->chain)) {
         return 0;
     }
+    if (qm_journal_cursor(f->j).phase == QM_PHASE_HELD)
+        return qm_fail(err, QMELD_USAGE, qm_in(w->active),
+                       "an earlier merge of this chain, into %s, can still be taken back: say "
+                       "`qmeld finalize %s` first, or `qmeld revert` in the same way",
+                       i->layers.at[i->base].path, f->path);
     return qm_fail(err, QMELD_USAGE, qm_in(w->active),
                    "another merge of this chain, into %s, is unfinished: finish it first with "
                    "`qmeld resume %s`",
@@ -260,6 +265,8 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
                               .keep_relative = o->keep_relative,
                               .verify = o->verify,
                               .reclaim = o->reclaim,
+                              .atomic = o->atomic,
+                              .undo = o->undo,
                               .overlays = o->overlays,
                               .base = base,
                               .top = top,
@@ -283,7 +290,9 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
             return qm_fail_nomem(err, "the journal");
         }
     }
-    return q ? qm_bitmaps_valid_names(q, &out->bitmaps, err) : 0;
+    if (q && qm_bitmaps_valid_names(q, &out->bitmaps, err) < 0)
+        return -1;
+    return qm_back_describe(target, o->atomic, o->undo, &out->back, err);
 }
 
 static int
@@ -307,6 +316,10 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
             err, QMELD_USAGE, qm_in(path),
             "quarantine would keep files whose data --reclaim has given up: leave one of "
             "them out");
+    if (m->opts->reclaim && (m->opts->atomic || m->opts->undo))
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "what --reclaim gives up cannot be brought back: leave out either that or "
+                       "--atomic and --undo");
     target = &m->chain->layers[base];
     if (qm_journal_path(target->path, target->img->file->blockdev, path, m->opts->journal_dir,
                         &journal, err) < 0)
@@ -345,6 +358,11 @@ qm_request_commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
     if (w.found) {
         qm_chain_close(QM_TAKE(m->chain)); /* its locks, too: the journal knows the layers better */
         m->journal = w.found;
+        if (qm_journal_cursor(m->journal).phase == QM_PHASE_BACK)
+            return qm_fail(err, QMELD_USAGE, qm_in(path),
+                           "an earlier merge of this chain is being taken back: finish that with "
+                           "`qmeld resume %s`",
+                           qm_journal_file(m->journal));
         return qm_merge_resume(m, err);
     }
     if (rc < 0) {
@@ -355,14 +373,32 @@ qm_request_commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
 }
 
 static int
-resume(const char *path, struct qm_merge *m, struct qmeld_error *err)
+load_journal(const char *path, struct qm_merge *m, struct qmeld_error *err)
 {
     if (qm_journal_load(path, &m->journal, err) < 0)
         return -1;
     if (!m->journal)
         return qm_fail(err, QMELD_USAGE, qm_in(path),
                        "no journal of an unfinished merge: `qmeld status` finds those");
-    return qm_merge_resume(m, err);
+    return 0;
+}
+
+static int
+resume(const char *path, struct qm_merge *m, struct qmeld_error *err)
+{
+    return load_journal(path, m, err) < 0 ? -1 : qm_merge_resume(m, err);
+}
+
+static int
+revert(const char *path, struct qm_merge *m, struct qmeld_error *err)
+{
+    return load_journal(path, m, err) < 0 ? -1 : qm_merge_revert(m, err);
+}
+
+static int
+finalize(const char *path, struct qm_merge *m, struct qmeld_error *err)
+{
+    return load_journal(path, m, err) < 0 ? -1 : qm_merge_finalize(m, err);
 }
 
 /* ---- the calls ---- */
@@ -409,6 +445,20 @@ qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
              struct qmeld_commit_report *report, struct qmeld_error *err)
 {
     return run(resume, journal, opts, report, err);
+}
+
+int
+qmeld_revert(const char *journal, const struct qmeld_commit_options *opts,
+             struct qmeld_commit_report *report, struct qmeld_error *err)
+{
+    return run(revert, journal, opts, report, err);
+}
+
+int
+qmeld_finalize(const char *journal, const struct qmeld_commit_options *opts,
+               struct qmeld_commit_report *report, struct qmeld_error *err)
+{
+    return run(finalize, journal, opts, report, err);
 }
 
 void
@@ -463,7 +513,11 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     out->active = i->layers.at[i->layers.n - 1].path;
     out->base = i->layers.at[i->base].path;
     out->top = i->layers.at[i->top].path;
-    out->complete = c.phase == QM_PHASE_SETTLE;
+    out->complete = c.phase != QM_PHASE_COPY && c.phase != QM_PHASE_BACK;
+    out->held = c.phase == QM_PHASE_HELD;
+    out->base_intact = i->back.kind == QM_WAY_SWITCH && c.phase == QM_PHASE_COPY;
+    out->reverting = c.phase == QM_PHASE_BACK;
+    out->revertible = i->back.kind != QM_WAY_NONE && c.phase != QM_PHASE_FINAL;
     out->done = c.done.g;
     out->size = i->new_size;
     out->overlays = i->overlays;

@@ -45,13 +45,12 @@ struct run {
     guest_off given_up; /* so are they in batches that ended */
 };
 
-static struct qm_plan_config
-plan_config(const struct qm_transfer *t, guest_off from)
+struct qm_plan_config
+qm_transfer_plan(const struct qm_transfer *t)
 {
     return (struct qm_plan_config){.chain = t->chain,
                                    .base = t->base,
                                    .top = t->top,
-                                   .from = from,
                                    .base_size = t->base_size,
                                    .new_size = t->new_size,
                                    .hidden_end = t->hidden_end};
@@ -61,8 +60,9 @@ static int
 open_plan_at(const struct qm_transfer *t, guest_off from, struct qm_plan **out,
              struct qmeld_error *err)
 {
-    const struct qm_plan_config config = plan_config(t, from);
+    struct qm_plan_config config = qm_transfer_plan(t);
 
+    config.from = from;
     return qm_plan_open(&config, out, err);
 }
 
@@ -171,7 +171,7 @@ static int
 compare(const struct qm_transfer *t, uint64_t end, const struct qm_chain *have, size_t have_top,
         const char *phase, bool tell_all, struct qm_compare_result *out, struct qmeld_error *err)
 {
-    const struct qm_compare_config config = {.plan = plan_config(t, qm_guest(0)),
+    const struct qm_compare_config config = {.plan = qm_transfer_plan(t),
                                              .end = qm_guest(end),
                                              .have = have,
                                              .have_top = have_top,
@@ -308,7 +308,7 @@ static int
 verify_filled(struct run *r, struct qmeld_error *err)
 {
     const struct qm_transfer *t = r->t;
-    const struct qm_compare_config config = {.plan = plan_config(t, qm_guest(0)),
+    const struct qm_compare_config config = {.plan = qm_transfer_plan(t),
                                              .end = qm_guest(UINT64_MAX),
                                              .have = t->chain,
                                              .have_top = t->base,
@@ -371,14 +371,15 @@ static int
 verify_batch(struct run *r, guest_off end, struct qmeld_error *err)
 {
     const struct qm_transfer *t = r->t;
-    const struct qm_compare_config config = {.plan = plan_config(t, r->given_up),
-                                             .end = end,
-                                             .have = t->chain,
-                                             .have_top = t->base,
-                                             .bandwidth = t->opts->bandwidth};
+    struct qm_compare_config config = {.plan = qm_transfer_plan(t),
+                                       .end = end,
+                                       .have = t->chain,
+                                       .have_top = t->base,
+                                       .bandwidth = t->opts->bandwidth};
     struct qm_image *base = t->chain->layers[t->base].img;
     struct qm_compare_result found;
 
+    config.plan.from = r->given_up;
     if (!t->verify || !t->give_up)
         return 0;
     qm_drop_cache(base->file, 0, 0);
@@ -472,6 +473,8 @@ run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_err
         if (stopped)
             return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
     }
+    if (r->t->back && qm_back_ahead(r->t->back, qm_guest(want->guest.g + want->len), err) < 0)
+        return -1;
     if (qm_seal_want(r->seal, want, asked, &r->moves, err) < 0 || put_moves(r, err) < 0)
         return -1;
     if (want->from)

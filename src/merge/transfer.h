@@ -14,9 +14,9 @@
 #ifndef QM_TRANSFER_H
 #define QM_TRANSFER_H
 
+#include "back.h"
 #include "compare.h"
 #include "copy.h"
-#include "journal.h"
 #include "reclaim.h"
 #include "seal.h"
 #include "space.h"
@@ -30,6 +30,7 @@ struct qm_transfer {
     uint64_t hidden_end;        /* as in plan.h */
     bool give_up;               /* --reclaim: layers give up what the base holds, batch by batch */
     struct qm_reclaim *reclaim; /* with give_up, from qm_transfer_grow on; borrowed */
+    struct qm_back *back;       /* NULL: there is none, or nothing is written */
     guest_off from;             /* guest bytes below are in the base already */
     uint64_t total;             /* bytes to copy, from there on; qm_transfer_count sets it */
     struct qm_space space;      /* likewise */
@@ -39,6 +40,9 @@ struct qm_transfer {
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report; /* bytes_* are added up here */
 };
+
+/* The plan of the whole merge. */
+struct qm_plan_config qm_transfer_plan(const struct qm_transfer *t);
 
 int qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err) QM_CHECK;
 

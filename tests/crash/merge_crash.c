@@ -52,7 +52,7 @@ keep_state(struct harness *h, const struct qm_torn_state *state)
     snprintf(dir, sizeof dir, "%s/%zu", h->keep, h->n_failed);
     mkdir(h->keep, 0777);
     mkdir(dir, 0777);
-    stage_files_put(state, dir);
+    stage_files_put(h->stage, state, dir);
     printf("  files: %s\n", dir);
 }
 
@@ -65,21 +65,23 @@ complain(struct harness *h, const struct qm_torn_state *state, const char *when)
     h->n_failed++;
 }
 
-/* A state that the second, interrupted commit leaves. */
+/* A state that the second, interrupted commit, or the way back, leaves. */
 static void
 try_second_state(const struct qm_torn_state *state, void *opaque)
 {
     struct harness *h = opaque;
     struct stage *s = h->stage;
+    bool back;
 
     if (h->n_failed >= h->failed_before + MAX_FAILED)
         return;
-    stage_files_put(state, ".");
+    stage_files_put(s, state, ".");
     s->qemu = false;
     s->by_journal = h->n_twice % BY_JOURNAL_ONE_IN == 0;
     h->n_twice++;
-    if (!stage_reads(s) || !stage_sound(s) || !stage_again(s))
-        complain(h, state, "second time, ");
+    back = stage_has_way_back(s) && h->n_twice % 2 == 0;
+    if (!stage_reads(s) || !stage_sound(s) || !(back ? stage_back(s) : stage_again(s)))
+        complain(h, state, back ? "second time, back, " : "second time, ");
 }
 
 static void
@@ -92,9 +94,12 @@ cut_short_again(struct harness *h, const struct qm_torn_state *state)
     struct qm_torn *t;
     int rc;
 
-    stage_files_put(state, ".");
+    stage_files_put(s, state, ".");
     t = qm_torn_start_many(s->files, s->n_files);
-    rc = stage_commit(s, NULL, &err); /* whether it may fail is asked by stage_again */
+    if (stage_has_way_back(s) && state->number % 2)
+        rc = qmeld_revert(s->journal, NULL, NULL, &err) < 0 ? stage_commit(s, NULL, &err) : 0;
+    else
+        rc = stage_commit(s, NULL, &err); /* whether it may fail is asked by stage_again */
     qm_torn_stop(t);
     if (rc == 0)
         qm_torn_replay_files(t, &how, try_second_state, h);
@@ -106,16 +111,18 @@ try_state(const struct qm_torn_state *state, void *opaque)
 {
     struct harness *h = opaque;
     struct stage *s = h->stage;
+    bool back;
 
     if (h->n_failed >= h->failed_before + MAX_FAILED)
         return;
-    stage_files_put(state, ".");
+    stage_files_put(s, state, ".");
     s->by_journal = h->n_states % BY_JOURNAL_ONE_IN == 0;
     s->qemu = h->qemu && h->n_states % QEMU_ONE_IN == 0;
     h->n_states++;
     h->n_qemu += s->qemu;
-    if (!stage_reads(s) || !stage_sound(s) || !stage_again(s))
-        complain(h, state, "");
+    back = stage_has_way_back(s) && h->n_states % 2 == 0;
+    if (!stage_reads(s) || !stage_sound(s) || !(back ? stage_back(s) : stage_again(s)))
+        complain(h, state, back ? "back, " : "");
     else if (h->n_states % TWICE_ONE_IN == 0)
         cut_short_again(h, state);
 }

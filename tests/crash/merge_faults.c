@@ -187,7 +187,7 @@ restore_files(const struct job *j)
                                          .len = j->before[i].len,
                                          .gone = !j->before[i].at,
                                          .changed = true};
-    stage_files_put(&state, ".");
+    stage_files_put(NULL, &state, ".");
     free(files);
 }
 
@@ -336,7 +336,7 @@ run_resume(void *subject, struct qmeld_error *err)
 {
     const struct stage *s = subject;
 
-    return s->by_journal ? qmeld_resume(s->journal, NULL, NULL, err) : stage_commit(s, NULL, err);
+    return s->by_journal ? stage_resume(s, NULL, err) : stage_commit(s, NULL, err);
 }
 
 struct found {

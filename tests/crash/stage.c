@@ -51,6 +51,10 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
                                                           : QMELD_OVERLAYS_KEEP;
     } else if (!strcmp(key, "backing_format")) {
         s->opts.backing_format = !strcmp(value, "raw") ? "raw" : "qcow2";
+    } else if (!strcmp(key, "atomic")) {
+        s->opts.atomic = true;
+    } else if (!strcmp(key, "undo")) {
+        s->opts.undo = true;
     } else if (!strcmp(key, "verify")) {
         s->opts.verify = true;
     } else if (!strcmp(key, "reclaim")) {
@@ -135,7 +139,7 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     s->n = qm_forge_n_layers(s->forge);
     s->base = s->n - 1;
     s->n_files = s->n + 1;
-    s->files = calloc(2 * s->n + 1, sizeof *s->files);
+    s->files = calloc(2 * s->n + 2, sizeof *s->files);
     if (!s->files)
         abort();
     for (size_t i = 0; i < s->n; i++)
@@ -145,6 +149,10 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     snprintf(s->journal, sizeof s->journal, ".%s.qmeld", s->files[s->base]);
     s->files[s->n] = s->journal;
     name_aside(s);
+    if (stage_has_way_back(s)) {
+        snprintf(s->undo, sizeof s->undo, "%s-undo", s->journal);
+        s->files[s->n_files++] = s->undo;
+    }
     return true;
 }
 
@@ -153,7 +161,8 @@ stage_close(struct stage *s)
 {
     qm_forge_free(s->forge);
     for (size_t i = s->n + 1; i < s->n_files; i++)
-        free((void *)s->files[i]);
+        if (s->files[i] != s->undo)
+            free((void *)s->files[i]);
     for (size_t i = 0; s->aside && i < s->base - s->top; i++)
         free(s->aside[i].at);
     free(s->aside);
@@ -163,6 +172,7 @@ stage_close(struct stage *s)
     free(s->done_view.at);
     free(s->snapshots.at);
     free(s->base_view.at);
+    free(s->base_file.at);
 }
 
 void
@@ -189,14 +199,45 @@ stage_expected(struct stage *s, size_t layer)
 
 /* ---- the merge ---- */
 
+bool
+stage_has_way_back(const struct stage *s)
+{
+    return s->opts.atomic || s->opts.undo;
+}
+
+/* Ends what a call began: a merge that is held is made final. */
+static int
+to_the_end(const struct stage *s, int rc, struct qmeld_commit_report *report, bool *out_resumed,
+           struct qmeld_error *err)
+{
+    const bool held = report->held;
+
+    if (out_resumed) /* one that was held before needs nothing but the end */
+        *out_resumed = report->resumed || (held && report->already_merged);
+    qmeld_commit_report_free(report);
+    if (rc < 0 || !held)
+        return rc;
+    if (qmeld_finalize(s->journal, NULL, NULL, err) == 0)
+        return 0;
+    if (err->disk == QMELD_DISK_OLD) /* what finalize found; both calls together are one here */
+        err->disk = QMELD_DISK_OPEN;
+    return -1;
+}
+
 int
 stage_commit(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
     struct qmeld_commit_report report;
     const int rc = qmeld_commit(s->files[0], &s->opts, &report, err);
 
-    if (out_resumed)
-        *out_resumed = report.resumed;
-    qmeld_commit_report_free(&report);
-    return rc;
+    return to_the_end(s, rc, &report, out_resumed, err);
+}
+
+int
+stage_resume(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
+{
+    struct qmeld_commit_report report;
+    const int rc = qmeld_resume(s->journal, NULL, &report, err);
+
+    return to_the_end(s, rc, &report, out_resumed, err);
 }

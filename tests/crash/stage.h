@@ -33,10 +33,11 @@ struct stage {
     char why[2048];
     struct qm_forge *forge;
     const char **files; /* one a layer, then the journal of the merge, then, for quarantine, the
-                         * merged layers' new names, from top on */
+                         * merged layers' new names, from top on, then, with a way back, undo */
     size_t n;           /* layers */
     size_t n_files;
     char journal[256];
+    char undo[264]; /* what is kept of a raw base */
     size_t base;
     size_t top;
     bool dirty_base; /* its refcounts need not be true before the merge */
@@ -46,6 +47,7 @@ struct stage {
     struct stage_bytes done_view; /* of the base, after the merge */
     struct stage_bytes snapshots; /* of the base */
     struct stage_bytes base_view; /* of the base, before the merge */
+    struct stage_bytes base_file; /* all of it, before the merge */
     size_t valid_bitmaps;         /* of the base, before the merge */
     struct stage_end base_end, top_end, child_end;
     struct stage_bytes *aside; /* quarantine: what the merged layers hold, from top on */
@@ -70,8 +72,14 @@ bool stage_before(struct stage *s);
 /* Looks at it after an undisturbed merge. */
 bool stage_after(struct stage *s);
 
-/* out_resumed may be NULL. */
+/* A merge that can be taken back is made final at the end.  out_resumed may be NULL. */
 int stage_commit(const struct stage *s, bool *out_resumed, struct qmeld_error *err) QM_CHECK;
+
+/* Likewise, by qmeld_resume. */
+int stage_resume(const struct stage *s, bool *out_resumed, struct qmeld_error *err) QM_CHECK;
+
+/* It is a merge that can be taken back. */
+bool stage_has_way_back(const struct stage *s);
 
 /* Does the active layer read as before?  Gone, it must be replaced by a complete base. */
 bool stage_reads(struct stage *s);
@@ -83,5 +91,9 @@ bool stage_sound(struct stage *s);
 /* Does the same commit again finish: by the journal if there is one, from the start if there is
  * none?  Finished: all is as an undisturbed merge leaves it. */
 bool stage_again(struct stage *s);
+
+/* Does revert bring back the old base, bit for bit, where the merge has a way back; and does the merge,
+ * then or otherwise, finish as stage_again wants it? */
+bool stage_back(struct stage *s);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "torn.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #define BEHIND_END (4 << 20)
+#define SECTOR     512
 
 /* ---- questions --------------------------------------------------------------------------------
  */
@@ -42,6 +44,7 @@ stage_before(struct stage *s)
         return stage_no_because(s, "snapshots", &err);
     if (stage_read_view(s, s->base, &s->base_view, &err) < 0)
         return stage_no_because(s, "the base before the merge", &err);
+    s->base_file.at = qm_torn_load(s->files[s->base], &s->base_file.len);
     return stage_bitmaps_tell(s, &s->valid_bitmaps) &&
            stage_view_is(s, 0, &s->active_view, "the active layer before the merge");
 }
@@ -148,6 +151,7 @@ static bool
 check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
 {
     const char *path = s->files[s->base];
+    struct timespec times[2];
     struct stat st;
     bool ok;
 
@@ -156,7 +160,11 @@ check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
     if (stat(path, &st) < 0 || truncate(path, 2 * st.st_size + BEHIND_END) < 0)
         return stage_no(s, "cannot make the base longer");
     ok = check(s, s->base, out_dirty, out_end);
-    return truncate(path, st.st_size) == 0 && ok;
+    if (truncate(path, st.st_size) < 0)
+        return stage_no(s, "cannot make the base shorter again");
+    times[0] = st.st_atim;
+    times[1] = st.st_mtim; /* a merge that is held would think that somebody wrote to it */
+    return utimensat(AT_FDCWD, path, times, 0) == 0 && ok;
 }
 
 static bool
@@ -189,12 +197,31 @@ is_sound(struct stage *s, size_t *out_valid_bitmaps)
     return ok && stage_bitmaps_tell(s, out_valid_bitmaps);
 }
 
+/* A staged base is bit for bit the old one until its first sector switches. */
+static bool
+is_untouched(struct stage *s)
+{
+    struct stage_bytes now;
+    bool ok = true;
+
+    if (!stage_has_way_back(s) || !stage_is_qcow2(s, s->base))
+        return true;
+    now.at = qm_torn_load(s->files[s->base], &now.len);
+    if (now.len < s->base_file.len)
+        ok = stage_no(s, "the staged base has become shorter");
+    else if (memcmp(now.at, s->base_file.at, SECTOR) == 0 &&
+             memcmp(now.at, s->base_file.at, s->base_file.len) != 0)
+        ok = stage_no(s, "the base has its old header, and other bytes");
+    free(now.at);
+    return ok;
+}
+
 bool
 stage_sound(struct stage *s)
 {
     size_t valid;
 
-    return is_sound(s, &valid);
+    return is_sound(s, &valid) && is_untouched(s);
 }
 
 /* ---- the end ----------------------------------------------------------------------------------
@@ -300,6 +327,8 @@ is_settled(struct stage *s)
     }
     if (access(s->journal, F_OK) == 0)
         return stage_no(s, "the journal is still there");
+    if (*s->undo && access(s->undo, F_OK) == 0)
+        return stage_no(s, "what was kept is still there");
     if (s->opts.overlays == QMELD_OVERLAYS_DELETE)
         return true;
     for (size_t i = s->top; s->opts.reclaim && i < s->base; i++)
@@ -362,15 +391,72 @@ is_over(const struct stage *s)
 static int
 go_on(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
-    struct qmeld_commit_report report;
-    int rc;
+    return s->by_journal ? stage_resume(s, out_resumed, err) : stage_commit(s, out_resumed, err);
+}
 
-    if (!s->by_journal)
-        return stage_commit(s, out_resumed, err);
-    rc = qmeld_resume(s->journal, NULL, &report, err);
-    *out_resumed = report.resumed;
+/* ---- the way back ---- */
+
+struct way {
+    bool revertible;
+    bool reverting;
+};
+
+static int
+note_way(const struct qmeld_unfinished *merge, void *opaque)
+{
+    *(struct way *)opaque = (struct way){merge->revertible, merge->reverting};
+    return 0;
+}
+
+static bool
+is_old_again(struct stage *s)
+{
+    struct stage_bytes now;
+    bool ok;
+
+    now.at = qm_torn_load(s->files[s->base], &now.len);
+    ok = stage_same(s, "the base after revert", &now, &s->base_file);
+    free(now.at);
+    if (ok && (access(s->journal, F_OK) == 0 || access(s->undo, F_OK) == 0))
+        ok = stage_no(s, "revert left files behind");
+    return ok && !is_over(s) && stage_reads(s) && stage_sound(s);
+}
+
+/* Was on its way back: resume goes on with that, and then it may begin anew. */
+static bool
+back_and_again(struct stage *s)
+{
+    struct qmeld_commit_report report;
+    struct qmeld_error err;
+    const int rc = qmeld_resume(s->journal, NULL, &report, &err);
+    const bool reverted = report.reverted;
+
     qmeld_commit_report_free(&report);
-    return rc;
+    if (rc < 0)
+        return stage_no_because(s, "going on with the way back", &err);
+    if (!reverted)
+        return stage_no(s, "it was on its way back, and went on");
+    return is_old_again(s) && stage_again(s);
+}
+
+bool
+stage_back(struct stage *s)
+{
+    struct qmeld_error err;
+    struct way way = {0};
+
+    if (!has_journal(s))
+        return stage_again(s);
+    if (qmeld_status(s->journal, NULL, note_way, &way, &err) < 0)
+        return stage_no_because(s, "status", &err);
+    if (qmeld_revert(s->journal, NULL, NULL, &err) < 0) {
+        if (way.revertible || err.code != QMELD_USAGE || err.disk != QMELD_DISK_OLD)
+            return stage_no_because(s, "revert", &err);
+        return stage_again(s);
+    }
+    if (!way.revertible)
+        return stage_no(s, "revert did what status says it cannot");
+    return is_old_again(s) && stage_again(s);
 }
 
 bool
@@ -378,7 +464,13 @@ stage_again(struct stage *s)
 {
     const bool journal = has_journal(s);
     struct qmeld_error err;
+    struct way way = {0};
     bool resumed;
+
+    if (journal && qmeld_status(s->journal, NULL, note_way, &way, &err) < 0)
+        return stage_no_because(s, "status", &err);
+    if (way.reverting)
+        return back_and_again(s);
 
     if (!journal && is_over(s)) {
         (void)unlink(s->journal); /* one that never became valid means nothing */

@@ -28,7 +28,7 @@ stage_files_hold(const struct stage *s)
         /* a layer that is put aside is the same file */
         const char *file = s->files[i > s->n ? s->top + (i - s->n - 1) : i];
 
-        if (i == s->n) /* the journal: not there yet */
+        if (i == s->n || s->files[i] == s->undo) /* not there yet */
             continue;
         snprintf(held, sizeof held, HELD "/%s", s->files[i]);
         unlink(held);
@@ -52,8 +52,41 @@ stage_files_drop(const struct stage *s)
     }
 }
 
+static uint64_t
+be64_at(const unsigned char *p)
+{
+    uint64_t v = 0;
+
+    for (int i = 0; i < 8; i++)
+        v = v << 8 | p[i];
+    return v;
+}
+
+/* A merge that is held remembers when its base was written to last (docs/format.md, "The journal"). */
+static void
+set_left_time(const struct stage *s, const struct qm_torn_state *state)
+{
+    const unsigned char *newest = NULL;
+    struct timespec then[2];
+
+    for (size_t i = 0; i < state->n_files; i++) {
+        const struct qm_torn_file *f = &state->files[i];
+
+        if (strcmp(f->path, s->journal) != 0 || f->gone || f->len < 1536)
+            continue;
+        for (size_t at = 512; at < 1536; at += 512)
+            if (!newest || be64_at(f->at + at + 8) > be64_at(newest + 8))
+                newest = f->at + at;
+    }
+    if (!newest || be64_at(newest + 88) == 0)
+        return;
+    then[0].tv_sec = then[1].tv_sec = (time_t)be64_at(newest + 88);
+    then[0].tv_nsec = then[1].tv_nsec = (long)be64_at(newest + 96);
+    utimensat(AT_FDCWD, s->files[s->base], then, 0);
+}
+
 void
-stage_files_put(const struct qm_torn_state *state, const char *dir)
+stage_files_put(const struct stage *s, const struct qm_torn_state *state, const char *dir)
 {
     const bool here = strcmp(dir, ".") == 0;
 
@@ -69,8 +102,10 @@ stage_files_put(const struct qm_torn_state *state, const char *dir)
         }
         if (here && access(path, F_OK) != 0 && access(held, F_OK) == 0 && link(held, path) < 0)
             abort();
-        if (f->changed || !here)
+        if (f->changed || !here || (s && stage_has_way_back(s))) /* merges, and ways back */
             qm_torn_save(path, f->at, f->len);
         set_time(path);
     }
+    if (here && s && stage_has_way_back(s))
+        set_left_time(s, state);
 }

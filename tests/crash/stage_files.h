@@ -15,8 +15,9 @@
 /* Those that are there now, from here on. */
 void stage_files_hold(const struct stage *s);
 
-/* They are what the state says; in another directory than ".": copies of them. */
-void stage_files_put(const struct qm_torn_state *state, const char *dir);
+/* They are what the state says; in another directory than ".": copies of them.  s may be
+ * NULL if no merge of it can be taken back. */
+void stage_files_put(const struct stage *s, const struct qm_torn_state *state, const char *dir);
 
 /* Removes them, and their second names. */
 void stage_files_drop(const struct stage *s);

@@ -363,12 +363,13 @@ journal__length_of_gigabytes_is_not_believed(void **state)
 #define LAYER(path)                                                                                \
     "{\"path\": \"" path "\", \"format\": \"raw\", \"block-device\": false, \"inode\": 1, "        \
     "\"size\": 1, \"mtime\": 1, \"mtime-nsec\": 1}"
-#define WORDS   "\"base-arg\": null, \"top-arg\": null, \"backing-format\": null, "
-#define FLAGS   "\"shallow\": false, \"reclaim\": false, \"keep-relative\": false, "
-#define NUMBERS FLAGS "\"overlays\": 0, \"base\": 0, \"top\": 1, " SIZES
-#define SIZES   "\"base-size\": 1, \"new-size\": 2, "
-#define LAYERS  "\"layers\": [" LAYER("/a") ", " LAYER("/b") "], "
-#define BITMAPS "\"bitmaps\": []"
+#define WAY(way) "\"atomic\": false, \"undo\": true, \"way-back\": " way ", "
+#define WORDS    "\"base-arg\": null, \"top-arg\": null, \"backing-format\": null, "
+#define FLAGS    "\"shallow\": false, \"reclaim\": false, \"keep-relative\": false, "
+#define NUMBERS  FLAGS "\"overlays\": 0, \"base\": 0, \"top\": 1, " SIZES
+#define SIZES    "\"base-size\": 1, \"new-size\": 2, "
+#define LAYERS   "\"layers\": [" LAYER("/a") ", " LAYER("/b") "], "
+#define BITMAPS  "\"bitmaps\": []"
 #define ASIDE(to)                                                                                  \
     "\"layers\": [" LAYER(                                                                         \
         "/a") ", {\"moved-to\": \"" to "\", \"path\": \"/b\", "                                    \
@@ -419,6 +420,12 @@ journal__hostile_intent_is_refused(void **state)
         "{" WORDS FLAGS
         "\"overlays\": 0, \"base\": 0, \"top\": 1, \"base-size\": 2, \"new-size\": 1, " LAYERS
             BITMAPS "}",
+        "{" WORDS WAY("{\"kind\": 3, \"file-size\": 1}") NUMBERS LAYERS BITMAPS "}",
+        "{" WORDS WAY("{\"kind\": 2}") NUMBERS LAYERS BITMAPS "}",
+        "{" WORDS WAY("7") NUMBERS LAYERS BITMAPS "}",
+        "{" WORDS "\"way-back\": {\"kind\": 2, \"file-size\": 1}, " NUMBERS LAYERS BITMAPS "}",
+        "{" WORDS WAY("{\"kind\": 1, \"file-size\": 1, \"floor\": 2, \"bitmap-directory\": 0, "
+                      "\"sector-0\": \"00ff\"}") NUMBERS LAYERS BITMAPS "}",
     };
     struct qm_journal *j;
 
@@ -427,6 +434,10 @@ journal__hostile_intent_is_refused(void **state)
     forge_intent("{" WORDS NUMBERS LAYERS BITMAPS "}"); /* what all the others are changed from */
     j = load();
     assert_non_null(j);
+    qm_journal_close(j);
+    forge_intent("{" WORDS WAY("{\"kind\": 2, \"file-size\": 1}") NUMBERS LAYERS BITMAPS "}");
+    j = load();
+    assert_int_equal(qm_journal_intent(j)->back.kind, QM_WAY_KEEP);
     qm_journal_close(j);
     forge_intent("{" WORDS FLAGS
                  "\"overlays\": 3, \"base\": 0, \"top\": 1, " SIZES ASIDE("/b.merged") BITMAPS "}");

@@ -239,10 +239,10 @@ shadow__new_files_live_in_memory_only(void **state)
     struct qm_file *f;
 
     (void)state;
-    assert_int_equal(qm_file_create_new("new", &f, &err), 0);
+    assert_int_equal(qm_file_create_new("new", 0644, &f, &err), 0);
     assert_int_equal(qm_pwrite(f, 100, "hello", 5, &err), 0);
     qm_file_close(f);
-    assert_int_equal(qm_file_create_new("new", &f, &err), -1);
+    assert_int_equal(qm_file_create_new("new", 0644, &f, &err), -1);
     assert_int_equal(access("new", F_OK), -1);
     f = open_file("new");
     reads_as(f, 100, "hello");
