@@ -320,7 +320,7 @@ struct qmeld_plan_mode {
     const char *name;    /* "overlays=keep", ... */
     bool possible;       /* false: refused tells why */
     bool fits;           /* there is room for it now */
-    uint64_t peak;       /* bytes of extra space, over all file systems */
+    uint64_t peak;       /* bytes of extra space, over all file systems; with --reclaim the least */
     uint64_t new_length; /* of the base's file */
     char refused[256];
 };

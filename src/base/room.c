@@ -7,6 +7,8 @@
 #include <linux/fs.h>
 #include <linux/magic.h>
 #include <linux/quota.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -18,7 +20,13 @@
 #ifndef SYS_quotactl_fd
 #define SYS_quotactl_fd 443 /* Linux 5.14, the same on every architecture */
 #endif
-#define QUOTA_BLOCK 1024u /* of if_dqblk's limits */
+#ifndef F2FS_SUPER_MAGIC
+#define F2FS_SUPER_MAGIC 0xF2F52010
+#endif
+#define BCACHEFS_MAGIC 0xca451a4e /* these three are in no header */
+#define ZFS_MAGIC      0x2fc12fc1
+#define NTFS_MAGIC     0x5346544e
+#define QUOTA_BLOCK    1024u /* of if_dqblk's limits */
 
 static uint64_t
 free_bytes(const struct statvfs *st)
@@ -57,6 +65,44 @@ is_limited(int fd)
     return geteuid() != 0 || (fstatfs(fd, &st) == 0 && st.f_type == XFS_SUPER_MAGIC);
 }
 
+/* Some btrfs is mounted with compression.  Which one is ours, /proc does not tell by device number. */
+static bool
+btrfs_compresses(void)
+{
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+    char line[4096];
+    bool found = false;
+
+    while (f && !found && fgets(line, sizeof line, f))
+        found = strstr(line, " - btrfs ") && strstr(line, "compress");
+    if (f)
+        fclose(f);
+    return !f || found;
+}
+
+static bool
+may_compress(int fd)
+{
+    struct statfs st;
+    int flags = 0;
+
+    if (fstatfs(fd, &st) < 0)
+        return true;
+    switch ((unsigned long)st.f_type) {
+    case BTRFS_SUPER_MAGIC:
+        return btrfs_compresses() ||
+               (ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && flags & FS_COMPR_FL);
+    case F2FS_SUPER_MAGIC:
+        return ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && flags & FS_COMPR_FL;
+    case BCACHEFS_MAGIC:
+    case ZFS_MAGIC:
+    case NTFS_MAGIC:
+        return true;
+    default:
+        return false;
+    }
+}
+
 int
 qm_room_find(int fd, const char *path, struct qm_room out[QM_ROOM_KINDS], size_t *out_n,
              struct qmeld_error *err)
@@ -69,16 +115,18 @@ qm_room_find(int fd, const char *path, struct qm_room out[QM_ROOM_KINDS], size_t
     if (fstat(fd, &st) < 0 || fstatvfs(fd, &vfs) < 0)
         return qm_fail_sys(err, qm_in(path), "cannot ask for free space");
     *out_n = 0;
-    out[(*out_n)++] =
-        (struct qm_room){.kind = QM_ROOM_DISK, .dev = st.st_dev, .bytes = free_bytes(&vfs)};
+    out[(*out_n)++] = (struct qm_room){.kind = QM_ROOM_DISK,
+                                       .dev = st.st_dev,
+                                       .bytes = free_bytes(&vfs),
+                                       .soft = may_compress(fd)};
     if (!S_ISREG(st.st_mode) || !is_limited(fd))
         return 0;
     if (find_quota(fd, USRQUOTA, st.st_uid, &left))
-        out[(*out_n)++] = (struct qm_room){QM_ROOM_USER, st.st_dev, st.st_uid, left};
+        out[(*out_n)++] = (struct qm_room){QM_ROOM_USER, st.st_dev, st.st_uid, left, false};
     if (find_quota(fd, GRPQUOTA, st.st_gid, &left))
-        out[(*out_n)++] = (struct qm_room){QM_ROOM_GROUP, st.st_dev, st.st_gid, left};
+        out[(*out_n)++] = (struct qm_room){QM_ROOM_GROUP, st.st_dev, st.st_gid, left, false};
     if (ioctl(fd, FS_IOC_FSGETXATTR, &x) == 0 && find_quota(fd, PRJQUOTA, x.fsx_projid, &left))
-        out[(*out_n)++] = (struct qm_room){QM_ROOM_PROJECT, st.st_dev, x.fsx_projid, left};
+        out[(*out_n)++] = (struct qm_room){QM_ROOM_PROJECT, st.st_dev, x.fsx_projid, left, false};
     return 0;
 }
 

@@ -13,6 +13,7 @@
 
 #include "err.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -26,6 +27,7 @@ struct qm_room {
     dev_t dev;
     uint32_t id;    /* of the user, group or project whose quota it is */
     uint64_t bytes; /* that are left */
+    bool soft;      /* data may take less there than it is long: it is compressed */
 };
 
 /* fd: of a regular file or a directory; path is for errors. */

@@ -33,6 +33,12 @@ qm_shadow_begin(bool notes, struct qm_shadow **out, struct qmeld_error *err)
     return 0;
 }
 
+void
+qm_shadow_be_frugal(struct qm_shadow *s)
+{
+    s->frugal = true;
+}
+
 bool
 qm_shadow_wants_notes(const struct qm_shadow *s)
 {

@@ -75,6 +75,9 @@ const struct qm_shadow_sum *qm_shadow_sum(const struct qm_shadow *s, size_t i);
 /* What would have stood in the way of the real thing, but not of a look: somebody holds a file, or it may not be
  * written.  The first few are kept. */
 void qm_shadow_note(struct qm_shadow *s, const struct qmeld_error *obstacle);
+/* From here on who asks how much room there is hears: none.  So what takes as much as there is, takes the least. */
+void qm_shadow_be_frugal(struct qm_shadow *s);
+
 bool qm_shadow_wants_notes(const struct qm_shadow *s);
 size_t qm_shadow_n_notes(const struct qm_shadow *s);
 const struct qmeld_error *qm_shadow_notes(const struct qm_shadow *s, size_t i);

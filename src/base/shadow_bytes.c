@@ -359,7 +359,7 @@ uint64_t
 qm_shadow_room(const struct qm_file *file)
 {
     const struct qm_shadow_file *f = file->shadow;
-    uint64_t room = UINT64_MAX;
+    uint64_t room = f->s->frugal ? 0 : UINT64_MAX;
 
     for (size_t i = 0; i < f->n_purses; i++) {
         const struct qm_shadow_purse *p = &f->s->purses.at[f->purses[i]];

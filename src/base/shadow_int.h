@@ -38,6 +38,7 @@ struct qm_shadow {
     QM_VEC(struct qm_shadow_file *) files;
     QM_VEC(struct qm_shadow_purse) purses;
     bool wants_notes;
+    bool frugal;
     struct qmeld_error notes[QM_SHADOW_MAX_NOTES];
     size_t n_notes;
     uint64_t bytes;          /* of memory */

@@ -200,6 +200,8 @@ pretend(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
     struct qm_file *to = c->cfg.target;
     uint64_t bytes = p->len;
 
+    if (qm_copy_tick(c, err) < 0)
+        return -1;
     if (p->kind == ZERO)
         return qm_shadow_hole(to, p->to, p->len, err);
     if (p->kind == DATA)

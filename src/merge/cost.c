@@ -22,6 +22,7 @@ struct which {
 };
 
 struct dry {
+    bool frugal; /* in batches as small as can be */
     struct qm_shadow *shadow;
     struct qm_merge m;
     struct qmeld_commit_options opts;
@@ -66,6 +67,8 @@ run_dry(struct dry *d, const char *path, const struct qmeld_commit_options *opts
     d->m = (struct qm_merge){.opts = &d->opts, .report = &d->commit, .looked = looked};
     if (qm_shadow_begin(notes, &d->shadow, err) < 0)
         return -1;
+    if (d->frugal)
+        qm_shadow_be_frugal(d->shadow);
     rc = qm_request_commit(path, &d->m, err);
     err->disk = QMELD_DISK_OLD;
     if (rc == 0)
@@ -282,7 +285,7 @@ tell_ways(const char *path, const struct qmeld_commit_options *opts, struct qmel
         return qm_fail_nomem(err, "the plan");
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
         struct qmeld_commit_options other = *opts;
-        struct dry d = {.shadow = NULL};
+        struct dry d = {.frugal = ways[i].reclaim};
         struct qmeld_error why = {0};
         struct qmeld_plan_mode *mode;
 

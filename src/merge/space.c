@@ -147,7 +147,7 @@ judge_purse(const struct qm_shadow *dry, const struct qm_shadow_purse *p, struct
     for (size_t i = 0; i < qm_shadow_n_files(dry); i++)
         if (qm_shadow_sum(dry, i)->dev == p->room.dev)
             left = sum(left, qm_shadow_sum(dry, i)->unseen);
-    if (p->sure <= left)
+    if (p->sure <= left || p->room.soft)
         return 0;
     return qm_fail(err, QMELD_NOSPACE, qm_in(p->path),
                    "the merge needs %" PRIu64 " bytes more here at a time, and %s has %" PRIu64

@@ -76,13 +76,14 @@ static int
 open_copy(const struct qm_transfer *t, const char *phase, bool write, struct qm_copy **out,
           struct qmeld_error *err)
 {
+    const bool dry = qm_shadow_now(); /* to who looks on it is a part of counting */
     const struct qm_copy_config config = {.target =
                                               write ? t->chain->layers[t->base].img->file : NULL,
                                           .threads = t->opts->threads,
                                           .bandwidth = write ? t->opts->bandwidth : 0,
-                                          .finish_when_stopped = write,
-                                          .total_bytes = t->total,
-                                          .phase = phase,
+                                          .finish_when_stopped = write && !dry,
+                                          .total_bytes = dry ? 0 : t->total,
+                                          .phase = dry ? "count" : phase,
                                           .progress = t->opts->progress,
                                           .opaque = t->opts->opaque};
 

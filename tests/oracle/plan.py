@@ -12,6 +12,7 @@ Options as chains.py has them: chains and merges are made in the same way.
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -75,6 +76,12 @@ def allocated(path):
         os.close(fd)
 
 
+@functools.cache
+def is_predictable(folder):
+    """XFS and btrfs allocate more than is written, and when they like (docs/decisions/0013-dry-runs.md)."""
+    return oracle.must(["stat", "-f", "-c", "%T", folder]).out.strip() not in ("xfs", "btrfs")
+
+
 def space(chain):
     return {p: (os.path.getsize(p), allocated(p)) for p in chain.paths()}
 
@@ -96,6 +103,9 @@ class Planned:
         self.extra = ["--output=json"]
         if index is not None:
             self.extra += ["--backing-format", chain.layers[index - 1].fmt]
+        self.interrupted = rng.random() < 0.25
+        if self.interrupted:
+            self.interrupt(story)
         self.m.digest = oracle.digests(chain.paths())
         self.before = space(chain)
         argv = chain_check.command(self.m, qmeld, self.extra)
@@ -104,6 +114,13 @@ class Planned:
         self.files = sorted(os.listdir(chain.folder))
         self.argv = argv
         self.ask()
+
+    def interrupt(self, story):
+        """The rest of a merge has a plan, too."""
+        argv = chain_check.command(self.m, self.qmeld, [*self.extra, "--deadline=0"])
+        r = oracle.run(argv, self.chain.folder, env=chain_check.environment(self.m))
+        story.append(f"interrupted: rc {r.rc}")
+        self.chain.tags.add(f"interrupted-{r.rc}")
 
     def ask(self):
         self.planned = oracle.run(self.argv, self.chain.folder, env=chain_check.environment(self.m))
@@ -140,7 +157,7 @@ def compare_files(p):
         if (said["old-length"], said["new-length"]) != (old[0], new[0]):
             raise Fail(f"layer {i + 1} is {new[0]} bytes long, planned: {said}, was: {old}")
         change = said["new-allocated"] - said["old-allocated"]
-        if os.path.exists(path) and change != new[1] - old[1]:
+        if os.path.exists(path) and change != new[1] - old[1] and is_predictable(p.chain.folder):
             raise Fail(f"layer {i + 1} has {new[1] - old[1]} bytes more, planned: {change} "
                        f"(was: {old}, is: {new})")
 
@@ -152,7 +169,7 @@ def plan_and_check(rng, chain, qmeld, story):
     m = p.m
     measured = oracle.run([qmeld, "measure", "--output=json", *p.extra[1:], "--onto",
                            f"[{m.base + 1}]", "--top", f"[{m.top + 1}]", chain.layers[-1].path],
-                          chain.folder)
+                          chain.folder, env=chain_check.environment(m))
     done = p.commit()
     report = as_json(done, "commit")
     story.append(f"rc {done.rc}: {done.err.strip()}")
@@ -168,6 +185,8 @@ def plan_and_check(rng, chain, qmeld, story):
     if wrong:
         raise Fail("; ".join(f"{k}: {report[k]}, planned: {p.plan[k]}" for k in wrong))
     compare_files(p)
+    if p.interrupted or "--reclaim" in m.merge_args:
+        return "merged"  # that is not the merge that was measured
     sizes = as_json(measured, "measure")
     length = os.path.getsize(chain.path(m.base))
     if sizes["required"] != length or sizes["fully-allocated"] < length:
@@ -194,17 +213,17 @@ def unseen(chain):
 
 def tight_with_reclaim(rng, p, disk, story):
     """Its batches are as large as there is room: so the plan is asked for where that is known."""
-    room = rng.randrange(disk["peak"] // 4096 + 2) * 4096
+    room, hidden = rng.randrange(disk["peak"] // 4096 + 2) * 4096, unseen(p.chain)
     set_room(p.chain.folder, room)
     p.ask()
     done = p.commit()
     story.append(f"room {room}: planned rc {p.planned.rc}, rc {done.rc}: {p.planned.err}")
-    if done.rc != p.planned.rc:
+    if done.rc != p.planned.rc and not (p.planned.rc == 0 and hidden):
         raise Fail(f"room {room}: planned {p.planned.rc}: {p.planned.err}; rc {done.rc}: {done.err}")
     if done.rc == 2:
         p.untouched("refused for lack of room")
-        return "merged"
-    compare_files(p)
+    elif done.rc == 0:
+        compare_files(p)
     return "merged"
 
 
