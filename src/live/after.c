@@ -12,6 +12,7 @@
 #include "backing.h"
 #include "calls.h"
 #include "cleanup.h"
+#include "defs.h"
 #include "io.h"
 #include "scan.h"
 #include "texts.h"
@@ -116,6 +117,19 @@ take_mention(const struct qm_scan_mention *mention, void *opaque)
     return 0;
 }
 
+/* A pool goes on listing a file that it was not told of. */
+static void
+refresh_pool(struct qm_run *run, const char *path)
+{
+    QM_FREE char *folder = strndup(path, (size_t)(strrchr(path, '/') - path));
+    struct qm_fault fault;
+    bool found;
+
+    if (folder && qm_defs_refresh_pool(qm_run_session(run), folder, &found, &fault) < 0)
+        qm_note(&run->report->notes, "the storage pool of %s could not be refreshed: %s", folder,
+                fault.what);
+}
+
 static void
 remove_file(struct qm_run *run, size_t layer, const char *why, struct qm_live_file *out)
 {
@@ -132,8 +146,10 @@ remove_file(struct qm_run *run, size_t layer, const char *why, struct qm_live_fi
         qm_note(notes, "%s stays: it is another file now than when the merge began", out->path);
     else if (qm_unlink(source->path, &err) < 0 || qm_sync_dir_of(source->path, &err) < 0)
         qm_note(notes, "%s stays: %s", out->path, err.what);
-    else
+    else {
         out->removed = true;
+        refresh_pool(run, source->path);
+    }
 }
 
 static int

@@ -28,6 +28,9 @@ qm_range_same(const struct qm_domxml_source *a, const struct qm_domxml_source *b
         other = qm_file_id(b->path);
         return qm_file_id_same(&one, &other);
     }
+    /* of one the path may have been asked for, and of the other not */
+    if (a->volume && b->volume)
+        return same_text(a->pool, b->pool) && same_text(a->volume, b->volume);
     return !a->path && !b->path && a->type == b->type && same_text(a->pool, b->pool) &&
            same_text(a->volume, b->volume) && same_text(a->protocol, b->protocol) &&
            same_text(a->name, b->name) && same_text(a->host, b->host);

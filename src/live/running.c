@@ -3,6 +3,7 @@
 
 #include "calls.h"
 #include "cleanup.h"
+#include "defs.h"
 #include "job.h"
 #include "run.h"
 
@@ -27,6 +28,22 @@ layer_name(const struct qm_domxml_source *layer)
     return layer->path ? strdup(layer->path) : qm_domxml_source_text(layer);
 }
 
+/* A volume's path is in no definition, and is needed to know its file again. */
+static void
+ask_for_volumes(struct qm_run *run, struct qm_domxml *xml)
+{
+    struct qm_fault unheard;
+
+    if (!run->local)
+        return;
+    QM_VEC_EACH (disk, &xml->disks)
+        QM_VEC_EACH (layer, &disk->layers)
+            if (!layer->path && layer->pool && layer->volume &&
+                qm_defs_volume_path(qm_run_session(run), layer->pool, layer->volume, &layer->path,
+                                    &unheard) < 0)
+                layer->path = NULL;
+}
+
 static int
 read_before(struct qm_run *run, struct qmeld_error *err)
 {
@@ -37,6 +54,7 @@ read_before(struct qm_run *run, struct qmeld_error *err)
         return qm_session_fail(err, &fault, "read the machine's definition");
     if (qm_domxml_parse(text, &run->before, err) < 0)
         return -1;
+    ask_for_volumes(run, run->before);
     run->disk = qm_range_disk(run->before, run->request->disk, run->local, err);
     if (!run->disk || qm_range_find(run->disk, run->request, run->local, &run->range, err) < 0)
         return -1;

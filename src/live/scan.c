@@ -2,6 +2,7 @@
 #include "scan.h"
 
 #include "cleanup.h"
+#include "defs.h"
 #include "module.h"
 #include "range.h"
 #include "texts.h"
@@ -48,12 +49,26 @@ is_file(const struct walk *walk, size_t i, const struct qm_domxml_source *s,
            qm_file_id_same(data, &walk->ids[i]);
 }
 
+/* A volume's path is in no definition: the storage driver is asked.  NULL: it is none, or is not known. */
+static char *
+volume_path(const struct walk *walk, const struct qm_domxml_source *s)
+{
+    struct qm_fault unheard;
+    char *path = NULL;
+
+    if (s->path || !s->pool || !s->volume ||
+        qm_defs_volume_path(walk->scan->session, s->pool, s->volume, &path, &unheard) < 0)
+        return NULL;
+    return path;
+}
+
 static int
 check_source(const struct qm_domxml_source *s, const char *target, void *opaque)
 {
     struct walk *walk = opaque;
     const struct qm_file_id none = {0};
-    const struct qm_file_id id = walk->local ? qm_file_id(s->path) : none;
+    QM_FREE char *volume = walk->local ? volume_path(walk, s) : NULL;
+    const struct qm_file_id id = walk->local ? qm_file_id(volume ? volume : s->path) : none;
     const struct qm_file_id data = walk->local ? qm_file_id(s->data_file) : none;
 
     for (size_t i = 0; i < walk->scan->n_files; i++) {
@@ -105,15 +120,17 @@ static int
 search_chain(struct walk *walk, const struct qm_domxml_source *head, const char *target)
 {
     const struct qmeld_open_options options = {.format = head->format};
+    QM_FREE char *volume = volume_path(walk, head);
+    const char *path = volume ? volume : head->path;
     struct qmeld_chain *chain = NULL;
     struct qmeld_error err = {0};
     int stop = 0;
 
-    if (!head->path || (head->format && strcmp(head->format, "raw") == 0) ||
-        qm_lib->chain_open(head->path, &options, &chain, &err) < 0)
+    if (!path || (head->format && strcmp(head->format, "raw") == 0) ||
+        qm_lib->chain_open(path, &options, &chain, &err) < 0)
         return 0; /* what cannot be opened by us: its machine could not start either, or we may not look */
     walk->mention.where = QM_SCAN_HEADER;
-    walk->mention.head = head->path;
+    walk->mention.head = path;
     for (size_t i = qm_lib->chain_depth(chain); stop == 0 && i-- > 0;) {
         struct qmeld_layer_info layer;
         struct qm_domxml_source below = {.type = QM_SOURCE_FILE};
@@ -121,7 +138,7 @@ search_chain(struct walk *walk, const struct qm_domxml_source *head, const char 
         if (qm_lib->chain_layer(chain, i, &layer, &err) < 0)
             break;
         below.path = (char *)layer.path;
-        if (strcmp(layer.path, head->path) != 0)
+        if (strcmp(layer.path, path) != 0)
             stop = check_source(&below, target, walk);
     }
     qm_lib->chain_close(chain);

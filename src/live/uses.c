@@ -8,6 +8,7 @@
 #include "scan.h"
 
 #include "cleanup.h"
+#include "defs.h"
 #include "module.h"
 #include "range.h"
 #include "texts.h"
@@ -19,6 +20,7 @@
 struct search {
     struct qm_live_uses *out;
     struct qm_file_id id;
+    struct qm_session *session;
     const char *uri;
     const struct qm_domain *domain;
     bool running;
@@ -57,8 +59,14 @@ add_use(struct search *search, const struct qm_domxml_disk *disk, unsigned depth
 static bool
 leads_there(const struct search *search, const struct qm_domxml_source *source)
 {
-    const struct qm_file_id id = qm_file_id(source->path);
+    QM_FREE char *volume = NULL;
+    struct qm_fault unheard;
+    struct qm_file_id id;
 
+    if (!source->path && source->pool && source->volume &&
+        qm_defs_volume_path(search->session, source->pool, source->volume, &volume, &unheard) < 0)
+        return false; /* a pool that is not started has no volume that runs */
+    id = qm_file_id(volume ? volume : source->path);
     return qm_file_id_same(&id, &search->id);
 }
 
@@ -113,6 +121,7 @@ search_hypervisor(struct search *search, const char *uri)
         qm_session_close(session);
         return;
     }
+    search->session = session;
     search->uri = qm_session_uri(session);
     if (qm_texts_domains(session, &list, &fault) < 0) {
         qm_note(&search->out->notes, "%s cannot list its domains: %s", search->uri, fault.what);

@@ -527,5 +527,43 @@ def nbd(m):
             server.wait()
 
 
+VOLUME = """<disk type='volume' device='disk'><driver name='qemu' type='qcow2'/>
+<source pool='{pool}' volume='{volume}'/><target dev='vda' bus='virtio'/></disk>"""
+
+
+@case("volume", "a disk that is a volume of a pool: found by its file, removed, and the pool knows")
+def volume(m):
+    m.disk("base.raw")
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", m.path("a.qcow2"))
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", m.path("z.qcow2"))
+    m.virsh("pool-create-as", m.name, "dir", "--target", m.dir)
+    try:
+        # another domain's disk is a volume on the same base: no definition has a path of it
+        other = DOMAIN.format(name=m.name + "2", serial=m.serial + "2",
+                              disks=VOLUME.format(pool=m.name, volume="z.qcow2"))
+        m.define_xml(DOMAIN.format(name=m.name, serial=m.serial,
+                                   disks=VOLUME.format(pool=m.name, volume="a.qcow2")))
+        m.writes()
+        with open(m.path("other.xml"), "w", encoding="utf-8") as f:
+            f.write(other)
+        m.virsh("define", m.path("other.xml"))
+        m.has(m.commit("--pivot", rc=2), f"{m.name}2", "z.qcow2")
+        m.virsh("undefine", m.name + "2")
+        m.has(m.run(m.lab.qmeld, "commit", "--overlays=delete", m.path("a.qcow2")), "Successfully pivoted", "removed")
+        m.gone("a.qcow2")
+        if "a.qcow2" in m.virsh("vol-list", m.name).out:
+            raise Fail("the pool still lists it")
+        m.is_chain("base.raw")
+        m.writes()
+        m.destroy()
+        if m.source("--inactive") != m.path("base.raw"):
+            raise Fail(f"the kept definition has {m.source('--inactive')}")
+        m.is_right("base.raw")
+    finally:
+        m.virsh("undefine", m.name + "2", rc=None)
+        m.virsh("destroy", m.name, rc=None)
+        m.virsh("pool-destroy", m.name, rc=None)
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
