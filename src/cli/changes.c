@@ -260,7 +260,7 @@ qm_cli_change_print(const struct qm_cli_change *change)
         printf("%s: %s\n", note, what);
         return;
     }
-    printf("unfinished: a merge for the stopped machine \"%s\" (%s)\n", domain, uri);
+    printf("unfinished: a change of the machine \"%s\" (%s)\n", domain, uri);
     for (size_t i = 0; disks && i < json_object_array_length(disks); i++)
         print_disk(json_object_array_get_idx(disks, i));
     puts("  the machine's definition has still to be put right, by libvirt; until then it goes on "

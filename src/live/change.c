@@ -18,7 +18,6 @@ qm_change_release(struct qm_change *change)
     free(change->uuid);
     free(change->words);
     free(change->snapshot);
-    free(change->memory);
     free(change->journal_dir);
     QM_VEC_EACH (d, &change->disks) {
         free(d->target);
@@ -144,7 +143,6 @@ to_json(const struct qm_change *c)
     add_text(o, "uuid", c->uuid);
     add_text(o, "words", c->words);
     add_text(o, "snapshot", c->snapshot);
-    add_text(o, "memory", c->memory);
     add_text(o, "journal-dir", c->journal_dir);
     json_object_object_add(o, "remove", json_object_new_boolean(c->remove));
     json_object_object_add(o, "keep-relative", json_object_new_boolean(c->keep_relative));
@@ -262,7 +260,6 @@ from_json(struct json_object *o, struct qm_change *c)
     if (!json_object_is_type(o, json_type_object) || !get_text(o, "uri", false, &c->uri) ||
         !get_text(o, "domain", false, &c->domain) || !get_text(o, "uuid", false, &c->uuid) ||
         !get_text(o, "words", false, &c->words) || !get_text(o, "snapshot", true, &c->snapshot) ||
-        !get_path(o, "memory", true, &c->memory) ||
         !get_path(o, "journal-dir", true, &c->journal_dir) || !get_bool(o, "remove", &c->remove) ||
         !get_bool(o, "keep-relative", &c->keep_relative) ||
         !get_bool(o, "update-saved", &c->update_saved) || !get_bool(o, "live", &c->live) ||
@@ -329,6 +326,25 @@ qm_change_is_settled(const struct qm_change *change, bool *out, struct qmeld_err
         *out = *out || (text && step >= SETTLED);
     }
     return 0;
+}
+
+int
+qm_change_note_again(const struct qm_change *change, struct qmeld_error *err)
+{
+    struct json_object *o = to_json(change);
+    const char *text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY);
+    int rc = text ? 0 : qm_fail_nomem(err, "the note");
+
+    for (size_t i = 0; rc == 0 && i < change->disks.n; i++) {
+        const char *note = change->disks.at[i].note;
+        QM_FREE char *there = NULL;
+
+        rc = qm_lib->note_read(note, &there, NULL, err);
+        if (rc == 0 && !there)
+            rc = qm_lib->note_write(note, text, err);
+    }
+    json_object_put(o);
+    return rc;
 }
 
 int

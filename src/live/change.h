@@ -45,7 +45,6 @@ struct qm_change {
     char *uuid;
     char *words;    /* of the request: the same words again mean "go on" */
     char *snapshot; /* that is deleted; NULL: layers are merged */
-    char *memory;   /* the file with that snapshot's memory; NULL: none */
     char *journal_dir;
     bool remove; /* merged files go */
     bool keep_relative;
@@ -62,6 +61,8 @@ int qm_change_add_layer(struct qm_change_disk *disk, const char *path, const cha
 
 /* Writes it down beside each base.  Durable on return; on failure nothing is left. */
 int qm_change_note(const struct qm_change *change, struct qmeld_error *err) QM_CHECK;
+/* Where a crash came between two of the notes: those that are missing. */
+int qm_change_note_again(const struct qm_change *change, struct qmeld_error *err) QM_CHECK;
 /* It is done with: the notes go. */
 int qm_change_unnote(const struct qm_change *change, struct qmeld_error *err) QM_CHECK;
 

@@ -348,8 +348,6 @@ remove_files(struct qm_stopped *s, struct merged *m, struct qmeld_error *err)
         if (remove_file(s, m->at[i], why, &s->report->files[i], err) < 0)
             return -1;
     }
-    if (s->change.memory && access(s->change.memory, F_OK) == 0)
-        return qm_unlink(s->change.memory, err);
     return 0;
 }
 

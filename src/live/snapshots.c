@@ -161,7 +161,7 @@ forget(struct qm_stopped *s, const char *name, const char *memory, struct qmeld_
     }
     if (!s->change.snapshot || strcmp(s->change.snapshot, name) != 0)
         qm_note(&s->report->notes, "snapshot %s is gone: the layers it had were merged", name);
-    if (memory && !s->change.memory)
+    if (memory) /* libvirt leaves it, too */
         qm_note(&s->report->notes, "%s, the memory of snapshot %s, is of no use any more", memory,
                 name);
     return 0;

@@ -389,6 +389,8 @@ run(struct qm_stopped *s, struct qmeld_error *err)
 
     if (s->resumed)
         rc = qm_change_is_settled(&s->change, &settled, err);
+    if (rc == 0 && s->resumed && !settled)
+        rc = qm_change_note_again(&s->change, err);
     if (rc == 0 && settled)
         rc = qm_stopped_finish(s, err);
     else if (rc == 0)

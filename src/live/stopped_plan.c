@@ -8,6 +8,7 @@
 #include "stopped.h"
 
 #include "defs.h"
+#include "range.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -273,16 +274,12 @@ add_all(struct qm_stopped *s, const struct qm_domxml *x, struct qmeld_error *err
 static int
 add_named(struct qm_stopped *s, const struct qm_domxml *x, struct qmeld_error *err)
 {
-    const struct qm_domxml_disk *xml =
-        s->request->disk ? qm_domxml_find(x, s->request->disk) : NULL;
+    const struct qm_domxml_disk *xml;
 
-    if (xml)
-        return add_disk(s, xml, find_range, err);
     if (!s->request->disk)
         return qm_fail(err, QMELD_USAGE, qm_nowhere(), "no disk is named");
-    return qm_fail(err, QMELD_USAGE, qm_nowhere(),
-                   "domain \"%s\" has no disk %s: `virsh domblklist %s` shows them",
-                   s->domain->name, s->request->disk, s->domain->name);
+    xml = qm_range_disk(x, s->request->disk, true, err);
+    return xml ? add_disk(s, xml, find_range, err) : -1;
 }
 
 /* ---- a snapshot ---- */
@@ -357,7 +354,6 @@ add_snapshot(struct qm_stopped *s, const struct qm_domxml *x, const char *name,
                        s->domain->name, name, s->domain->name);
     rc = add_snapshot_disks(s, x, snapshot, err);
     s->planning = NULL;
-    s->change.memory = QM_TAKE(snapshot->memory);
     qm_domxml_free(snapshot);
     return rc;
 }

@@ -287,7 +287,7 @@ def refusals(m):
     refused(m, "--keep-overlay", sentence="no job")
     refused(m, "--base", top, "--top", m.path("a.qcow2"), sentence="must lie below")
     refused(m, "--base=/nowhere", sentence="no layer of disk")
-    refused(m, disk="vdz", sentence="has no disk vdz")
+    refused(m, disk="vdz", sentence='has no disk "vdz"')
     with subprocess.Popen([sys.executable, "-c", LOCKD, top], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as lockd:
         lockd.stdout.readline()
         refused(m, sentence="virtlockd")

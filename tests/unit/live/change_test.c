@@ -111,7 +111,7 @@ make_change(void)
                           .domain = strdup("vm \"1\"\n"),
                           .uuid = strdup("u"),
                           .words = strdup("disk=vda"),
-                          .memory = strdup("/mem"),
+                          .journal_dir = strdup("/jd"),
                           .remove = true,
                           .live = true};
 
@@ -130,13 +130,19 @@ change__comes_back_as_it_was(void **state)
     assert_string_equal(noted[0], noted[1]);
     OK(qm_change_read("/n1", noted[0], &b, err));
     assert_string_equal(b.domain, a.domain);
-    assert_string_equal(b.memory, "/mem");
+    assert_string_equal(b.journal_dir, "/jd");
     assert_null(b.snapshot);
     assert_true(b.remove && b.live && !b.keep_relative && !b.update_saved);
     assert_int_equal(b.disks.n, 2);
     assert_string_equal(b.disks.at[1].layers.at[1].path, a.disks.at[1].layers.at[1].path);
     assert_int_equal(b.disks.at[0].layers.at[1].ino, a.disks.at[0].layers.at[1].ino);
     assert_int_equal(b.disks.at[0].layers.at[1].born_nsec, a.disks.at[0].layers.at[1].born_nsec);
+    free(noted[1]); /* the crash came before it was written */
+    noted[1] = NULL;
+    step[0] = 5;
+    OK(qm_change_note_again(&b, err));
+    assert_string_equal(noted[0], noted[1]);
+    assert_int_equal(step[0], 5);
     OK(qm_change_unnote(&a, err));
     assert_null(noted[0]);
     assert_null(noted[1]);
