@@ -56,6 +56,11 @@ def pick_any_merge(rng, chain):
     m.reclaim = m.overlays != "quarantine" and not chain.easy and rng.random() < 0.3
     if m.reclaim:
         args += ["--reclaim"]
+    m.back = ""
+    if not m.reclaim and not chain.easy and rng.random() < 0.35:
+        raw = chain.layers[m.base].fmt == "raw"
+        m.back = "--undo" if raw else rng.choice(["--atomic", "--undo"])
+        args += [m.back]
     m.batch = rng.choice([4096, 65536, 1 << 20, 512 << 20])  # test builds only
     if rng.random() < 0.5:
         args += ["--threads", str(rng.choice([1, 2, 3, 8]))]
@@ -81,6 +86,8 @@ def known_reasons(m):
         reasons.append("version 2 base with internal snapshots cannot grow")
     if any(ls[i].snapshots for i in range(m.base + 1, m.top + 1)):
         reasons.append("overlay has internal snapshots")
+    if m.back and base.fmt == "qcow2" and base.dirty:
+        reasons.append("a base that was not closed cleanly cannot be kept as it is")
     if m.top < m.n - 1 and ls[m.top + 1].opts["cluster_size"] <= 1024:
         reasons.append("the child's header cluster may be full")
     return reasons
@@ -318,6 +325,35 @@ def again(m, qmeld, extra, story):
     check_all(m, None)
 
 
+def finish_or_take_back(m, qmeld, rng, upper, story):
+    """A merge that is held: final it is what it was; taken back, so is all that was before."""
+    cwd, name = m.chain.folder, m.chain.layers[-1].path
+    if rng.random() < 0.4:
+        r = oracle.run([qmeld, "finalize", name], cwd)
+        story.append(f"finalize: rc {r.rc}: {r.err.strip()}")
+        if r.rc != 0:
+            raise Fail(f"finalize: rc {r.rc}: {r.err}")
+        check_all(m, upper)
+    else:
+        r = oracle.run([qmeld, "revert", name], cwd)
+        story.append(f"revert: rc {r.rc}: {r.err.strip()}")
+        if r.rc != 0:
+            raise Fail(f"revert: rc {r.rc}: {r.err}")
+        child = m.chain.path(m.top + 1) if m.top < m.n - 1 else None
+        for path in m.chain.paths():
+            if path != child and oracle.digest(path) != m.digest[path]:
+                raise Fail(f"after revert {path} is not what it was")
+        if child and Qcow2(child).backing() != m.backing[m.top + 1]:
+            raise Fail(f"after revert the child stands on {Qcow2(child).backing()}, "
+                       f"before: {m.backing[m.top + 1]}")
+        diff = oracle.first_difference(m.view[m.n - 1], oracle.view(name, "qcow2", cwd))
+        if diff:
+            raise Fail(f"after revert the active layer reads otherwise: {diff}")
+    left = [f for f in os.listdir(os.path.dirname(m.chain.path(m.base))) if ".qmeld" in f]
+    if left:
+        raise Fail(f"left behind: {left}")
+
+
 def one_layer(chain, qmeld):
     """Nothing to merge is a success that touches nothing."""
     before, only = oracle.digests(chain.paths()), chain.layers[0]
@@ -365,6 +401,11 @@ def merge_and_check(rng, chain, qmeld, story):
     compare_map(qmeld, chain.layers[last].path, chain.layers[last].fmt, chain.folder)
     if chain.layers[m.base].fmt == "qcow2":
         compare_check(qmeld, chain.layers[m.base].path, chain.folder)
-    if m.top == m.n - 1 and m.overlays == "keep" and rng.random() < 0.2:
+    # emptied over middle layers, top stands on the base: numbers mean other layers then
+    if m.top == m.n - 1 and m.overlays == "keep" and not m.reclaim and rng.random() < 0.2:
         again(m, qmeld, extra, story)
+    if m.back and m.overlays == "keep" and os.path.exists(
+            os.path.join(os.path.dirname(chain.path(m.base)),
+                         f".{os.path.basename(chain.path(m.base))}.qmeld")):
+        finish_or_take_back(m, qmeld, rng, upper, story)
     return "merged"
