@@ -451,15 +451,18 @@ check_room(const struct qm_merge *m, const struct qm_intent *intent, const char 
     const struct qm_transfer *t = &m->transfer;
     const enum qmeld_disk disk = err->disk;
     bool ample;
+    int rc;
 
     if (qm_shadow_now())
         return 0;
     qm_space_is_ample(&t->space, m->chain, t->base, t->top + 1, journal, &ample);
     /* what a merge with a way back writes elsewhere is not in the sum */
-    ample = ample && intent->back.kind == QM_WAY_NONE;
-    if (ample || judge(m, intent, journal, err) == 0)
+    if (ample && intent->back.kind == QM_WAY_NONE)
         return 0;
-    err->disk = disk; /* dry: nothing has happened */
+    rc = judge(m, intent, journal, err);
+    err->disk = disk; /* dry: nothing has happened, however it ended */
+    if (rc == 0)
+        return 0;
     if (err->code != QMELD_NOMEM) {
         look_for_help(m, intent, journal, err);
         return -1;

@@ -88,6 +88,9 @@ bool stage_reads(struct stage *s);
  * truthful or marked in_use? */
 bool stage_sound(struct stage *s);
 
+/* Does the base hold all of the merge? */
+bool stage_done(struct stage *s);
+
 /* Does the same commit again finish: by the journal if there is one, from the start if there is
  * none?  Finished: all is as an undisturbed merge leaves it. */
 bool stage_again(struct stage *s);

@@ -352,6 +352,12 @@ is_finished(struct stage *s)
            (s->top == 0 || ends_as(s, s->top - 1, &child, &s->child_end));
 }
 
+bool
+stage_done(struct stage *s)
+{
+    return stage_view_is(s, s->base, &s->done_view, "the base of a merge that is said to be done");
+}
+
 /* ---- the merge again -------------------------------------------------------------------------- */
 
 /* Its head is one sector, so the first bytes tell. */

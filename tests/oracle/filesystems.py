@@ -53,6 +53,8 @@ MODES = {
     "empty": Mode("--overlays=empty"),
     "delete": Mode("--overlays=delete", gone=True),
     "quarantine": Mode("--overlays=quarantine", gone=True),
+    "reclaim": Mode("--reclaim", needs="--reclaim"),
+    "reclaim-delete": Mode("--reclaim", "--overlays=delete", gone=True, needs="--reclaim"),
     "verify": Mode("--verify", "--overlays=delete", gone=True, needs="--verify"),
 }
 
