@@ -9,8 +9,8 @@
  *   2 each cluster they led to loses a reference, and so do the tables that went
  *   3 what has none left becomes a hole
  * Steps 2 and 3 need no sync of their own: refcounts that are late are too high, which is a leak,
- * and nobody looks into the holes.  Blocks of refcounts are only changed where they are, so
- * that a full disk stops none of it.
+ * and nobody looks into the holes.  Tables and refcount blocks are only changed where they are, so
+ * that a full disk stops none of it, unless the file has holes in them.
  */
 #include "qcow2_unmap.h"
 
