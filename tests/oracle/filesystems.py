@@ -55,6 +55,9 @@ MODES = {
     "quarantine": Mode("--overlays=quarantine", gone=True),
     "reclaim": Mode("--reclaim", needs="--reclaim"),
     "reclaim-delete": Mode("--reclaim", "--overlays=delete", gone=True, needs="--reclaim"),
+    # with keep there would be a way back, and an unfinished decision
+    "atomic": Mode("--atomic", "--overlays=delete", gone=True, needs="--atomic", bases=("qcow2",)),
+    "undo": Mode("--undo", "--overlays=delete", gone=True, needs="--undo", bases=("raw",)),
     "verify": Mode("--verify", "--overlays=delete", gone=True, needs="--verify"),
 }
 
