@@ -61,24 +61,28 @@ settle_definition(struct qm_run *run, struct qmeld_error *err)
         .base_format = base->format ? base->format : "raw",
         .base_blockdev = base->type == QM_SOURCE_BLOCK,
     };
-    QM_FREE char *kept = NULL;
     QM_FREE char *edited = NULL;
+    struct qm_texts texts;
     struct qm_fault fault;
+    int result;
 
-    if (qm_session_xml(qm_run_session(run), run->domain->ptr, VIR_DOMAIN_XML_INACTIVE, &kept,
-                       &fault) < 0) {
+    if (qm_texts_get(qm_run_session(run), run->domain->ptr, &texts, &fault) < 0) {
+        if (fault.code == VIR_ERR_NO_DOMAIN) /* a transient one, which has stopped since */
+            return 0;
         (void)qm_session_fail(err, &fault, "read the kept definition, after the merge");
         return half_done(err);
     }
-    if (virDomainIsPersistent(run->domain->ptr) != 1)
-        return 0;
-    if (!base->path) {
-        qm_note(&run->report->notes,
-                "the base has no path: look whether the kept definition of %s is right",
-                run->disk->target);
+    if (!texts.persistent || !base->path) {
+        if (texts.persistent)
+            qm_note(&run->report->notes,
+                    "the base has no path: look whether the kept definition of %s is right",
+                    run->disk->target);
+        qm_texts_free(&texts);
         return 0;
     }
-    if (qm_domxml_edit_disk(kept, &edit, &edited, err) < 0)
+    result = qm_domxml_edit_disk(texts.persistent, &edit, &edited, err);
+    qm_texts_free(&texts);
+    if (result < 0)
         /* it may lack the disk, which was plugged in for this run only */
         return err->code == QMELD_USAGE ? (memset(err, 0, sizeof *err), 0) : half_done(err);
     if (!edited)

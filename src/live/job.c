@@ -16,6 +16,7 @@ enum {
     CANCEL_S = 30,      /* a job that was asked to end */
     FINISH_S = 120,     /* a pivot waits for requests in flight */
     HURRY_S = 10,       /* a call, once somebody wants out */
+    NEWS_MS = 2000,     /* an event on its way, when a poll was quicker */
     MAX_ODD_FAULTS = 5, /* polls in a row that failed for reasons nobody here knows */
 };
 
@@ -280,18 +281,15 @@ poll_job(struct qm_job *job, struct qmeld_error *err)
 }
 
 static int
-look(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err)
+look(struct qm_job *job, struct qmeld_error *err)
 {
     const struct qm_watch_state heard = qm_watch_read(job->watch);
 
     if (heard.ready && job->phase == COPYING)
         job->phase = READY;
-    end->failed |= heard.failed;
-    if (heard.ended || heard.shut_down) {
-        snprintf(end->reason, sizeof end->reason, "%s", heard.reason);
-        job->gone = true;
+    job->gone |= heard.ended || heard.shut_down;
+    if (job->gone)
         return 0;
-    }
     return poll_job(job, err);
 }
 
@@ -391,6 +389,22 @@ act(struct qm_job *job, struct qm_job_end *end, bool *done, struct qmeld_error *
     return 0;
 }
 
+/* The job is gone; what its last event said, if one came. */
+static void
+hear_out(struct qm_job *job, struct qm_job_end *end)
+{
+    struct qm_watch_state heard = qm_watch_read(job->watch);
+
+    if (!heard.ended && !heard.shut_down) {
+        qm_watch_wait(job->watch, NEWS_MS);
+        heard = qm_watch_read(job->watch);
+    }
+    end->state = QM_JOB_GONE;
+    end->heard = heard.ended;
+    end->failed = heard.failed;
+    snprintf(end->reason, sizeof end->reason, "%s", heard.reason);
+}
+
 int
 qm_job_run(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err)
 {
@@ -398,10 +412,10 @@ qm_job_run(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err)
 
     memset(end, 0, sizeof *end);
     while (!done) {
-        if (look(job, end, err) < 0)
+        if (look(job, err) < 0)
             return -1;
         if (job->gone) {
-            end->state = QM_JOB_GONE;
+            hear_out(job, end);
             break;
         }
         if (act(job, end, &done, err) < 0)

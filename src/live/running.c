@@ -255,8 +255,9 @@ take_end(struct qm_run *run, const struct qm_job_end *end, struct qmeld_error *e
                      QM_SESSION_CALL_LIMIT); /* what follows is short, and has to be */
     if (judge(run, &verdict, err) < 0)
         return -1;
-    if (verdict == AS_BEFORE && run->request->finish == QM_LIVE_FINISH_KEEP && !end->stop_asked &&
-        !end->failed && end->finished) {
+    /* the base has it all only if the job was ready to its end: an event has to say that it did not fail */
+    if (verdict == AS_BEFORE && run->request->finish == QM_LIVE_FINISH_KEEP && end->finished &&
+        end->heard && !end->failed) {
         run->report->end = QM_LIVE_KEPT;
         return 0;
     }

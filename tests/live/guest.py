@@ -16,7 +16,7 @@ import struct
 import subprocess
 
 SECTOR = 512
-FIRST, LAST = 2048, 2048 + 2048  # 1 MiB that are written
+FIRST, LAST = 2048, 2048 + 768  # 384 KiB that are written
 RECORD = 8
 # place of the numbers that guest.S leaves to us
 AT_RANGE, AT_PACKET = 0xa0, 0xb0
