@@ -361,6 +361,7 @@ def case(name, what):
 def main(argv):
     """Runs the cases that are named, or all; one daemon for them, a domain and a folder for each."""
     qmeld = check_tools()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing is left behind then, either
     keep = "--keep" in argv
     wanted = [a for a in argv if not a.startswith("-")]
     failed = 0
