@@ -262,7 +262,7 @@ main(int argc, char **argv)
         {"--random", .number = &h.n_random},
         {"--only", .text = &h.only},
         {"--keep", .text = &h.keep},
-        {NULL},
+        {.name = NULL},
     };
 
     harness_parse(options, argc, argv);

@@ -648,7 +648,7 @@ main(int argc, char **argv)
 {
     struct harness h = {0};
     const struct harness_option options[] = {
-        {"--full", .flag = &h.full}, {"--only", .text = &h.only}, {NULL}};
+        {"--full", .flag = &h.full}, {"--only", .text = &h.only}, {.name = NULL}};
 
     harness_parse(options, argc, argv);
     harness_enter();
