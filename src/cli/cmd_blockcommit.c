@@ -297,8 +297,10 @@ merge(struct asked *asked)
         end_progress(asked,
                      result == 0 && report.end != QM_LIVE_NOTHING && report.end != QM_LIVE_STARTED);
     }
-    if (result < 0)
+    if (result < 0) {
         qm_cli_complain(&err);
+        qm_cli_domain_explain(&report, &err);
+    }
     if (result < 0 && asked->merging.has_deadline && err.code == QMELD_CANCELED)
         fputs("Commit aborted\n", stderr);
     qm_cli_domain_report(&asked->merging, &report, sentence_of(asked, report.end),

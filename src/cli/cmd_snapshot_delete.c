@@ -52,8 +52,10 @@ delete_snapshot(struct qm_cli_merging *merging, struct qm_live_commit *request,
     if (live)
         result = live->snapshot_delete(request, snapshot, &report, &err);
     qm_cli_progress_end(&merging->progress);
-    if (result < 0)
+    if (result < 0) {
         qm_cli_complain(&err);
+        qm_cli_domain_explain(&report, &err);
+    }
     qm_cli_domain_report(merging, &report, "Snapshot deleted", result < 0 ? &err : NULL);
     if (live)
         live->report_free(&report);

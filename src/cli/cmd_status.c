@@ -257,6 +257,7 @@ show_changes(struct request *request, const char *path, struct qmeld_error *err)
 
     for (size_t i = 0; i < changes.n; i++) {
         request->n_found++;
+        request->n_unfinished++;
         if (request->array)
             json_object_array_add(request->array, qm_cli_change_json(&changes.list[i]));
         else

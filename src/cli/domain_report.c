@@ -87,6 +87,16 @@ qm_cli_domain_json(const struct qm_live_report *report, const struct qmeld_error
 }
 
 void
+qm_cli_domain_explain(const struct qm_live_report *report, const struct qmeld_error *err)
+{
+    if (!report->running && err->disk == QMELD_DISK_OPEN)
+        fputs(
+            "qmeld: this is unfinished, and noted: the same command again goes on; until then the "
+            "machine has its old chain, which reads as before\n",
+            stderr);
+}
+
+void
 qm_cli_domain_report(const struct qm_cli_merging *merging, const struct qm_live_report *report,
                      const char *sentence, const struct qmeld_error *err)
 {

@@ -18,6 +18,9 @@ bool qm_cli_parse_managed_save(const char *command, const char *text, bool *out_
 void qm_cli_domain_report(const struct qm_cli_merging *merging, const struct qm_live_report *report,
                           const char *sentence, const struct qmeld_error *err);
 
+/* What the failure, complained of already, leaves of a stopped machine: said on stderr. */
+void qm_cli_domain_explain(const struct qm_live_report *report, const struct qmeld_error *err);
+
 /* As an object, which is the caller's. */
 struct json_object *qm_cli_domain_json(const struct qm_live_report *report,
                                        const struct qmeld_error *err);
