@@ -25,6 +25,7 @@ class Setup:
         self.make, self.args, self.base, self.base_fmt = make, args, base, base_fmt
         self.active, self.child = active, child
         # test builds only; others do these small merges in one batch
+        self.back = "--atomic" in args or "--undo" in args  # it can be taken back
         self.env = {"QMELD_TEST_BATCH": "32768"} if "--reclaim" in args else {}
 
 
@@ -158,6 +159,13 @@ def setups():
         "bitmaps": Setup(bitmaps, ["t"]),
         "bitmaps-same-size": Setup(bitmaps_same_size, ["t"]),
         "dirty": Setup(dirty, ["t"]),
+        "atomic": Setup(growing, ["--atomic", "t"]),
+        "atomic-tables": Setup(tables, ["--atomic", "t"]),
+        "atomic-snapshots-empty": Setup(snapshots, ["--atomic", "--overlays=empty", "t"]),
+        "atomic-bitmaps": Setup(bitmaps, ["--atomic", "t"]),
+        "atomic-intermediate": Setup(intermediate, ["--atomic", "--top", "m", "t"], child="c"),
+        "undo-raw": Setup(raw_base, ["--undo", "t"], base_fmt="raw"),
+        "undo-raw-delete": Setup(raw_base, ["--undo", "--overlays=delete", "t"], base_fmt="raw"),
         "reclaim-growing": Setup(growing, ["--reclaim", "t"]),
         "reclaim-raw": Setup(raw_base, ["--reclaim", "--overlays=delete", "t"], base_fmt="raw"),
         "reclaim-compressed": Setup(compressed, ["--reclaim", "t"]),
@@ -285,8 +293,27 @@ class Mode:
         if r.rc != -signal.SIGKILL:
             raise Fail(f"{when}: rc {r.rc}: {r.err}")
         self.look(when)
+        if self.setup.back and n % 2 and os.path.exists(self.journal):
+            self.take_back(when)
         self.finish(when)
         return True
+
+    def take_back(self, when):
+        """Base, child and files are what they were, unless the way back was given up already."""
+        s = self.setup
+        r = oracle.run([self.argv[0], "revert", self.journal], self.dir)
+        if r.rc == 2 and ("given up already" in r.err or "no unfinished merge" in r.err):
+            return
+        if r.rc != 0:
+            raise Fail(f"{when}: revert: rc {r.rc}: {r.err}")
+        paths = [os.path.join(d, s.base) for d in (self.dir, self.template)]
+        if oracle.digest(paths[0]) != oracle.digest(paths[1]):
+            raise Fail(f"{when}: after revert the base is not what it was")
+        if s.child and Qcow2(os.path.join(self.dir, s.child)).backing() != self.old_child:
+            raise Fail(f"{when}: after revert the child stands on something else")
+        if sorted(os.listdir(self.dir)) != sorted(os.listdir(self.template)):
+            raise Fail(f"{when}: after revert the files are {sorted(os.listdir(self.dir))}")
+        self.look(f"{when}, taken back", clean=True)
 
 
 def run_mode(name, setup, qmeld, folder, tools, most=80):
