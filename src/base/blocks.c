@@ -404,6 +404,26 @@ qm_blocks_cut(struct qm_blocks *b, uint64_t size, struct qm_blocks_change *chang
     return 0;
 }
 
+void
+qm_blocks_ask(const struct qm_blocks *b, uint64_t off, bool *out_touched, bool *out_has,
+              uint64_t *out_len)
+{
+    const struct chunk *c = qm_dict_get(&b->chunks, off / chunk_bytes(b));
+    const uint64_t start = off / chunk_bytes(b) * chunk_bytes(b);
+    unsigned i = (unsigned)((off - start) / b->block);
+
+    *out_touched = c != NULL;
+    *out_len = start + chunk_bytes(b) - off;
+    if (!c)
+        return;
+    *out_has = c->has.word ? c->has.word[i / 64] >> i % 64 & 1 : c->has.n == CHUNK;
+    if (!c->has.word)
+        return;
+    while (i < CHUNK && (c->has.word[i / 64] >> i % 64 & 1) == *out_has)
+        i++;
+    *out_len = start + i * b->block - off;
+}
+
 uint64_t
 qm_blocks_unseen(const struct qm_blocks *b)
 {

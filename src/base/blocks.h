@@ -43,6 +43,11 @@ int qm_blocks_punch(struct qm_blocks *b, uint64_t off, uint64_t len,
 int qm_blocks_cut(struct qm_blocks *b, uint64_t size, struct qm_blocks_change *change,
                   struct qmeld_error *err) QM_CHECK;
 
+/* What the block at off is, up to *out_len bytes further.  *out_touched false: nothing was changed there, so
+ * *out_has is not set, and the file itself tells. */
+void qm_blocks_ask(const struct qm_blocks *b, uint64_t off, bool *out_touched, bool *out_has,
+                   uint64_t *out_len);
+
 /* Bytes of the file that were allocated, although the picture has holes there (see SEEK_DATA above). */
 uint64_t qm_blocks_unseen(const struct qm_blocks *b);
 

@@ -513,10 +513,25 @@ qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error 
     return punch(file, QM_IO_DISCARD, off, qm_min(len, file->size - off), err) < 0 ? -1 : 0;
 }
 
+/* Those that never can are known. */
+static bool
+may_clone(const struct qm_file *from)
+{
+    struct statfs fs;
+
+    return !from->blockdev && (fstatfs(from->fd, &fs) < 0 ||
+                               (fs.f_type != EXT4_SUPER_MAGIC && fs.f_type != TMPFS_MAGIC));
+}
+
 int
 qm_clone(struct qm_file *to, const struct qm_file *from, bool *out_done, struct qmeld_error *err)
 {
     *out_done = false;
+    if (to->shadow) {
+        if (may_clone(from))
+            qm_shadow_may_share(to);
+        return 0;
+    }
     if (from->blockdev || ioctl(to->wfd, FICLONE, from->fd) < 0)
         return 0; /* whatever the reason, copying says it better */
     *out_done = true;
@@ -747,15 +762,15 @@ qm_names_may_change(const char *path, struct qmeld_error *err)
     return 0;
 }
 
-int
-qm_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64_t *out_len,
-                struct qmeld_error *err)
+static int
+real_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64_t *out_len,
+                  struct qmeld_error *err)
 {
     off_t next;
 
     *out_data = true;
     *out_len = file->size - off;
-    if (file->blockdev || (file->shadow && qm_shadow_is_changed(file)))
+    if (file->blockdev)
         return 0;
     next = lseek(file->fd, (off_t)off, SEEK_DATA);
     if (next < 0 && errno == ENXIO) { /* no data behind off */
@@ -776,5 +791,24 @@ qm_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64
         return qm_fail_sys(err, qm_at(file->path, off), "cannot look for holes");
     if ((uint64_t)next > off)
         *out_len = qm_min(*out_len, (uint64_t)next - off);
+    return 0;
+}
+
+int
+qm_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint64_t *out_len,
+                struct qmeld_error *err)
+{
+    uint64_t most = UINT64_MAX;
+    bool touched = false;
+
+    if (file->shadow && !file->blockdev && qm_shadow_is_changed(file))
+        qm_shadow_ask(file, off, &touched, out_data, &most);
+    if (touched) {
+        *out_len = most;
+        return 0;
+    }
+    if (real_data_or_hole(file, off, out_data, out_len, err) < 0)
+        return -1;
+    *out_len = qm_min(*out_len, most);
     return 0;
 }

@@ -119,6 +119,12 @@ int qm_shadow_unlink(struct qm_shadow *s, const char *path, struct qmeld_error *
 int qm_shadow_rename(struct qm_shadow *s, const char *path, const char *to, struct qmeld_error *err)
     QM_CHECK;
 void qm_shadow_check_access(struct qm_file *file);
+/* As qm_blocks_ask, with what was cut off as holes. */
+void qm_shadow_ask(const struct qm_file *file, uint64_t off, bool *out_touched, bool *out_data,
+                   uint64_t *out_len);
+
+/* Files of this one's file system may share blocks, so what copying takes there is not known. */
+void qm_shadow_may_share(const struct qm_file *file);
 bool qm_shadow_is_changed(const struct qm_file *file);
 uint64_t qm_shadow_room(const struct qm_file *file);
 uint64_t qm_shadow_allocated(const struct qm_file *file);

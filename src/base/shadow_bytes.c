@@ -348,6 +348,36 @@ qm_shadow_sync(struct qm_file *file, struct qmeld_error *err)
     return 0;
 }
 
+void
+qm_shadow_ask(const struct qm_file *file, uint64_t off, bool *out_touched, bool *out_data,
+              uint64_t *out_len)
+{
+    const struct qm_shadow_file *f = file->shadow;
+
+    *out_touched = false;
+    *out_len = f->size - off;
+    if (f->blocks)
+        qm_blocks_ask(f->blocks, off, out_touched, out_data, out_len);
+    *out_len = qm_min(*out_len, f->size - off);
+    if (*out_touched)
+        return;
+    if (off < f->end) {
+        *out_len = qm_min(*out_len, f->end - off);
+        return;
+    }
+    *out_touched = true;
+    *out_data = false;
+}
+
+void
+qm_shadow_may_share(const struct qm_file *file)
+{
+    const struct qm_shadow_file *f = file->shadow;
+
+    for (size_t i = 0; i < f->n_purses; i++)
+        f->s->purses.at[f->purses[i]].room.soft = true;
+}
+
 bool
 qm_shadow_is_changed(const struct qm_file *file)
 {

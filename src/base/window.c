@@ -7,6 +7,8 @@
  */
 #include "io.h"
 
+#include "shadow.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -94,6 +96,8 @@ int
 qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
                 uint64_t len, struct qmeld_error *err)
 {
+    if (to->shadow) /* a dry run: neither read nor written */
+        return qm_shadow_data(to, to_off, len, err);
     if (w->file->no_map)
         return write_by_reading(w, off, to, to_off, len, err);
     while (len > 0) {

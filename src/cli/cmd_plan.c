@@ -28,6 +28,8 @@ static const char help[] =
     "        --top=LAYER\n"
     "        --shallow\n"
     "        --overlays=keep|empty|delete|quarantine\n"
+    "        --atomic\n"
+    "        --undo\n"
     "        --reclaim\n"
     "        --keep-relative\n"
     "        --journal-dir=DIR      space there counts, too\n"

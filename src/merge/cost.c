@@ -257,10 +257,12 @@ qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
 /* Ways to merge that have another price. */
 static const struct {
     const char *name;
-    bool reclaim;
+    bool reclaim, atomic, undo;
 } ways[] = {
-    {"without --reclaim", false},
-    {"--reclaim", true},
+    {"in place", false, false, false},
+    {"--reclaim", true, false, false},
+    {"--atomic", false, true, false},
+    {"--undo", false, false, true},
 };
 
 static void
@@ -289,11 +291,14 @@ tell_ways(const char *path, const struct qmeld_commit_options *opts, struct qmel
         struct qmeld_error why = {0};
         struct qmeld_plan_mode *mode;
 
-        if (ways[i].reclaim == opts->reclaim)
+        if (ways[i].reclaim == opts->reclaim && ways[i].atomic == opts->atomic &&
+            ways[i].undo == opts->undo)
             continue;
         mode = &r->modes[r->n_modes++];
         mode->name = ways[i].name;
         other.reclaim = ways[i].reclaim;
+        other.atomic = ways[i].atomic;
+        other.undo = ways[i].undo;
         if (run_dry(&d, path, &other, false, true, &why) == 0)
             price(&d, mode);
         else
