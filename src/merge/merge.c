@@ -15,7 +15,7 @@
  *     SETTLE --overlays given up----------------->
  *     COPY, SETTLE, HELD --revert--> BACK --> (none)
  */
-#include "merge.h"
+#include "merge_int.h"
 
 #include "lock.h"
 #include "qcow2_header.h"
@@ -138,8 +138,8 @@ note_new_names(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_
 }
 
 /* Everything that can be refused, is refused here. */
-static int
-prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
+int
+qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
 {
     struct qm_transfer *t = &m->transfer;
 
@@ -174,9 +174,9 @@ prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *
 
 /* The base is opened anew, so that nothing is believed that this process remembers; what the page cache remembers
  * is dropped.  The locks that are held keep everybody else out. */
-static int
-read_back(const struct qm_merge *m, const char *backing_format, struct qm_compare_result *out,
-          struct qmeld_error *err)
+int
+qm_merge_read_back(const struct qm_merge *m, const char *backing_format,
+                   struct qm_compare_result *out, struct qmeld_error *err)
 {
     const struct qm_layer *base = &m->chain->layers[m->transfer.base];
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
@@ -206,7 +206,7 @@ verify(const struct qm_merge *m, const char *backing_format, struct qmeld_error 
 
     if (!m->transfer.verify)
         return 0;
-    if (read_back(m, backing_format, &found, err) < 0)
+    if (qm_merge_read_back(m, backing_format, &found, err) < 0)
         return -1;
     /* what an earlier run gave up without reading back cannot be read back now */
     m->report->verified = found.equal && !(m->transfer.give_up && m->transfer.from.g > 0 &&
@@ -217,24 +217,24 @@ verify(const struct qm_merge *m, const char *backing_format, struct qmeld_error 
 /* ---- the work ---- */
 
 /* The journal is there from here on. */
-static void
-set_back(struct qm_merge *m)
+void
+qm_merge_set_back(struct qm_merge *m)
 {
     m->back = (struct qm_back){.journal = m->journal,
                                .target = m->chain->layers[m->transfer.base].img,
                                .plan = qm_transfer_plan(&m->transfer)};
 }
 
-static int
-advance(struct qm_merge *m, enum qm_phase phase, struct qmeld_error *err)
+int
+qm_merge_advance(struct qm_merge *m, enum qm_phase phase, struct qmeld_error *err)
 {
     const struct qm_cursor to = {.phase = phase, .done = qm_journal_cursor(m->journal).done};
 
     return qm_journal_advance(m->journal, to, err);
 }
 
-static int
-remove_journal(struct qm_merge *m, struct qmeld_error *err)
+int
+qm_merge_remove_journal(struct qm_merge *m, struct qmeld_error *err)
 {
     struct qm_journal *j = QM_TAKE(m->journal);
 
@@ -243,12 +243,12 @@ remove_journal(struct qm_merge *m, struct qmeld_error *err)
 }
 
 /* FINAL */
-static int
-finish(struct qm_merge *m, struct qmeld_error *err)
+int
+qm_merge_finish(struct qm_merge *m, struct qmeld_error *err)
 {
     if (qm_settle_give_up(m->settle, err) < 0 || qm_back_give_up(&m->back, err) < 0)
         return -1;
-    return remove_journal(m, err);
+    return qm_merge_remove_journal(m, err);
 }
 
 /* The merge ends here, for now; how the target looks tells later whether it was written to since. */
@@ -258,14 +258,15 @@ hold(struct qm_merge *m, struct qmeld_error *err)
     struct qm_trail trail = qm_journal_trail(m->journal);
 
     if (qm_journal_look(m->back.target->file, &trail, err) < 0 ||
-        qm_journal_set_trail(m->journal, &trail, err) < 0 || advance(m, QM_PHASE_HELD, err) < 0)
+        qm_journal_set_trail(m->journal, &trail, err) < 0 ||
+        qm_merge_advance(m, QM_PHASE_HELD, err) < 0)
         return -1;
     m->report->held = true;
     return 0;
 }
 
-static int
-settle(struct qm_merge *m, struct qmeld_error *err)
+int
+qm_merge_settle(struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
 
@@ -273,13 +274,13 @@ settle(struct qm_merge *m, struct qmeld_error *err)
         return -1;
     if (intent->back.kind != QM_WAY_NONE && intent->overlays == QMELD_OVERLAYS_KEEP)
         return hold(m, err);
-    if (intent->back.kind != QM_WAY_NONE && advance(m, QM_PHASE_FINAL, err) < 0)
+    if (intent->back.kind != QM_WAY_NONE && qm_merge_advance(m, QM_PHASE_FINAL, err) < 0)
         return -1;
-    return finish(m, err);
+    return qm_merge_finish(m, err);
 }
 
-static int
-open_reclaim(struct qm_merge *m, bool resumed, struct qmeld_error *err)
+int
+qm_merge_open_reclaim(struct qm_merge *m, bool resumed, struct qmeld_error *err)
 {
     struct qm_transfer *t = &m->transfer;
 
@@ -296,7 +297,7 @@ work_in_batches(struct qm_merge *m, struct qm_seal *seal, bool resumed, struct q
 {
     struct qm_transfer *t = &m->transfer;
 
-    if (open_reclaim(m, false, err) < 0 || qm_transfer_grow(t, seal, err) < 0 ||
+    if (qm_merge_open_reclaim(m, false, err) < 0 || qm_transfer_grow(t, seal, err) < 0 ||
         (resumed && qm_transfer_mark(t, seal, err) < 0))
         return -1;
     return qm_transfer_run(t, seal, m->journal, err);
@@ -324,8 +325,8 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
     return qm_seal_finish(seal, err);
 }
 
-static int
-work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
+int
+qm_merge_work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
 {
     const struct qm_cursor complete = {.phase = QM_PHASE_SETTLE,
                                        .done = qm_guest(m->transfer.new_size)};
@@ -335,7 +336,7 @@ work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
         qm_journal_advance(m->journal, complete, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN);
-    return settle(m, err);
+    return qm_merge_settle(m, err);
 }
 
 /* A merge that failed before it changed anything leaves no journal. */
@@ -366,109 +367,10 @@ refuse_growth(const struct qm_merge *m, struct qmeld_error *err)
 }
 
 /* The last moment before something is written. */
-static int
-ask_guard(const struct qm_merge *m, struct qmeld_error *err)
+int
+qm_merge_ask_guard(const struct qm_merge *m, struct qmeld_error *err)
 {
     return m->opts->guard ? m->opts->guard(QMELD_MOMENT_LOCKED, m->opts->guard_opaque, err) : 0;
-}
-
-/* ---- will there be room? ---- */
-
-/* The chain as the journal lists it, opened anew. */
-static int open_whole(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err);
-
-/* Everything from here to the end of the merge, dry.  m has been counted; what that found is not looked for
- * again. */
-static int
-rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
-         struct qmeld_error *err)
-{
-    struct qmeld_commit_report unread = {.already_merged = m->report->already_merged};
-    struct qm_merge dry = {.opts = m->opts, .report = &unread};
-    struct qm_intent copy = {.base_arg = NULL};
-    int rc = -1;
-
-    if (open_whole(&dry, intent, err) == 0 && prepare(&dry, intent, err) == 0) {
-        dry.transfer.from = m->transfer.from;
-        rc = m->journal ? qm_journal_load(journal, &dry.journal, err)
-             : qm_intent_copy(intent, &copy, err) < 0
-                 ? -1
-                 : qm_journal_create(journal, &copy, &dry.journal, err);
-    }
-    if (rc == 0) {
-        set_back(&dry);
-        rc = m->journal ? qm_back_enter(&dry.back, err) : 0;
-    }
-    if (rc == 0)
-        rc = work(&dry, m->journal != NULL, err);
-    qm_merge_release(&dry);
-    qmeld_commit_report_free(&unread);
-    return rc;
-}
-
-static int
-judge(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
-      struct qmeld_error *err)
-{
-    struct qm_shadow *dry;
-    int rc;
-
-    if (qm_shadow_begin(false, &dry, err) < 0)
-        return -1;
-    rc = rehearse(m, intent, journal, err);
-    if (rc == 0)
-        rc = qm_shadow_finish(dry, err);
-    if (rc == 0)
-        rc = qm_space_judge(dry, err);
-    qm_shadow_end(dry);
-    return rc;
-}
-
-/* Where there is no room as asked: would there be if overlays were emptied on the way? */
-static void
-look_for_help(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
-              struct qmeld_error *err)
-{
-    struct qmeld_error unheard = {0};
-    struct qm_intent other;
-
-    if (err->code != QMELD_NOSPACE || m->journal || intent->reclaim ||
-        intent->overlays == QMELD_OVERLAYS_QUARANTINE ||
-        qm_intent_copy(intent, &other, &unheard) < 0)
-        return;
-    other.reclaim = true;
-    other.back.kind = QM_WAY_NONE;
-    if (judge(m, &other, journal, &unheard) == 0)
-        qm_space_recommend_reclaim(err);
-    qm_intent_release(&other);
-}
-
-/* A dry run is somebody's who will judge by himself. */
-static int
-check_room(const struct qm_merge *m, const struct qm_intent *intent, const char *journal,
-           struct qmeld_error *err)
-{
-    const struct qm_transfer *t = &m->transfer;
-    const enum qmeld_disk disk = err->disk;
-    bool ample;
-    int rc;
-
-    if (qm_shadow_now())
-        return 0;
-    qm_space_is_ample(&t->space, m->chain, t->base, t->top + 1, journal, &ample);
-    /* what a merge with a way back writes elsewhere is not in the sum */
-    if (ample && intent->back.kind == QM_WAY_NONE)
-        return 0;
-    rc = judge(m, intent, journal, err);
-    err->disk = disk; /* dry: nothing has happened, however it ended */
-    if (rc == 0)
-        return 0;
-    if (err->code != QMELD_NOMEM) {
-        look_for_help(m, intent, journal, err);
-        return -1;
-    }
-    *err = (struct qmeld_error){.disk = disk}; /* too much for a dry run is not so for the disk */
-    return 0;
 }
 
 int
@@ -478,7 +380,7 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
     const struct qm_transfer *t = &m->transfer;
     bool done = m->report->already_merged;
 
-    if (prepare(m, intent, err) < 0 || refuse_growth(m, err) < 0 ||
+    if (qm_merge_prepare(m, intent, err) < 0 || refuse_growth(m, err) < 0 ||
         (intent->reclaim && qm_reclaim_check(m->chain, t->base, t->top, err) < 0) ||
         qm_transfer_count(&m->transfer, err) < 0 ||
         (!m->looked && qm_transfer_is_done(&m->transfer, &done, err) < 0)) {
@@ -487,8 +389,8 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
     }
     m->report->already_merged = done;
     if (((!done || qm_settle_has_work(m->settle)) &&
-         check_room(m, intent, journal_path, err) < 0) ||
-        ask_guard(m, err) != 0) {
+         qm_merge_check_room(m, intent, journal_path, err) < 0) ||
+        qm_merge_ask_guard(m, err) != 0) {
         qm_intent_release(intent);
         return -1;
     }
@@ -505,348 +407,8 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
     }
     if (qm_journal_create(journal_path, intent, &m->journal, err) < 0)
         return -1;
-    set_back(m);
-    return work(m, false, err) < 0 ? give_up(m, err) : 0;
-}
-
-/* ---- going on ---- */
-
-/* The layers as the journal lists them, each by itself: some headers name others by now, and
- * some files may be gone. */
-static int
-open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
-{
-    m->chain = calloc(1, sizeof *m->chain);
-    if (!m->chain || !(m->chain->layers = calloc(intent->layers.n, sizeof *m->chain->layers)))
-        return qm_fail_nomem(err, "the chain");
-    m->chain->n = intent->layers.n;
-    for (size_t i = 0; i < m->chain->n; i++) {
-        const struct qm_journal_layer *l = &intent->layers.at[i];
-        const struct qm_chain_options how = {
-            .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
-        const bool goes = (intent->overlays == QMELD_OVERLAYS_DELETE ||
-                           intent->overlays == QMELD_OVERLAYS_QUARANTINE) &&
-                          i > intent->base && i <= intent->top;
-        struct qm_chain *one;
-
-        m->chain->layers[i].path = strdup(l->path);
-        if (!m->chain->layers[i].path)
-            return qm_fail_nomem(err, "the chain");
-        if (i > intent->top + 1)
-            continue;
-        if (qm_chain_open(qm_journal_path_now(l), &how, &one, err) < 0) {
-            if (goes && err->sys_errno == ENOENT)
-                continue;
-            return -1;
-        }
-        m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
-        qm_chain_close(one);
-        if (qm_journal_same(l, m->chain->layers[i].img->file,
-                            (goes && !intent->reclaim) || i < intent->base, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-static int
-open_whole(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
-{
-    const struct qm_journal_layer *active = &intent->layers.at[intent->layers.n - 1];
-    const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
-                                         .format = active->format,
-                                         .backing_format = intent->backing_format,
-                                         .resumed = true};
-
-    if (qm_chain_open(active->path, &how, &m->chain, err) < 0)
-        return -1;
-    if (m->chain->n != intent->layers.n)
-        return qm_fail(err, QMELD_STALE, qm_in(active->path),
-                       "its chain has %zu layers, and had %zu when the unfinished merge began: put "
-                       "the old files back",
-                       m->chain->n, intent->layers.n);
-    for (size_t i = 0; i < m->chain->n; i++) {
-        const size_t changed_to = intent->reclaim ? intent->top : intent->base;
-        const bool untouched = i < intent->base || i > changed_to;
-
-        if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img->file, untouched, err) <
-            0)
-            return -1;
-    }
-    return 0;
-}
-
-/* The journal knows what was in the base; if an older base was put back since, the merge
- * must begin again. */
-static int
-find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
-{
-    bool there;
-
-    done.g = qm_min(done.g, m->chain->layers[m->transfer.base].img->size);
-    if (qm_transfer_still_there(&m->transfer, done, &there, err) < 0)
-        return -1;
-    if (!there && m->transfer.give_up)
-        return qm_fail(
-            err, QMELD_STALE, qm_in(m->chain->layers[m->transfer.base].path),
-            "it does not hold what was merged into it any more, and the layers above have "
-            "given that up: put the merged file back");
-    m->transfer.from = there ? done : qm_guest(0);
-    return qm_journal_advance(
-        m->journal, (struct qm_cursor){.phase = QM_PHASE_COPY, .done = m->transfer.from}, err);
-}
-
-/* Before the last copies are given up: is all of it in the base?  Where some of them are gone or
- * emptied already, that cannot be told any more. */
-static int
-check_complete(const struct qm_merge *m, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-    const struct qm_transfer *t = &m->transfer;
-    struct qm_compare_result found;
-
-    m->report->verified = intent->verify; /* before the journal said so */
-    if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY || t->give_up)
-        return 0;
-    for (size_t i = t->base + 1; i <= t->top; i++)
-        if (!m->chain->layers[i].img)
-            return 0;
-    if (t->verify ? read_back(m, intent->backing_format, &found, err) < 0
-                  : qm_transfer_still_there(t, qm_guest(UINT64_MAX), &found.equal, err) < 0)
-        return -1;
-    m->report->verified = t->verify && found.equal;
-    if (found.equal)
-        return 0;
-    return qm_fail(
-        err, QMELD_STALE, qm_in(m->chain->layers[t->base].path),
-        "it does not hold what was merged into it any more: put the merged file back, or "
-        "remove the journal %s and give the merge command again",
-        qm_journal_file(m->journal));
-}
-
-/* What the interrupted run was about to give up: its space may be needed at once.  In the same order,
- * as it may have come anywhere. */
-static int
-give_up_again(struct qm_merge *m, struct qmeld_error *err)
-{
-    if (open_reclaim(m, true, err) < 0)
-        return -1;
-    return m->reclaim ? qm_reclaim_until(m->reclaim, m->transfer.from, err) : 0;
-}
-
-/* For going on, or back: nobody else is at it, and nobody will be. */
-static int
-take_over(struct qm_merge *m, bool whole, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-
-    qm_err_disk(err, QMELD_DISK_OPEN);
-    if (qm_journal_is_held(m->journal)) /* said plainer than by the locks on the layers */
-        return qm_fail(err, QMELD_BUSY, qm_in(qm_journal_file(m->journal)),
-                       "another process is at work on this merge: wait for it");
-    if ((whole ? open_whole(m, intent, err) : open_listed(m, intent, err)) < 0 ||
-        prepare(m, intent, err) < 0 || qm_journal_hold(m->journal, err) < 0 ||
-        ask_guard(m, err) != 0)
-        return -1;
-    set_back(m);
-    return 0;
-}
-
-static int
-resume_copy(struct qm_merge *m, struct qmeld_error *err)
-{
-    const struct qm_cursor cursor = qm_journal_cursor(m->journal);
-
-    if (take_over(m, true, err) < 0 || qm_back_enter(&m->back, err) < 0 ||
-        find_start(m, cursor.done, err) < 0 || give_up_again(m, err) < 0 ||
-        qm_transfer_count(&m->transfer, err) < 0 ||
-        check_room(m, qm_journal_intent(m->journal), qm_journal_file(m->journal), err) < 0)
-        return -1;
-    return work(m, true, err);
-}
-
-/* What the layers are worth, without opening them. */
-static int
-tell(struct qm_merge *m, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-    const struct qm_settle_config config = {
-        .base = intent->base, .top = intent->top, .overlays = intent->overlays};
-    struct qmeld_commit_report *r = m->report;
-
-    r->base_old_size = intent->base_size;
-    r->base_new_size = intent->new_size;
-    r->layers = calloc(intent->layers.n, sizeof *r->layers);
-    if (!r->layers)
-        return qm_fail_nomem(err, "the report");
-    QM_VEC_EACH (l, &intent->layers) {
-        struct qmeld_commit_layer *out = &r->layers[r->n_layers];
-
-        out->fate = qm_settle_fate(&config, r->n_layers++);
-        out->path = strdup(l->path);
-        if (!out->path)
-            return qm_fail_nomem(err, "the report");
-    }
-    return 0;
-}
-
-/* A merge that is held is done - as long as nobody wrote to a layer that was merged, which he may want
- * to merge again. */
-static int
-tell_held(struct qm_merge *m, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-
-    for (size_t i = intent->base + 1; i <= intent->top; i++)
-        if (qm_journal_changed(&intent->layers.at[i]))
-            return qm_fail(err, QMELD_USAGE, qm_in(intent->layers.at[i].path),
-                           "it has changed since it was merged, and that merge can still be taken "
-                           "back: say `qmeld finalize %s` first, or `qmeld revert` in the same way",
-                           qm_journal_file(m->journal));
-    m->report->held = m->report->already_merged = true;
-    return tell(m, err);
-}
-
-static int go_back(struct qm_merge *m, struct qmeld_error *err);
-
-int
-qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
-{
-    const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
-
-    if (phase == QM_PHASE_HELD)
-        return tell_held(m, err);
-    m->report->resumed = true;
-    if (phase == QM_PHASE_BACK)
-        return go_back(m, err);
-    if (phase == QM_PHASE_COPY)
-        return resume_copy(m, err);
-    if (take_over(m, false, err) < 0)
-        return -1;
-    if (phase == QM_PHASE_FINAL)
-        return finish(m, err);
-    if (qm_back_adopt(&m->back, m->back.target, err) < 0 || check_complete(m, err) < 0)
-        return -1;
-    return settle(m, err);
-}
-
-/* ---- back ---- */
-
-/* The old view is in the layers that were merged: all must be there, as they were. */
-static int
-check_old_layers(const struct qm_merge *m, enum qm_phase phase, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-    const struct qm_trail trail = qm_journal_trail(m->journal);
-
-    for (size_t i = intent->base; i < m->chain->n && i <= intent->top + 1; i++) {
-        const struct qm_journal_layer *l = &intent->layers.at[i];
-        /* the child lives on, and the header of a top that is to be emptied may have changed */
-        const bool changes =
-            i > intent->top || (i == intent->top && intent->overlays == QMELD_OVERLAYS_EMPTY);
-        struct qm_journal_layer then = *l;
-
-        if (!m->chain->layers[i].img)
-            return qm_fail(err, QMELD_STALE, qm_in(l->path),
-                           "it is not there any more, and going back needs it");
-        if (i == intent->base) {
-            then.size = trail.left.size;
-            then.mtime_sec = trail.left.mtime_sec;
-            then.mtime_nsec = trail.left.mtime_nsec;
-        }
-        if (qm_journal_same(&then, m->chain->layers[i].img->file,
-                            i == intent->base ? phase == QM_PHASE_HELD : !changes, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* Child, and a top that is to be emptied, get their old backing files again. */
-static int
-point_back(const struct qm_merge *m, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-
-    for (size_t i = intent->top; i < m->chain->n && i <= intent->top + 1; i++) {
-        const struct qm_journal_layer *then = &intent->layers.at[i];
-        struct qm_qcow2 *q = qm_qcow2_of(m->chain->layers[i].img);
-
-        if (!q->hdr.backing_name || !then->backing_name ||
-            strcmp(q->hdr.backing_name, then->backing_name) == 0)
-            continue;
-        if (qm_file_make_writable(q->img.file, err) < 0 || qm_header_before_write(q, err) < 0 ||
-            qm_header_set_backing(q, then->backing_name, then->backing_format, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* From the top: who reads through the merged layers does so before the target changes under them. */
-static int
-go_back(struct qm_merge *m, struct qmeld_error *err)
-{
-    const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
-
-    if (take_over(m, false, err) < 0 || check_old_layers(m, phase, err) < 0 ||
-        advance(m, QM_PHASE_BACK, err) < 0 || point_back(m, err) < 0 ||
-        qm_back_restore(&m->back, err) < 0)
-        return -1;
-    m->report->reverted = true;
-    m->report->base_new_size = m->report->base_old_size;
-    for (size_t i = 0; i < m->report->n_layers; i++)
-        m->report->layers[i].fate = QMELD_FATE_UNTOUCHED;
-    return remove_journal(m, err);
-}
-
-int
-qm_merge_revert(struct qm_merge *m, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-
-    if (intent->back.kind == QM_WAY_NONE)
-        return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
-                       "this merge was begun without --atomic or --undo and cannot be taken back: "
-                       "finish it with `qmeld resume`");
-    if (qm_journal_cursor(m->journal).phase == QM_PHASE_FINAL)
-        return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
-                       "what going back needs is being given up already: finish it with "
-                       "`qmeld resume`");
-    return go_back(m, err);
-}
-
-/* Of a merge that is held only the target matters: overlays may have been removed since. */
-static int
-open_target(struct qm_merge *m, struct qmeld_error *err)
-{
-    const struct qm_intent *intent = qm_journal_intent(m->journal);
-    const struct qm_journal_layer *l = &intent->layers.at[intent->base];
-    const struct qm_chain_options how = {
-        .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
-
-    if (qm_chain_open(l->path, &how, &m->chain, err) < 0)
-        return -1;
-    m->back = (struct qm_back){.journal = m->journal, .target = m->chain->layers[0].img};
-    return qm_journal_same(l, m->back.target->file, false, err);
-}
-
-int
-qm_merge_finalize(struct qm_merge *m, struct qmeld_error *err)
-{
-    const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
-
-    if (phase == QM_PHASE_FINAL)
-        return qm_merge_resume(m, err);
-    if (phase != QM_PHASE_HELD)
-        return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
-                       "this merge is not done yet: finish it with `qmeld resume` first");
-    /* A reader's lock keeps writers away, and a running machine that only reads the base need not be
-     * stopped: what is given up nobody looks at. */
-    if (tell(m, err) < 0)
-        return -1;
-    qm_err_disk(err, QMELD_DISK_OPEN);
-    if (open_target(m, err) < 0 || qm_journal_hold(m->journal, err) < 0 ||
-        advance(m, QM_PHASE_FINAL, err) < 0 || qm_back_give_up(&m->back, err) < 0)
-        return -1;
-    return remove_journal(m, err);
+    qm_merge_set_back(m);
+    return qm_merge_work(m, false, err) < 0 ? give_up(m, err) : 0;
 }
 
 void

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * resume.c - going on with a merge that a journal tells of.
+ */
+#include "merge_int.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The layers as the journal lists them, each by itself: some headers name others by now, and
+ * some files may be gone. */
+static int
+open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
+{
+    m->chain = calloc(1, sizeof *m->chain);
+    if (!m->chain || !(m->chain->layers = calloc(intent->layers.n, sizeof *m->chain->layers)))
+        return qm_fail_nomem(err, "the chain");
+    m->chain->n = intent->layers.n;
+    for (size_t i = 0; i < m->chain->n; i++) {
+        const struct qm_journal_layer *l = &intent->layers.at[i];
+        const struct qm_chain_options how = {
+            .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
+        const bool goes = (intent->overlays == QMELD_OVERLAYS_DELETE ||
+                           intent->overlays == QMELD_OVERLAYS_QUARANTINE) &&
+                          i > intent->base && i <= intent->top;
+        struct qm_chain *one;
+
+        m->chain->layers[i].path = strdup(l->path);
+        if (!m->chain->layers[i].path)
+            return qm_fail_nomem(err, "the chain");
+        if (i > intent->top + 1)
+            continue;
+        if (qm_chain_open(qm_journal_path_now(l), &how, &one, err) < 0) {
+            if (goes && err->sys_errno == ENOENT)
+                continue;
+            return -1;
+        }
+        m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
+        qm_chain_close(one);
+        if (qm_journal_same(l, m->chain->layers[i].img->file,
+                            (goes && !intent->reclaim) || i < intent->base, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+int
+qm_merge_open_whole(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
+{
+    const struct qm_journal_layer *active = &intent->layers.at[intent->layers.n - 1];
+    const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
+                                         .format = active->format,
+                                         .backing_format = intent->backing_format,
+                                         .resumed = true};
+
+    if (qm_chain_open(active->path, &how, &m->chain, err) < 0)
+        return -1;
+    if (m->chain->n != intent->layers.n)
+        return qm_fail(err, QMELD_STALE, qm_in(active->path),
+                       "its chain has %zu layers, and had %zu when the unfinished merge began: put "
+                       "the old files back",
+                       m->chain->n, intent->layers.n);
+    for (size_t i = 0; i < m->chain->n; i++) {
+        const size_t changed_to = intent->reclaim ? intent->top : intent->base;
+        const bool untouched = i < intent->base || i > changed_to;
+
+        if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img->file, untouched, err) <
+            0)
+            return -1;
+    }
+    return 0;
+}
+
+/* The journal knows what was in the base; if an older base was put back since, the merge
+ * must begin again. */
+static int
+find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
+{
+    bool there;
+
+    done.g = qm_min(done.g, m->chain->layers[m->transfer.base].img->size);
+    if (qm_transfer_still_there(&m->transfer, done, &there, err) < 0)
+        return -1;
+    if (!there && m->transfer.give_up)
+        return qm_fail(
+            err, QMELD_STALE, qm_in(m->chain->layers[m->transfer.base].path),
+            "it does not hold what was merged into it any more, and the layers above have "
+            "given that up: put the merged file back");
+    m->transfer.from = there ? done : qm_guest(0);
+    return qm_journal_advance(
+        m->journal, (struct qm_cursor){.phase = QM_PHASE_COPY, .done = m->transfer.from}, err);
+}
+
+/* Before the last copies are given up: is all of it in the base?  Where some of them are gone or
+ * emptied already, that cannot be told any more. */
+static int
+check_complete(const struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    const struct qm_transfer *t = &m->transfer;
+    struct qm_compare_result found;
+
+    m->report->verified = intent->verify; /* before the journal said so */
+    if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY || t->give_up)
+        return 0;
+    for (size_t i = t->base + 1; i <= t->top; i++)
+        if (!m->chain->layers[i].img)
+            return 0;
+    if (t->verify ? qm_merge_read_back(m, intent->backing_format, &found, err) < 0
+                  : qm_transfer_still_there(t, qm_guest(UINT64_MAX), &found.equal, err) < 0)
+        return -1;
+    m->report->verified = t->verify && found.equal;
+    if (found.equal)
+        return 0;
+    return qm_fail(
+        err, QMELD_STALE, qm_in(m->chain->layers[t->base].path),
+        "it does not hold what was merged into it any more: put the merged file back, or "
+        "remove the journal %s and give the merge command again",
+        qm_journal_file(m->journal));
+}
+
+/* What the interrupted run was about to give up: its space may be needed at once.  In the same order,
+ * as it may have come anywhere. */
+static int
+give_up_again(struct qm_merge *m, struct qmeld_error *err)
+{
+    if (qm_merge_open_reclaim(m, true, err) < 0)
+        return -1;
+    return m->reclaim ? qm_reclaim_until(m->reclaim, m->transfer.from, err) : 0;
+}
+
+/* For going on, or back: nobody else is at it, and nobody will be. */
+int
+qm_merge_take_over(struct qm_merge *m, bool whole, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+
+    qm_err_disk(err, QMELD_DISK_OPEN);
+    if (qm_journal_is_held(m->journal)) /* said plainer than by the locks on the layers */
+        return qm_fail(err, QMELD_BUSY, qm_in(qm_journal_file(m->journal)),
+                       "another process is at work on this merge: wait for it");
+    if ((whole ? qm_merge_open_whole(m, intent, err) : open_listed(m, intent, err)) < 0 ||
+        qm_merge_prepare(m, intent, err) < 0 || qm_journal_hold(m->journal, err) < 0 ||
+        qm_merge_ask_guard(m, err) != 0)
+        return -1;
+    qm_merge_set_back(m);
+    return 0;
+}
+
+static int
+resume_copy(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_cursor cursor = qm_journal_cursor(m->journal);
+
+    if (qm_merge_take_over(m, true, err) < 0 || qm_back_enter(&m->back, err) < 0 ||
+        find_start(m, cursor.done, err) < 0 || give_up_again(m, err) < 0 ||
+        qm_transfer_count(&m->transfer, err) < 0 ||
+        qm_merge_check_room(m, qm_journal_intent(m->journal), qm_journal_file(m->journal), err) < 0)
+        return -1;
+    return qm_merge_work(m, true, err);
+}
+
+/* What the layers are worth, without opening them. */
+int
+qm_merge_tell(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    const struct qm_settle_config config = {
+        .base = intent->base, .top = intent->top, .overlays = intent->overlays};
+    struct qmeld_commit_report *r = m->report;
+
+    r->base_old_size = intent->base_size;
+    r->base_new_size = intent->new_size;
+    r->layers = calloc(intent->layers.n, sizeof *r->layers);
+    if (!r->layers)
+        return qm_fail_nomem(err, "the report");
+    QM_VEC_EACH (l, &intent->layers) {
+        struct qmeld_commit_layer *out = &r->layers[r->n_layers];
+
+        out->fate = qm_settle_fate(&config, r->n_layers++);
+        out->path = strdup(l->path);
+        if (!out->path)
+            return qm_fail_nomem(err, "the report");
+    }
+    return 0;
+}
+
+/* A merge that is held is done - as long as nobody wrote to a layer that was merged, which he may want
+ * to merge again. */
+static int
+tell_held(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+
+    for (size_t i = intent->base + 1; i <= intent->top; i++)
+        if (qm_journal_changed(&intent->layers.at[i]))
+            return qm_fail(err, QMELD_USAGE, qm_in(intent->layers.at[i].path),
+                           "it has changed since it was merged, and that merge can still be taken "
+                           "back: say `qmeld finalize %s` first, or `qmeld revert` in the same way",
+                           qm_journal_file(m->journal));
+    m->report->held = m->report->already_merged = true;
+    return qm_merge_tell(m, err);
+}
+
+int
+qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
+{
+    const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
+
+    if (phase == QM_PHASE_HELD)
+        return tell_held(m, err);
+    m->report->resumed = true;
+    if (phase == QM_PHASE_BACK)
+        return qm_merge_go_back(m, err);
+    if (phase == QM_PHASE_COPY)
+        return resume_copy(m, err);
+    if (qm_merge_take_over(m, false, err) < 0)
+        return -1;
+    if (phase == QM_PHASE_FINAL)
+        return qm_merge_finish(m, err);
+    if (qm_back_adopt(&m->back, m->back.target, err) < 0 || check_complete(m, err) < 0)
+        return -1;
+    return qm_merge_settle(m, err);
+}
