@@ -43,7 +43,7 @@ struct qm_job_end {
     enum qm_job_state state;
     bool stop_asked;  /* a signal or the deadline made us cancel it */
     bool finished;    /* it was ready, and was asked to pivot or to end */
-    bool heard;      /* an event told of the end */
+    bool heard;       /* an event told of the end */
     bool failed;      /* an event said FAILED */
     char reason[200]; /* QEMU's, of the failure; "" if it was not heard */
 };

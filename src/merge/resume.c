@@ -215,6 +215,8 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
         return qm_merge_go_back(m, err);
     if (phase == QM_PHASE_COPY)
         return resume_copy(m, err);
+    if (phase == QM_PHASE_FINAL && qm_journal_intent(m->journal)->overlays == QMELD_OVERLAYS_KEEP)
+        return qm_merge_finalize(m, err); /* it was held: overlays may be gone since */
     if (qm_merge_take_over(m, false, err) < 0)
         return -1;
     if (phase == QM_PHASE_FINAL)

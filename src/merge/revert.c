@@ -7,6 +7,7 @@
 #include "qcow2_header.h"
 
 #include <string.h>
+#include <unistd.h>
 
 /* The old view is in the layers that were merged: all must be there, as they were. */
 static int
@@ -22,9 +23,6 @@ check_old_layers(const struct qm_merge *m, enum qm_phase phase, struct qmeld_err
             i > intent->top || (i == intent->top && intent->overlays == QMELD_OVERLAYS_EMPTY);
         struct qm_journal_layer then = *l;
 
-        if (!m->chain->layers[i].img)
-            return qm_fail(err, QMELD_STALE, qm_in(l->path),
-                           "it is not there any more, and going back needs it");
         if (i == intent->base) {
             then.size = trail.left.size;
             then.mtime_sec = trail.left.mtime_sec;
@@ -34,6 +32,18 @@ check_old_layers(const struct qm_merge *m, enum qm_phase phase, struct qmeld_err
                             i == intent->base ? phase == QM_PHASE_HELD : !changes, err) < 0)
             return -1;
     }
+    return 0;
+}
+
+static int
+check_all_there(const struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+
+    for (size_t i = intent->base; i < intent->layers.n && i <= intent->top + 1; i++)
+        if (access(intent->layers.at[i].path, F_OK) < 0)
+            return qm_fail(err, QMELD_STALE, qm_in(intent->layers.at[i].path),
+                           "it is not there any more, and going back needs it");
     return 0;
 }
 
@@ -63,9 +73,9 @@ qm_merge_go_back(struct qm_merge *m, struct qmeld_error *err)
 {
     const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
 
-    if (qm_merge_take_over(m, false, err) < 0 || check_old_layers(m, phase, err) < 0 ||
-        qm_merge_advance(m, QM_PHASE_BACK, err) < 0 || point_back(m, err) < 0 ||
-        qm_back_restore(&m->back, err) < 0)
+    if (check_all_there(m, err) < 0 || qm_merge_take_over(m, false, err) < 0 ||
+        check_old_layers(m, phase, err) < 0 || qm_merge_advance(m, QM_PHASE_BACK, err) < 0 ||
+        point_back(m, err) < 0 || qm_back_restore(&m->back, err) < 0)
         return -1;
     m->report->reverted = true;
     m->report->base_new_size = m->report->base_old_size;
@@ -109,10 +119,11 @@ int
 qm_merge_finalize(struct qm_merge *m, struct qmeld_error *err)
 {
     const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
+    const bool kept = qm_journal_intent(m->journal)->overlays == QMELD_OVERLAYS_KEEP;
 
-    if (phase == QM_PHASE_FINAL)
+    if (phase == QM_PHASE_FINAL && !kept)
         return qm_merge_resume(m, err);
-    if (phase != QM_PHASE_HELD)
+    if (phase != QM_PHASE_HELD && phase != QM_PHASE_FINAL)
         return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
                        "this merge is not done yet: finish it with `qmeld resume` first");
     /* A reader's lock keeps writers away, and a running machine that only reads the base need not be
