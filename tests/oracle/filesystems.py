@@ -30,7 +30,7 @@ import sys
 import time
 
 import oracle
-from oracle import Fail, MIB
+from oracle import Fail, MIB, Qcow2
 
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2  # FS_IOC_SHUTDOWN
 FIBMAP = 1
@@ -177,7 +177,9 @@ class Trial:
             if (name == "base" and self.chain.base_fmt == "raw") or not self.there(name):
                 continue
             rc, found, text = oracle.check(name, cwd=self.dir)
-            if rc not in ((0,) if clean else (0, 3)):
+            # the refcounts of a dirty image are void, and it says so: top, while it is being emptied
+            dirty = not clean and Qcow2(os.path.join(self.dir, name)).incompat & 1
+            if rc not in ((0,) if clean else (0, 3)) and not dirty:
                 raise Fail(f"{when}: {name}: qemu-img check says {rc}: {found} {text[:400]}")
 
     def status(self, when):
