@@ -269,6 +269,18 @@ qm_qcow2_check(struct qm_qcow2 *q, enum qmeld_repair repair, qmeld_finding_fn *f
     return result;
 }
 
+int
+qm_qcow2_mend_leaks(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    struct qmeld_check_result found;
+
+    if (qm_qcow2_check(q, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err) == 0)
+        return 0;
+    if (err->disk == QMELD_DISK_NEW) /* mended, and nobody can say so */
+        err->disk = QMELD_DISK_OPEN;
+    return -1;
+}
+
 /* ---- before a merge ---- */
 
 static int

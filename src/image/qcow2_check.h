@@ -21,6 +21,10 @@
 int qm_qcow2_check(struct qm_qcow2 *q, enum qmeld_repair repair, qmeld_finding_fn *fn, void *opaque,
                    struct qmeld_check_result *out, struct qmeld_error *err) QM_CHECK;
 
+/* Gives back what an interrupted run took and never used, as a step of something larger: that is not
+ * done if this fails, whatever was mended. */
+int qm_qcow2_mend_leaks(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
+
 /* Before a merge writes into q: a dirty image (version 3, lazy refcounts after a crash) gets its
  * refcounts rebuilt and the dirty bit cleared, durable; an image with corruptions is
  * refused (CORRUPT, with the command that mends it).  Leaks are fine.  q is reloaded.  If anything

@@ -326,13 +326,11 @@ punch_free(struct qm_qcow2 *q, struct qm_refs *refs, struct qmeld_error *err)
 int
 qm_qcow2_give_back(struct qm_qcow2 *q, struct qmeld_error *err)
 {
-    struct qmeld_check_result found;
     struct qm_refs *refs;
     int rc;
 
     /* refcounts as they are must be durable, too, before the file is cut behind the last one */
-    if (qm_qcow2_make_safe_to_write(q, err) < 0 ||
-        qm_qcow2_check(q, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err) < 0 ||
+    if (qm_qcow2_make_safe_to_write(q, err) < 0 || qm_qcow2_mend_leaks(q, err) < 0 ||
         qm_sync(q->img.file, err) < 0 || qm_refs_open(q, &refs, err) < 0)
         return -1;
     rc = punch_free(q, refs, err);

@@ -175,9 +175,11 @@ is_wanted(struct find *f, void *opaque, struct qmeld_error *err)
     struct wanted *w = opaque;
     const struct qm_intent *i;
 
-    if (!f->j) { /* a stranger's, if it is not at our place */
-        *err = w->exact ? f->problem : *err;
-        return w->exact ? -1 : 0;
+    if (!f->j) { /* a stranger's, if it is not at our place; or the very one, of a chain that is half gone */
+        const bool tell = w->exact || (!w->chain && f->problem.code == QMELD_IO);
+
+        *err = tell ? f->problem : *err;
+        return tell ? -1 : 0;
     }
     i = qm_journal_intent(f->j);
     if (same_file(w->active, i->layers.at[i->layers.n - 1].path)) {

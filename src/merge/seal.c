@@ -63,11 +63,7 @@ cover_counted(struct qm_seal *s, struct qmeld_error *err)
 static int
 mend_leaks(struct qm_seal *s, struct qmeld_error *err)
 {
-    struct qmeld_check_result found;
-
-    if (cover_counted(s, err) < 0)
-        return -1;
-    return qm_qcow2_check(s->q, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
+    return cover_counted(s, err) < 0 ? -1 : qm_qcow2_mend_leaks(s->q, err);
 }
 
 static int

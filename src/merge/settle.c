@@ -165,13 +165,12 @@ static int
 empty(const struct qm_settle *s, size_t layer, struct qmeld_error *err)
 {
     struct qm_qcow2 *q = qm_qcow2_of(s->cfg.chain->layers[layer].img);
-    struct qmeld_check_result found;
 
     if (qm_header_before_write(q, err) < 0 || qm_qcow2_empty(q, err) < 0)
         return -1;
     if (s->cfg.reclaim)
         return qm_qcow2_give_back(q, err);
-    return qm_qcow2_check(q, QMELD_REPAIR_LEAKS, NULL, NULL, &found, err);
+    return qm_qcow2_mend_leaks(q, err);
 }
 
 /* Layer by layer, from the top: no file without its backing. */
