@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * qcow2_refs.c - refcount blocks in memory, and their way to the disk.
+ * qcow2_refs.c - refcount blocks in memory: looked at, allocated, freed.  Their way to the disk is
+ * in qcow2_refs_disk.c.
  *
  * A block that an allocation needs and that does not exist yet is placed in the very range it
  * describes, at the cluster where the allocation began.  So a block is never linked without
@@ -11,7 +12,7 @@
  * The table is held whole (QEMU's limit: 8 MiB).  Blocks are held while they are dirty; clean
  * ones are dropped when they add up to more than CLEAN_BYTES.
  */
-#include "qcow2_refs.h"
+#include "qcow2_refs_int.h"
 
 #include "qcow2_stage.h"
 
@@ -20,43 +21,6 @@
 #include <string.h>
 
 #define CLEAN_BYTES (32u << 20)
-
-struct block {
-    unsigned char *data; /* NULL: not loaded */
-    bool dirty;
-    bool written; /* some version is on its way to the disk: it may be linked */
-    bool linked;  /* the table on disk points at it */
-};
-
-struct run { /* of clusters */
-    uint64_t first;
-    uint64_t n;
-};
-
-struct qm_refs {
-    struct qm_qcow2 *q;
-    uint64_t per_block; /* clusters a block counts */
-    uint64_t *table;    /* host offsets, 0: no block; n_entries of them */
-    uint64_t n_entries;
-    uint64_t disk_entries; /* what the table on disk has room for */
-    struct block *blocks;  /* beside table */
-    uint64_t clean_bytes;
-    uint64_t free_hint;   /* no cluster below is free */
-    uint64_t end_hint;    /* no cluster from here on is in use */
-    bool new_blocks;      /* some block is not linked */
-    struct run new_table; /* n > 0: written, the header does not point at it yet */
-    uint64_t old_file_size;
-    uint64_t floor;           /* first cluster that may change; 0 unless the image is staged */
-    QM_VEC(uint64_t) moved;   /* clusters that blocks left for ones behind the floor */
-    size_t n_left;            /* of these, from the first on: the blocks are written elsewhere */
-    QM_VEC(struct run) freed; /* reached 0 since open */
-};
-
-static uint64_t
-cluster_size(const struct qm_refs *r)
-{
-    return r->q->geo.cluster_size;
-}
 
 static const char *
 path(const struct qm_refs *r)
@@ -85,7 +49,7 @@ read_table(struct qm_refs *r, struct qmeld_error *err)
 
         if (off == 0)
             continue;
-        if (off % cluster_size(r) != 0 || off > QM_MAX_OFF - cluster_size(r))
+        if (off % qm_refs_cluster_size(r) != 0 || off > QM_MAX_OFF - qm_refs_cluster_size(r))
             return qm_fail(err, QMELD_CORRUPT,
                            qm_at(path(r), r->q->hdr.reftable_off + i * sizeof(be64)),
                            "refcount table entry %" PRIu64 " points at offset %#" PRIx64
@@ -159,7 +123,7 @@ load_block(struct qm_refs *r, uint64_t cluster, struct block **out, struct qmeld
     if (!b->data) {
         if (r->clean_bytes > CLEAN_BYTES)
             drop_clean_blocks(r);
-        b->data = malloc(cluster_size(r));
+        b->data = malloc(qm_refs_cluster_size(r));
         if (!b->data)
             return qm_fail_nomem(err, "a refcount block");
         if (qm_qcow2_read_cluster(r->q, qm_host(r->table[idx]), b->data, err) < 0) {
@@ -167,7 +131,7 @@ load_block(struct qm_refs *r, uint64_t cluster, struct block **out, struct qmeld
             b->data = NULL;
             return -1;
         }
-        r->clean_bytes += cluster_size(r);
+        r->clean_bytes += qm_refs_cluster_size(r);
     }
     *out = b;
     return 0;
@@ -202,7 +166,7 @@ qm_refs_get(struct qm_refs *refs, uint64_t cluster, uint64_t *out, struct qmeld_
 int
 qm_refs_used(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err)
 {
-    const uint64_t end = qm_div_up(refs->q->img.file->size, cluster_size(refs));
+    const uint64_t end = qm_div_up(refs->q->img.file->size, qm_refs_cluster_size(refs));
     uint64_t c = 0;
 
     *out = 0;
@@ -247,7 +211,7 @@ qm_refs_end_of_used(struct qm_refs *refs, uint64_t from, uint64_t n, uint64_t *o
 static int
 grow_table(struct qm_refs *r, uint64_t idx, struct qmeld_error *err)
 {
-    const uint64_t per_cluster = cluster_size(r) / sizeof(be64);
+    const uint64_t per_cluster = qm_refs_cluster_size(r) / sizeof(be64);
     uint64_t want = idx + 1;
     uint64_t *table;
     struct block *blocks;
@@ -287,7 +251,7 @@ add_block(struct qm_refs *r, uint64_t idx, uint64_t cluster, struct qmeld_error 
     if (idx >= r->n_entries && grow_table(r, idx, err) < 0)
         return -1;
     b = &r->blocks[idx];
-    b->data = calloc(1, cluster_size(r));
+    b->data = calloc(1, qm_refs_cluster_size(r));
     if (!b->data)
         return qm_fail_nomem(err, "a refcount block");
     b->dirty = true;
@@ -366,10 +330,9 @@ take(struct qm_refs *r, uint64_t first, uint64_t n, struct qmeld_error *err)
     return 0;
 }
 
-/* How many clusters from `first` on are free and countable, at most want.  A range
- * without block ends the run: its first cluster becomes the block. */
-static int
-free_run(struct qm_refs *r, uint64_t first, uint64_t want, uint64_t *out, struct qmeld_error *err)
+int
+qm_refs_free_run(struct qm_refs *r, uint64_t first, uint64_t want, uint64_t *out,
+                 struct qmeld_error *err)
 {
     uint64_t n = 0;
 
@@ -436,41 +399,34 @@ qm_refs_alloc(struct qm_refs *refs, uint64_t want, host_off *out, uint64_t *out_
     uint64_t first;
 
     if (next_countable(refs, refs->free_hint, &first, err) < 0 ||
-        free_run(refs, first, want, out_n, err) < 0 || take(refs, first, *out_n, err) < 0)
+        qm_refs_free_run(refs, first, want, out_n, err) < 0 || take(refs, first, *out_n, err) < 0)
         return -1;
     refs->free_hint = first + *out_n;
     *out = qm_host(first << refs->q->geo.cluster_bits);
     return 0;
 }
 
-/* First byte behind the last cluster in use; 0 if nothing is. */
-static int
-find_end(struct qm_refs *r, uint64_t *out, struct qmeld_error *err)
+int
+qm_refs_end(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err)
 {
-    uint64_t c = qm_min(r->end_hint, r->n_entries * r->per_block);
+    uint64_t c = qm_min(refs->end_hint, refs->n_entries * refs->per_block);
 
     while (c > 0) {
         struct block *b;
 
-        if (load_block(r, c - 1, &b, err) < 0)
+        if (load_block(refs, c - 1, &b, err) < 0)
             return -1;
         if (!b) {
-            c = (c - 1) / r->per_block * r->per_block;
+            c = (c - 1) / refs->per_block * refs->per_block;
             continue;
         }
-        if (count_in(r, b, c - 1) != 0)
+        if (count_in(refs, b, c - 1) != 0)
             break;
         c--;
     }
-    r->end_hint = c;
-    *out = c << r->q->geo.cluster_bits;
+    refs->end_hint = c;
+    *out = c << refs->q->geo.cluster_bits;
     return 0;
-}
-
-int
-qm_refs_end(struct qm_refs *refs, uint64_t *out, struct qmeld_error *err)
-{
-    return find_end(refs, out, err);
 }
 
 /* How many blocks are missing for the clusters [first, first + n). */
@@ -490,7 +446,7 @@ qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, struct q
 {
     uint64_t first, end, blocks = 0;
 
-    if (find_end(refs, &end, err) < 0 ||
+    if (qm_refs_end(refs, &end, err) < 0 ||
         next_countable(refs, qm_max(refs->floor, end >> refs->q->geo.cluster_bits), &first, err) <
             0)
         return -1;
@@ -565,261 +521,6 @@ qm_refs_free(struct qm_refs *refs, host_off off, uint64_t len, struct qmeld_erro
         set_in(refs, b, c, count - 1);
         if (count == 1 && note_freed(refs, c, err) < 0)
             return -1;
-    }
-    return 0;
-}
-
-/* ---- to the disk ---- */
-
-static uint64_t
-clusters_of_table(const struct qm_refs *r)
-{
-    return qm_div_up(r->n_entries * sizeof(be64), cluster_size(r));
-}
-
-static int
-write_new_table(struct qm_refs *r, struct qmeld_error *err)
-{
-    const uint64_t bytes = r->new_table.n << r->q->geo.cluster_bits;
-    QM_FREE be64 *disk = calloc(1, bytes);
-
-    if (!disk)
-        return qm_fail_nomem(err, "the refcount table");
-    for (uint64_t i = 0; i < r->n_entries; i++)
-        be64_put(&disk[i], r->table[i]);
-    return qm_pwrite(r->q->img.file, r->new_table.first << r->q->geo.cluster_bits, disk, bytes,
-                     err);
-}
-
-/* A place for the grown table.  Taking it may add blocks and so grow it once more. */
-static int
-place_table(struct qm_refs *r, struct qmeld_error *err)
-{
-    while (r->new_table.n < clusters_of_table(r)) {
-        const uint64_t n = clusters_of_table(r);
-        host_off at;
-
-        if (r->new_table.n > 0 &&
-            qm_refs_free(r, qm_host(r->new_table.first << r->q->geo.cluster_bits),
-                         r->new_table.n << r->q->geo.cluster_bits, err) < 0)
-            return -1;
-        r->new_table.n = 0;
-        if (qm_refs_alloc_adjacent(r, n, &at, err) < 0)
-            return -1;
-        r->new_table = (struct run){at.h >> r->q->geo.cluster_bits, n};
-    }
-    return 0;
-}
-
-int
-qm_refs_write(struct qm_refs *refs, struct qmeld_error *err)
-{
-    const bool below = refs->q->hdr.reftable_off >> refs->q->geo.cluster_bits < refs->floor;
-
-    if ((below || refs->n_entries > refs->disk_entries) && place_table(refs, err) < 0)
-        return -1;
-    for (uint64_t i = 0; i < refs->n_entries; i++) {
-        struct block *b = &refs->blocks[i];
-
-        if (!b->dirty)
-            continue;
-        if (qm_pwrite(refs->q->img.file, refs->table[i], b->data, cluster_size(refs), err) < 0)
-            return -1;
-        b->dirty = false;
-        b->written = true;
-        refs->clean_bytes += cluster_size(refs);
-    }
-    refs->n_left = refs->moved.n;
-    return refs->new_table.n > 0 ? write_new_table(refs, err) : 0;
-}
-
-/* COMMIT POINT: the header points at the grown table, in one sector (qm_header_store). */
-static int
-link_table(struct qm_refs *r, struct qmeld_error *err)
-{
-    const host_off old = qm_host(r->q->hdr.reftable_off);
-    const uint64_t old_len = (uint64_t)r->q->hdr.reftable_clusters << r->q->geo.cluster_bits;
-
-    r->q->hdr.reftable_off = r->new_table.first << r->q->geo.cluster_bits;
-    r->q->hdr.reftable_clusters = (uint32_t)r->new_table.n;
-    if (qm_header_store(r->q, err) < 0)
-        return -1;
-    r->disk_entries = (r->new_table.n << r->q->geo.cluster_bits) / sizeof(be64);
-    r->new_table.n = 0;
-    return qm_refs_free(r, old, old_len, err);
-}
-
-/* Entries of the table that is in use, each an aligned eight bytes: never torn. */
-static int
-link_entries(struct qm_refs *r, struct qmeld_error *err)
-{
-    for (uint64_t i = 0; i < r->n_entries; i++) {
-        const uint64_t counted_by = (r->table[i] >> r->q->geo.cluster_bits) / r->per_block;
-        be64 entry;
-
-        if (r->table[i] == 0 || r->blocks[i].linked || !r->blocks[i].written)
-            continue;
-        if (counted_by != i && qm_sync(r->q->img.file, err) < 0)
-            return -1;
-        be64_put(&entry, r->table[i]);
-        if (qm_pwrite(r->q->img.file, r->q->hdr.reftable_off + i * sizeof entry, &entry,
-                      sizeof entry, err) < 0)
-            return -1;
-    }
-    return qm_sync(r->q->img.file, err);
-}
-
-/* The clusters that blocks have left: nothing durable points there any more.  Freeing them may make more
- * blocks move, whose turn is the next. */
-static int
-free_left(struct qm_refs *r, struct qmeld_error *err)
-{
-    const size_t n = r->n_left;
-
-    r->n_left = 0;
-    for (size_t i = 0; i < n; i++)
-        if (qm_refs_free(r, qm_host(r->moved.at[i] << r->q->geo.cluster_bits), cluster_size(r),
-                         err) < 0)
-            return -1;
-    if (n > 0)
-        memmove(r->moved.at, r->moved.at + n, (r->moved.n - n) * sizeof *r->moved.at);
-    r->moved.n -= n;
-    return 0;
-}
-
-int
-qm_refs_link(struct qm_refs *refs, struct qmeld_error *err)
-{
-    if (!refs->new_blocks && refs->new_table.n == 0)
-        return 0;
-    if ((refs->new_table.n > 0 ? link_table(refs, err) : link_entries(refs, err)) < 0)
-        return -1;
-    refs->new_blocks = false;
-    for (uint64_t i = 0; i < refs->n_entries; i++) {
-        struct block *b = &refs->blocks[i];
-
-        b->linked = b->linked || b->written;
-        refs->new_blocks = refs->new_blocks || (refs->table[i] != 0 && !b->linked);
-    }
-    return free_left(refs, err);
-}
-
-static bool
-is_dirty(const struct qm_refs *r)
-{
-    for (uint64_t i = 0; i < r->n_entries; i++)
-        if (r->blocks[i].dirty)
-            return true;
-    return false;
-}
-
-int
-qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err)
-{
-    do {
-        if (qm_refs_write(refs, err) < 0 || qm_sync(refs->q->img.file, err) < 0 ||
-            qm_refs_link(refs, err) < 0)
-            return -1;
-    } while (refs->floor && is_dirty(refs)); /* each block moves once, so this ends */
-    return 0;
-}
-
-/* ---- giving space back ---- */
-
-static int
-by_first(const void *a, const void *b)
-{
-    const struct run *x = a, *y = b;
-
-    return x->first < y->first ? -1 : x->first > y->first;
-}
-
-/* Discards what is still free of one freed run. */
-static int
-discard_run(struct qm_refs *r, const struct run *run, struct qmeld_error *err)
-{
-    const uint32_t bits = r->q->geo.cluster_bits;
-    uint64_t c = run->first;
-
-    while (c < run->first + run->n) {
-        uint64_t n = 0;
-
-        if (free_run(r, c, run->first + run->n - c, &n, err) < 0)
-            return -1;
-        if (n > 0 && qm_discard(r->q->img.file, c << bits, n << bits, err) < 0)
-            return -1;
-        c += n + 1;
-    }
-    return 0;
-}
-
-int
-qm_refs_discard(struct qm_refs *refs, struct qmeld_error *err)
-{
-    size_t n = 0;
-
-    if (refs->freed.n > 0)
-        qsort(refs->freed.at, refs->freed.n, sizeof *refs->freed.at, by_first);
-    QM_VEC_EACH (run, &refs->freed) { /* joined: a hole costs a call */
-        struct run *last = n > 0 ? &refs->freed.at[n - 1] : NULL;
-
-        if (last && run->first <= last->first + last->n)
-            last->n = qm_max(last->n, run->first + run->n - last->first);
-        else
-            refs->freed.at[n++] = *run;
-    }
-    for (size_t i = 0; i < n; i++)
-        if (discard_run(refs, &refs->freed.at[i], err) < 0)
-            return -1;
-    qm_vec_clear(&refs->freed);
-    return 0;
-}
-
-int
-qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
-{
-    const uint32_t bits = refs->q->geo.cluster_bits;
-    struct qm_file *file = refs->q->img.file;
-    uint64_t end, keep = refs->floor ? refs->floor << bits : refs->old_file_size;
-
-    if (find_end(refs, &end, err) < 0)
-        return -1;
-    /* Free space behind the end is cut off only if it was made or freed here: what a file had
-     * behind its last cluster before, is not ours. */
-    if (refs->freed.n > 0)
-        qsort(refs->freed.at, refs->freed.n, sizeof *refs->freed.at, by_first);
-    for (size_t i = refs->freed.n; i-- > 0;) {
-        const struct run *run = &refs->freed.at[i];
-
-        if ((run->first + run->n) << bits < keep)
-            break;
-        keep = qm_min(keep, run->first << bits);
-    }
-    keep = qm_max(keep, end);
-    if (qm_refs_discard(refs, err) < 0)
-        return -1;
-    if (!file->blockdev && file->size > keep)
-        return qm_truncate(file, keep, err);
-    return 0;
-}
-
-int
-qm_refs_discard_free(struct qm_refs *refs, uint64_t end, struct qmeld_error *err)
-{
-    const uint32_t bits = refs->q->geo.cluster_bits;
-    const uint64_t stop = qm_min(end, qm_div_up(refs->q->img.file->size, cluster_size(refs)));
-    uint64_t from = 0;
-
-    for (uint64_t c = 0; c <= stop; c++) {
-        uint64_t count = 1;
-
-        if (c < stop && qm_refs_get(refs, c, &count, err) < 0)
-            return -1;
-        if (count == 0)
-            continue;
-        if (c > from && qm_discard(refs->q->img.file, from << bits, (c - from) << bits, err) < 0)
-            return -1;
-        from = c + 1;
     }
     return 0;
 }
