@@ -96,7 +96,7 @@ int qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, stru
 /* ext reduced to its part [skip, skip + len) */
 struct qm_extent qm_extent_part(const struct qm_extent *ext, uint64_t skip, uint64_t len);
 
-/* ---- codec: one thread's state for inflating clusters ---- */
+/* ---- codec: one thread's state for inflating and deflating clusters ---- */
 
 enum qm_compression { QM_ZLIB = 0, QM_ZSTD = 1 }; /* the values of the qcow2 header */
 
@@ -109,6 +109,24 @@ void qm_codec_free(struct qm_codec *codec); /* NULL is fine */
  * -1 without an error text, as only the caller knows the place. */
 int qm_codec_inflate(struct qm_codec *codec, enum qm_compression type, const void *src,
                      size_t src_len, void *out, size_t out_len) QM_CHECK;
+
+/* ZLIB: 1 to 9 as in zlib; 1 to 3 are done by ISA-L where it is built in: ten times as fast, and
+ * about as small.  ZSTD: 1 to 19.  0: what QM_CODEC_*_LEVEL say. */
+#define QM_CODEC_ZLIB_LEVEL 2
+#define QM_CODEC_ZSTD_LEVEL 3
+
+/* The highest level of a type. */
+int qm_codec_level_max(enum qm_compression type);
+
+/* Deflates a cluster so that QEMU can read it: raw deflate with a window of 4 KiB, or one zstd frame
+ * that tells its size.  0: *out_len bytes are in out, or *out_len is 0, as it does not become
+ * shorter than out_cap, which is no failure: store it plain.  -1: out of memory.  The bytes depend
+ * on the level, the build and the versions of the libraries, and on nothing else. */
+int qm_codec_deflate(struct qm_codec *codec, enum qm_compression type, int level, const void *src,
+                     size_t src_len, void *out, size_t out_cap, size_t *out_len) QM_CHECK;
+
+/* From here on zlib alone, which is the reference: for tests. */
+void qm_codec_use_zlib(struct qm_codec *codec);
 
 /* A payload area for inflate, at least len bytes, owned by the codec; NULL: out of memory. */
 void *qm_codec_scratch(struct qm_codec *codec, size_t len);

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * qcow2_codec.c - inflate one compressed cluster.
+ * qcow2_codec.c - inflate or deflate one compressed cluster.
  *
  * Why.  A payload's length is known to the sector only, and old writers were not strict, so what
  * counts as a good cluster is what QEMU takes (7.2, block/qcow2-threads.c): the cluster is filled
  * exactly.  One codec serves one thread and keeps its state and its areas between clusters.
  */
 #include "image.h"
+#include "qcow2_igzip.h"
 
 #include <limits.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 struct area {
     void *at;
@@ -20,7 +22,12 @@ struct area {
 struct qm_codec {
     z_stream inflater;
     bool has_inflater;
+    z_stream deflater;
+    int deflater_level;     /* 0: there is no deflater */
+    struct qm_igzip *igzip; /* NULL until it is needed, and where there is no ISA-L */
+    bool no_igzip;
     ZSTD_DCtx *zstd; /* NULL until the first zstd cluster */
+    ZSTD_CCtx *zstd_out;
     struct area scratch;
     struct area cluster;
 };
@@ -38,7 +45,11 @@ qm_codec_free(struct qm_codec *codec)
         return;
     if (codec->has_inflater)
         inflateEnd(&codec->inflater);
+    if (codec->deflater_level)
+        deflateEnd(&codec->deflater);
+    qm_igzip_free(codec->igzip);
     ZSTD_freeDCtx(codec->zstd);
+    ZSTD_freeCCtx(codec->zstd_out);
     free(codec->scratch.at);
     free(codec->cluster.at);
     free(codec);
@@ -66,6 +77,14 @@ qm_codec_cluster(struct qm_codec *codec, size_t len)
 {
     return ensure_area(&codec->cluster, len);
 }
+
+void
+qm_codec_use_zlib(struct qm_codec *codec)
+{
+    codec->no_igzip = true;
+}
+
+/* ---- inflate ---- */
 
 /* Raw deflate.  QEMU opens its window with -12, but as the output is one buffer, references
  * reach further back than a window there, too: -15 takes the same streams. */
@@ -129,4 +148,86 @@ qm_codec_inflate(struct qm_codec *codec, enum qm_compression type, const void *s
         return inflate_zstd(codec, src, src_len, out, out_len);
     }
     return -1;
+}
+
+/* ---- deflate ---- */
+
+/* NULL: zlib it is. */
+static struct qm_igzip *
+ensure_igzip(struct qm_codec *codec)
+{
+    if (!codec->igzip && !codec->no_igzip) {
+        codec->igzip = qm_igzip_new();
+        codec->no_igzip = !codec->igzip;
+    }
+    return codec->no_igzip ? NULL : codec->igzip;
+}
+
+static int
+deflate_zlib(struct qm_codec *codec, int level, const void *src, size_t src_len, void *out,
+             size_t out_cap, size_t *out_len)
+{
+    z_stream *z = &codec->deflater;
+
+    if (src_len > UINT_MAX || out_cap > UINT_MAX)
+        return 0;
+    if (codec->deflater_level != level) {
+        if (codec->deflater_level)
+            deflateEnd(z);
+        codec->deflater_level = 0;
+        *z = (z_stream){0};
+        if (deflateInit2(z, level, Z_DEFLATED, -QM_DEFLATE_WINDOW_BITS, MAX_MEM_LEVEL,
+                         Z_DEFAULT_STRATEGY) != Z_OK)
+            return -1;
+        codec->deflater_level = level;
+    } else if (deflateReset(z) != Z_OK) {
+        return -1;
+    }
+    z->next_in = (Bytef *)(uintptr_t)src;
+    z->avail_in = (uInt)src_len;
+    z->next_out = out;
+    z->avail_out = (uInt)out_cap;
+    if (deflate(z, Z_FINISH) == Z_STREAM_END)
+        *out_len = out_cap - z->avail_out;
+    return 0;
+}
+
+static int
+deflate_zstd(struct qm_codec *codec, int level, const void *src, size_t src_len, void *out,
+             size_t out_cap, size_t *out_len)
+{
+    size_t n;
+
+    if (!codec->zstd_out)
+        codec->zstd_out = ZSTD_createCCtx();
+    if (!codec->zstd_out)
+        return -1;
+    n = ZSTD_compressCCtx(codec->zstd_out, out, out_cap, src, src_len, level);
+    if (!ZSTD_isError(n))
+        *out_len = n;
+    return ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation ? -1 : 0;
+}
+
+int
+qm_codec_level_max(enum qm_compression type)
+{
+    return type == QM_ZSTD ? 19 : 9; /* zstd: above, a context takes hundreds of MiB */
+}
+
+int
+qm_codec_deflate(struct qm_codec *codec, enum qm_compression type, int level, const void *src,
+                 size_t src_len, void *out, size_t out_cap, size_t *out_len)
+{
+    struct qm_igzip *igzip;
+
+    *out_len = 0;
+    if (type == QM_ZSTD)
+        return deflate_zstd(codec, level ? level : QM_CODEC_ZSTD_LEVEL, src, src_len, out, out_cap,
+                            out_len);
+    if (level == 0)
+        level = QM_CODEC_ZLIB_LEVEL;
+    igzip = level <= QM_IGZIP_LEVEL_MAX ? ensure_igzip(codec) : NULL;
+    if (igzip && qm_igzip_deflate(igzip, level, src, src_len, out, out_cap, out_len) == 0)
+        return 0;
+    return deflate_zlib(codec, level, src, src_len, out, out_cap, out_len);
 }
