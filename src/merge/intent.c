@@ -293,8 +293,9 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
         !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))
         return false;
     i->overlays = (enum qmeld_overlays)overlays;
-    i->base = base;
+    i->base = i->target = base;
     i->top = top;
+    i->old_size = i->base_size;
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&

@@ -61,7 +61,9 @@ struct qm_intent {
     /* what it came to */
     size_t base;
     size_t top;
-    uint64_t base_size; /* virtual sizes of the target, before and after */
+    size_t target;      /* as in plan.h */
+    uint64_t base_size; /* virtual sizes before: of base, of target; and after */
+    uint64_t old_size;
     uint64_t new_size;
     struct qm_way_back back;
     QM_VEC(struct qm_journal_layer) layers; /* [0] = bottom of the chain */

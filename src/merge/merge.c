@@ -98,7 +98,7 @@ list_layers(const struct qm_merge *m, struct qmeld_error *err)
     return 0;
 }
 
-/* Guest bytes of the base that the child will see when it reads the base itself: up to its own
+/* Guest bytes of the target that the child will see when it reads the target itself: up to its own
  * end, or that of an internal snapshot taken before it was shrunk, to which it can be reverted. */
 static int
 find_hidden_end(struct qm_merge *m, struct qmeld_error *err)
@@ -121,7 +121,7 @@ find_hidden_end(struct qm_merge *m, struct qmeld_error *err)
         if (rc < 0)
             return -1;
     }
-    t->hidden_end = qm_min(t->hidden_end, t->base_size);
+    t->hidden_end = qm_min(t->hidden_end, t->new_size);
     return 0;
 }
 
@@ -149,45 +149,48 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
     t->report = m->report;
     t->base = intent->base;
     t->top = intent->top;
-    t->base_size = intent->base_size;
+    t->target = intent->target;
+    t->old_size = intent->old_size;
     t->new_size = intent->new_size;
     t->verify = !qm_shadow_now() && (intent->verify || m->opts->verify);
     t->give_up = intent->reclaim;
     m->report->reclaimed = intent->reclaim;
-    m->report->base_old_size = t->base_size;
+    m->report->base_old_size = intent->base_size;
     m->report->base_new_size = t->new_size;
-    if (t->give_up && m->chain->layers[t->base].img->size >= t->new_size)
-        t->base_size = t->new_size; /* an earlier run has done that part */
+    if (t->give_up && m->chain->layers[t->target].img->size >= t->new_size)
+        t->old_size = t->new_size; /* an earlier run has done that part */
     m->settle_config = (struct qm_settle_config){.chain = m->chain,
                                                  .base = t->base,
                                                  .top = t->top,
+                                                 .target = t->target,
                                                  .overlays = intent->overlays,
                                                  .keep_relative = intent->keep_relative,
                                                  .reclaim = intent->reclaim};
     if (note_new_names(m, intent, err) < 0 || lock_layers(m, err) < 0 ||
-        find_hidden_end(m, err) < 0 || qm_settle_check(&m->settle_config, &m->settle, err) < 0)
+        find_hidden_end(m, err) < 0 || qm_transfer_begin(t, err) < 0 ||
+        qm_settle_check(&m->settle_config, &m->settle, err) < 0)
         return -1;
     return list_layers(m, err);
 }
 
 /* ---- reading back ---- */
 
-/* The base is opened anew, so that nothing is believed that this process remembers; what the page cache remembers
+/* The target is opened anew, so that nothing is believed that this process remembers; what the page cache remembers
  * is dropped.  The locks that are held keep everybody else out. */
 int
 qm_merge_read_back(const struct qm_merge *m, const char *backing_format,
                    struct qm_compare_result *out, struct qmeld_error *err)
 {
-    const struct qm_layer *base = &m->chain->layers[m->transfer.base];
+    const struct qm_layer *target = &m->chain->layers[m->transfer.target];
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
-                                         .format = base->img->ops->format,
+                                         .format = target->img->ops->format,
                                          .backing_format = backing_format,
                                          .resumed = true};
     struct qm_chain *anew;
     int rc;
 
-    qm_drop_cache(base->img->file, 0, 0);
-    if (qm_chain_open(base->path, &how, &anew, err) < 0)
+    qm_drop_cache(target->img->file, 0, 0);
+    if (qm_chain_open(target->img->file->path, &how, &anew, err) < 0)
         return -1;
     rc = qm_back_adopt(&m->back, anew->layers[anew->n - 1].img, err);
     if (rc == 0)
@@ -221,7 +224,7 @@ void
 qm_merge_set_back(struct qm_merge *m)
 {
     m->back = (struct qm_back){.journal = m->journal,
-                               .target = m->chain->layers[m->transfer.base].img,
+                               .target = m->chain->layers[m->transfer.target].img,
                                .plan = qm_transfer_plan(&m->transfer)};
 }
 
@@ -308,7 +311,8 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
     const struct qm_seal_config config = {.chain = m->chain,
-                                          .target = m->transfer.base,
+                                          .target = m->transfer.target,
+                                          .base = m->transfer.base,
                                           .new_size = m->transfer.new_size,
                                           .resumed = resumed,
                                           .trusted_bitmaps = resumed ? &intent->bitmaps : NULL};
@@ -361,7 +365,7 @@ give_up(struct qm_merge *m, const struct qmeld_error *err)
 static int
 refuse_growth(const struct qm_merge *m, struct qmeld_error *err)
 {
-    const struct qm_qcow2 *q = qm_qcow2_of(m->chain->layers[m->transfer.base].img);
+    const struct qm_qcow2 *q = qm_qcow2_of(m->chain->layers[m->transfer.target].img);
 
     return q ? qm_bitmaps_let_grow(q, m->transfer.new_size, err) : 0;
 }
@@ -395,7 +399,7 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         return -1;
     }
     /* whoever wrote it may have been killed before it was durable; overlays are to be given up now */
-    if (done && qm_sync(m->chain->layers[m->transfer.base].img->file, err) < 0) {
+    if (done && qm_sync(m->chain->layers[m->transfer.target].img->file, err) < 0) {
         qm_intent_release(intent);
         return -1;
     }
@@ -417,6 +421,7 @@ qm_merge_release(struct qm_merge *m)
     qm_settle_free(m->settle);
     qm_reclaim_free(m->reclaim);
     qm_back_release(&m->back);
+    qm_transfer_release(&m->transfer);
     qm_journal_close(m->journal);
     qm_chain_close(m->chain);
     free(m->moved_to);

@@ -84,7 +84,7 @@ qm_merge_check_room(const struct qm_merge *m, const struct qm_intent *intent, co
 
     if (qm_shadow_now())
         return 0;
-    qm_space_is_ample(&t->space, m->chain, t->base, t->top + 1, journal, &ample);
+    qm_space_is_ample(&t->space, m->chain, t->base, t->top + 1, t->target, journal, &ample);
     /* what a merge with a way back writes elsewhere is not in the sum */
     if (ample && intent->back.kind == QM_WAY_NONE)
         return 0;

@@ -272,7 +272,9 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
                               .overlays = o->overlays,
                               .base = base,
                               .top = top,
+                              .target = base,
                               .base_size = target->size,
+                              .old_size = target->size,
                               .new_size = qm_max(target->size, m->chain->layers[top].img->size)};
     if (!copy_text(o->base, &out->base_arg) || !copy_text(o->top, &out->top_arg) ||
         !copy_text(o->backing_format, &out->backing_format))

@@ -79,12 +79,12 @@ find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
 {
     bool there;
 
-    done.g = qm_min(done.g, m->chain->layers[m->transfer.base].img->size);
+    done.g = qm_min(done.g, m->chain->layers[m->transfer.target].img->size);
     if (qm_transfer_still_there(&m->transfer, done, &there, err) < 0)
         return -1;
     if (!there && m->transfer.give_up)
         return qm_fail(
-            err, QMELD_STALE, qm_in(m->chain->layers[m->transfer.base].path),
+            err, QMELD_STALE, qm_in(m->chain->layers[m->transfer.target].path),
             "it does not hold what was merged into it any more, and the layers above have "
             "given that up: put the merged file back");
     m->transfer.from = there ? done : qm_guest(0);
@@ -114,7 +114,7 @@ check_complete(const struct qm_merge *m, struct qmeld_error *err)
     if (found.equal)
         return 0;
     return qm_fail(
-        err, QMELD_STALE, qm_in(m->chain->layers[t->base].path),
+        err, QMELD_STALE, qm_in(m->chain->layers[t->target].path),
         "it does not hold what was merged into it any more: put the merged file back, or "
         "remove the journal %s and give the merge command again",
         qm_journal_file(m->journal));

@@ -66,10 +66,20 @@ mend_leaks(struct qm_seal *s, struct qmeld_error *err)
     return cover_counted(s, err) < 0 ? -1 : qm_qcow2_mend_leaks(s->q, err);
 }
 
+/* Behind this the target reads zeros where it has nothing, on what it stands on now as on what it will. */
+static uint64_t
+size_below(const struct qm_seal_config *c)
+{
+    const uint64_t now = c->target > 0 ? c->chain->layers[c->target - 1].img->size : 0;
+    const uint64_t then = c->base > 0 ? c->chain->layers[c->base - 1].img->size : 0;
+
+    return qm_max(now, then);
+}
+
 static int
 begin_qcow2(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_error *err)
 {
-    const uint64_t below = c->target > 0 ? c->chain->layers[c->target - 1].img->size : 0;
+    const uint64_t below = size_below(c);
 
     if (refuse_growth(s, err) < 0 || qm_qcow2_make_safe_to_write(s->q, err) < 0 ||
         (c->resumed && mend_leaks(s, err) < 0) || qm_refs_open(s->q, &s->refs, err) < 0)

@@ -19,6 +19,7 @@ struct qm_settle_config {
     struct qm_chain *chain;
     size_t base;
     size_t top;
+    size_t target; /* base, or the layer that takes its place and name */
     enum qmeld_overlays overlays;
     bool keep_relative;
     const char *const *moved_to; /* QUARANTINE: the new name of each merged layer, absolute */

@@ -120,7 +120,7 @@ is_ample_beside(const char *journal)
 
 void
 qm_space_is_ample(const struct qm_space *s, const struct qm_chain *chain, size_t from, size_t to,
-                  const char *journal, bool *out)
+                  size_t target, const char *journal, bool *out)
 {
     const bool qcow2 = s->target->cluster_size != 0;
     const struct qm_qcow2 *q = qcow2 ? (const struct qm_qcow2 *)s->target : NULL;
@@ -140,7 +140,7 @@ qm_space_is_ample(const struct qm_space *s, const struct qm_chain *chain, size_t
     most = sum(most, s->new_size > s->target->size && !qcow2 ? s->new_size - s->target->size : 0);
     for (size_t i = from; i <= to && i < chain->n; i++)
         if (chain->layers[i].img && !chain->layers[i].img->file->blockdev &&
-            !is_ample_for(chain->layers[i].img->file, sum(SIDE_BYTES, i == from ? most : 0)))
+            !is_ample_for(chain->layers[i].img->file, sum(SIDE_BYTES, i == target ? most : 0)))
             return;
     *out = is_ample_beside(journal);
 }

@@ -30,10 +30,10 @@ struct qm_space {
 void qm_space_begin(struct qm_space *s, const struct qm_image *target, uint64_t new_size);
 void qm_space_add(struct qm_space *s, const struct qm_want *want);
 
-/* *out: the layers from..to of the chain, the target being `from`, can be changed, and the journal written, without
+/* *out: the layers from..to of the chain, `target` among them, can be changed, and the journal written, without
  * a look at what exactly that takes.  What cannot be found out is not ample. */
 void qm_space_is_ample(const struct qm_space *s, const struct qm_chain *chain, size_t from,
-                       size_t to, const char *journal, bool *out);
+                       size_t to, size_t target, const char *journal, bool *out);
 
 /* NOSPACE with the shortfall in bytes, if the files, as the dry run left them, cannot be. */
 int qm_space_judge(const struct qm_shadow *dry, struct qmeld_error *err) QM_CHECK;

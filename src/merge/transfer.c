@@ -51,9 +51,38 @@ qm_transfer_plan(const struct qm_transfer *t)
     return (struct qm_plan_config){.chain = t->chain,
                                    .base = t->base,
                                    .top = t->top,
-                                   .base_size = t->base_size,
+                                   .target = t->target,
+                                   .old_size = t->old_size,
                                    .new_size = t->new_size,
                                    .hidden_end = t->hidden_end};
+}
+
+/* The layers of `whole` that the target, its uppermost one here, reads from when all is done: itself, and what
+ * lies below base. */
+static int
+select_done(const struct qm_transfer *t, const struct qm_chain *whole, size_t target,
+            struct qm_chain *out, struct qmeld_error *err)
+{
+    out->layers = calloc(t->base + 1, sizeof *out->layers);
+    if (!out->layers)
+        return qm_fail_nomem(err, "the chain");
+    for (size_t i = 0; i < t->base; i++)
+        out->layers[i] = whole->layers[i];
+    out->layers[t->base] = whole->layers[target];
+    out->n = t->base + 1;
+    return 0;
+}
+
+int
+qm_transfer_begin(struct qm_transfer *t, struct qmeld_error *err)
+{
+    return select_done(t, t->chain, t->target, &t->done, err);
+}
+
+void
+qm_transfer_release(struct qm_transfer *t)
+{
+    free(t->done.layers);
 }
 
 static int
@@ -78,7 +107,7 @@ open_copy(const struct qm_transfer *t, const char *phase, bool write, struct qm_
 {
     const bool dry = qm_shadow_now(); /* to who looks on it is a part of counting */
     const struct qm_copy_config config = {.target =
-                                              write ? t->chain->layers[t->base].img->file : NULL,
+                                              write ? t->chain->layers[t->target].img->file : NULL,
                                           .threads = t->opts->threads,
                                           .bandwidth = write ? t->opts->bandwidth : 0,
                                           .finish_when_stopped = write && !dry,
@@ -98,14 +127,14 @@ static int
 verify_edge(const struct qm_transfer *t, uint64_t at, uint64_t *last, struct qm_copy *copy,
             struct qmeld_error *err)
 {
-    const uint64_t cs = t->chain->layers[t->base].img->cluster_size;
+    const uint64_t cs = t->chain->layers[t->target].img->cluster_size;
     struct qm_map *map;
     int rc;
 
-    if (cs == 0 || at % cs == 0 || at >= t->base_size || at / cs == *last)
+    if (cs == 0 || at % cs == 0 || at >= t->old_size || at / cs == *last)
         return 0;
     *last = at / cs;
-    rc = qm_map_open(t->chain, 0, t->base, qm_guest(at / cs * cs), cs, &map, err);
+    rc = qm_map_open(t->chain, 0, t->target, qm_guest(at / cs * cs), cs, &map, err);
     while (rc == 0) {
         struct qm_map_span span;
         bool done;
@@ -125,7 +154,7 @@ count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct 
 {
     uint64_t edge = UINT64_MAX;
 
-    qm_space_begin(&t->space, t->chain->layers[t->base].img, t->new_size);
+    qm_space_begin(&t->space, t->chain->layers[t->target].img, t->new_size);
     for (;;) {
         struct qm_want want;
         bool asked, done;
@@ -167,15 +196,15 @@ qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err)
 
 /* ---- comparing ---- */
 
-/* What is wanted before end against what layer have_top of have reads. */
+/* What is wanted before end against what the uppermost layer of have reads. */
 static int
-compare(const struct qm_transfer *t, uint64_t end, const struct qm_chain *have, size_t have_top,
-        const char *phase, bool tell_all, struct qm_compare_result *out, struct qmeld_error *err)
+compare(const struct qm_transfer *t, uint64_t end, const struct qm_chain *have, const char *phase,
+        bool tell_all, struct qm_compare_result *out, struct qmeld_error *err)
 {
     const struct qm_compare_config config = {.plan = qm_transfer_plan(t),
                                              .end = qm_guest(end),
                                              .have = have,
-                                             .have_top = have_top,
+                                             .have_top = have->n - 1,
                                              .bandwidth = t->opts->bandwidth,
                                              .phase = phase,
                                              .tell_all = tell_all,
@@ -191,7 +220,7 @@ is_there(const struct qm_transfer *t, uint64_t end, bool *out, struct qmeld_erro
 {
     struct qm_compare_result found;
 
-    if (compare(t, end, t->chain, t->base, "compare", false, &found, err) < 0)
+    if (compare(t, end, &t->done, "compare", false, &found, err) < 0)
         return -1;
     *out = found.equal;
     return 0;
@@ -200,10 +229,10 @@ is_there(const struct qm_transfer *t, uint64_t end, bool *out, struct qmeld_erro
 int
 qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_error *err)
 {
-    const struct qm_qcow2 *q = qm_qcow2_of(t->chain->layers[t->base].img);
+    const struct qm_qcow2 *q = qm_qcow2_of(t->chain->layers[t->target].img);
 
     /* a dirty base has refcounts to rebuild, whatever it reads as */
-    *out = t->base_size == t->new_size && !(q && (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY));
+    *out = t->old_size == t->new_size && !(q && (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY));
     return *out ? is_there(t, UINT64_MAX, out, err) : 0;
 }
 
@@ -218,13 +247,21 @@ int
 qm_transfer_read_back(const struct qm_transfer *t, const struct qm_chain *have,
                       struct qm_compare_result *out, struct qmeld_error *err)
 {
-    return compare(t, UINT64_MAX, have, have->n - 1, "verify", true, out, err);
+    struct qm_chain done;
+    int rc;
+
+    /* by its header, it may still stand on layers of the range */
+    if (select_done(t, have, have->n - 1, &done, err) < 0)
+        return -1;
+    rc = compare(t, UINT64_MAX, &done, "verify", true, out, err);
+    free(done.layers);
+    return rc;
 }
 
 int
 qm_transfer_lost(const struct qm_transfer *t, guest_off at, struct qmeld_error *err)
 {
-    return qm_fail(err, QMELD_IO, qm_in(t->chain->layers[t->base].path),
+    return qm_fail(err, QMELD_IO, qm_in(t->chain->layers[t->target].path),
                    "at guest offset %" PRIu64 " the disk gave back other bytes than were written: "
                    "find out what is wrong with it; the same command then writes them again",
                    at.g);
@@ -254,14 +291,14 @@ qm_transfer_mark(const struct qm_transfer *t, struct qm_seal *seal, struct qmeld
     return rc;
 }
 
-/* An OLD move becomes what the layers from the base down had there. */
+/* An OLD move becomes what the layers from the target down had there. */
 static int
 put_old(struct run *r, const struct qm_move *old, struct qmeld_error *err)
 {
     struct qm_map *map;
     int rc;
 
-    if (qm_map_open(r->t->chain, 0, r->t->base, old->guest, old->len, &map, err) < 0)
+    if (qm_map_open(r->t->chain, 0, r->t->target, old->guest, old->len, &map, err) < 0)
         return -1;
     for (;;) {
         struct qm_map_span span;
@@ -312,9 +349,9 @@ verify_filled(struct run *r, struct qmeld_error *err)
     const struct qm_compare_config config = {.plan = qm_transfer_plan(t),
                                              .end = qm_guest(UINT64_MAX),
                                              .have = t->chain,
-                                             .have_top = t->base,
+                                             .have_top = t->target,
                                              .bandwidth = t->opts->bandwidth};
-    struct qm_file *file = t->chain->layers[t->base].img->file;
+    struct qm_file *file = t->chain->layers[t->target].img->file;
     struct qm_compare_result found;
 
     if (r->filled.list.n == 0)
@@ -343,7 +380,7 @@ now(void)
 static int
 begin_batch(struct run *r, struct qmeld_error *err)
 {
-    const struct qm_file *file = r->t->chain->layers[r->t->base].img->file;
+    const struct qm_file *file = r->t->chain->layers[r->t->target].img->file;
     uint64_t room;
 
     r->gain = 0;
@@ -375,9 +412,9 @@ verify_batch(struct run *r, guest_off end, struct qmeld_error *err)
     struct qm_compare_config config = {.plan = qm_transfer_plan(t),
                                        .end = end,
                                        .have = t->chain,
-                                       .have_top = t->base,
+                                       .have_top = t->target,
                                        .bandwidth = t->opts->bandwidth};
-    struct qm_image *base = t->chain->layers[t->base].img;
+    struct qm_image *base = t->chain->layers[t->target].img;
     struct qm_compare_result found;
 
     config.plan.from = r->given_up;
@@ -417,7 +454,7 @@ end_batch(struct run *r, bool release, bool last, struct qmeld_error *err)
 static bool
 may_end(const struct run *r, guest_off next)
 {
-    const uint64_t cs = r->t->chain->layers[r->t->base].img->cluster_size;
+    const uint64_t cs = r->t->chain->layers[r->t->target].img->cluster_size;
 
     return cs == 0 || r->end == 0 || next.g / cs != (r->end - 1) / cs;
 }
@@ -446,7 +483,7 @@ is_short_of_room(const struct run *r)
 static uint64_t
 unit_of(const struct run *r)
 {
-    const uint64_t cs = r->t->chain->layers[r->t->base].img->cluster_size;
+    const uint64_t cs = r->t->chain->layers[r->t->target].img->cluster_size;
 
     return cs ? cs : RAW_UNIT;
 }
@@ -549,15 +586,15 @@ qm_transfer_grow(struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error
     struct run r = {.t = t, .seal = seal};
     int rc;
 
-    if (!t->give_up || t->base_size == t->new_size)
+    if (!t->give_up || t->old_size == t->new_size)
         return 0;
     rc = open_copy(t, "copy", true, &r.copy, err);
     if (rc == 0)
-        rc = grow(&r, t->base_size, t->new_size, err);
+        rc = grow(&r, t->old_size, t->new_size, err);
     qm_copy_free(r.copy);
     qm_vec_release(&r.moves.list);
     if (rc == 0)
-        t->base_size = t->new_size;
+        t->old_size = t->new_size;
     return rc;
 }
 

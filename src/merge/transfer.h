@@ -25,9 +25,11 @@ struct qm_transfer {
     const struct qm_chain *chain;
     size_t base;
     size_t top;
-    uint64_t base_size; /* virtual sizes of the base, before and after */
+    size_t target; /* as in plan.h; so the next three */
+    uint64_t old_size;
     uint64_t new_size;
-    uint64_t hidden_end;        /* as in plan.h */
+    uint64_t hidden_end;
+    struct qm_chain done;       /* the target over what it is to stand on; layers are the chain's */
     bool give_up;               /* --reclaim: layers give up what the base holds, batch by batch */
     struct qm_reclaim *reclaim; /* with give_up, from qm_transfer_grow on; borrowed */
     struct qm_back *back;       /* NULL: there is none, or nothing is written */
@@ -40,6 +42,10 @@ struct qm_transfer {
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report; /* bytes_* are added up here */
 };
+
+/* When all from chain to hidden_end is set. */
+int qm_transfer_begin(struct qm_transfer *t, struct qmeld_error *err) QM_CHECK;
+void qm_transfer_release(struct qm_transfer *t);
 
 /* The plan of the whole merge. */
 struct qm_plan_config qm_transfer_plan(const struct qm_transfer *t);

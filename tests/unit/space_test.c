@@ -79,13 +79,13 @@ space__more_than_there_can_be_is_never_ample(void **state)
 
     (void)state;
     qm_space_begin(&s, img, 1 << 20);
-    qm_space_is_ample(&s, &real, 0, 0, ".image.qmeld", &ample);
+    qm_space_is_ample(&s, &real, 0, 0, 0, ".image.qmeld", &ample);
     assert_true(ample);
     s.most = UINT64_MAX - 5;
-    qm_space_is_ample(&s, &real, 0, 0, ".image.qmeld", &ample);
+    qm_space_is_ample(&s, &real, 0, 0, 0, ".image.qmeld", &ample);
     assert_false(ample);
     s.most = 0;
-    qm_space_is_ample(&s, &real, 0, 0, "no/such/place", &ample);
+    qm_space_is_ample(&s, &real, 0, 0, 0, "no/such/place", &ample);
     assert_false(ample);
     qm_image_close(img);
 }
