@@ -18,7 +18,7 @@ static const struct qm_cli_command *const commands[] = {
     &qm_cli_commit,  &qm_cli_blockcommit, &qm_cli_status,  &qm_cli_resume,
     &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
     &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure, &qm_cli_snapshot_delete,
-    &qm_cli_revert,  &qm_cli_finalize,
+    &qm_cli_revert,  &qm_cli_finalize,    &qm_cli_compare,
 };
 
 static const char overview[] =
@@ -30,6 +30,7 @@ static const char overview[] =
     "    info IMAGE      the chain, layer by layer, and who uses it\n"
     "    map IMAGE       which layer answers which bytes; --format=strip draws it\n"
     "    check IMAGE     is the metadata of one image sound?\n"
+    "    compare A B     do two images read the same?\n"
     "    plan IMAGE      what commit with the same options would do, and cost, to the byte\n"
     "    measure --onto BASE IMAGE\n"
     "                    how long the base's file will be\n"
@@ -54,7 +55,8 @@ static const char overview[] =
     "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 stopped half-way, the same command again finishes; 75 stopped by a signal or at\n"
     "the deadline, the same command again finishes.  status: 3 if something is unfinished.\n"
-    "check has those of qemu-img check: 1 not checked, 2 corrupt, 3 leaks, 63 not checkable.\n";
+    "check has those of qemu-img check: 1 not checked, 2 corrupt, 3 leaks, 63 not checkable;\n"
+    "compare those of qemu-img compare: 1 different, 2 to 4 not compared.\n";
 
 static const struct qm_cli_command *
 find_command(const char *name)
