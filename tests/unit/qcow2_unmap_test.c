@@ -107,7 +107,7 @@ qcow2_unmap__space_comes_back_at_once(void **state)
     unmap(q, 0, 4096 * KIB);
     if (allocated("x") == before)
         skip(); /* a file system without holes */
-    assert_true(allocated("x") <= before - 4096 * KIB);
+    assert_true(allocated("x") <= before - 4096 * KIB + 4 * KIB);
     qm_image_close(&q->img);
 }
 
@@ -381,7 +381,8 @@ qcow2_unmap__what_was_freed_and_not_given_back_is_found(void **state)
     qm_lab_clean("x");
     if (allocated("x") == before)
         skip(); /* a file system without holes */
-    assert_true(allocated("x") <= before - 7 * 64 * KIB);
+    /* seven clusters, but for a block of the file system's own: more holes are more extents to keep account of */
+    assert_true(allocated("x") <= before - 7 * 64 * KIB + 4 * KIB);
 }
 
 int
