@@ -17,6 +17,7 @@ struct qm_want {
     guest_off guest;
     uint64_t len;
     const struct qm_image *from; /* NULL: zeros */
+    uint32_t layer;              /* of the chain that `from` is; a name that sorts */
     struct qm_extent ext;        /* DATA or COMPRESSED, exactly these guest bytes */
 };
 
@@ -34,6 +35,8 @@ struct qm_move {
     host_off to;
     const struct qm_image *from; /* COPY; OLD once it is known */
     struct qm_extent ext;        /* likewise */
+    uint64_t worth; /* COPY: guest bytes that it is in the progress; len, unless it carries
+                                  * compressed clusters as they are */
 };
 
 struct qm_moves {

@@ -12,7 +12,8 @@
  *                        else into a new one; units that become data are filled up with what
  *                        they read as before
  *
- * Tables and their way to the disk are in qcow2_edit_tables.c.
+ * What goes into a new cluster is only put down here; which one that is, is decided when the batch ends
+ * (qcow2_edit_place.c).  Tables and their way to the disk are in qcow2_edit_tables.c.
  */
 #include "qcow2_edit_int.h"
 
@@ -136,14 +137,17 @@ continues(const struct qm_move *a, const struct qm_move *b)
            a->ext.host.h + a->ext.len == b->ext.host.h;
 }
 
-static int
-add_move(struct qm_moves *moves, const struct qm_move *m, struct qmeld_error *err)
+int
+qm_edit_add_move(struct qm_moves *moves, const struct qm_move *m, struct qmeld_error *err)
 {
+    struct qm_move *last = moves->list.n > 0 ? qm_vec_last(&moves->list) : NULL;
+
     if (m->len == 0)
         return 0;
-    if (moves->list.n > 0 && continues(qm_vec_last(&moves->list), m)) {
-        qm_vec_last(&moves->list)->len += m->len;
-        qm_vec_last(&moves->list)->ext.len += m->len;
+    if (last && continues(last, m)) {
+        last->len += m->len;
+        last->ext.len += m->len;
+        last->worth += m->worth;
         return 0;
     }
     return qm_vec_push(&moves->list, m) ? 0 : qm_fail_nomem(err, "the list of moves");
@@ -160,7 +164,7 @@ keep_old(const struct qm_edit *e, const struct slot *s, uint32_t u, host_off hos
     if (from < cut) {
         m.kind = unit_reads_zero(e, s, u) ? QM_MOVE_ZERO : QM_MOVE_OLD;
         m.len = cut - from;
-        if (add_move(moves, &m, err) < 0)
+        if (qm_edit_add_move(moves, &m, err) < 0)
             return -1;
         from = cut;
     }
@@ -170,7 +174,7 @@ keep_old(const struct qm_edit *e, const struct slot *s, uint32_t u, host_off hos
                          .guest = qm_guest(from),
                          .len = to - from,
                          .to = qm_host(host.h + (from - s->guest))};
-    return add_move(moves, &m, err);
+    return qm_edit_add_move(moves, &m, err);
 }
 
 /* The wanted bytes of unit u; with `fill` also what lies between them. */
@@ -193,10 +197,11 @@ move_unit(const struct qm_edit *e, const struct slot *s, uint32_t u, host_off ho
                              .guest = qm_guest(a),
                              .len = b - a,
                              .to = qm_host(host.h + (a - s->guest)),
-                             .from = w->from};
+                             .from = w->from,
+                             .worth = w->from ? b - a : 0};
         if (w->from)
             m.ext = qm_extent_part(&w->ext, a - w->guest.g, b - a);
-        if (add_move(moves, &m, err) < 0)
+        if (qm_edit_add_move(moves, &m, err) < 0)
             return -1;
         at = b;
     }
@@ -228,21 +233,48 @@ set_entry(struct qm_edit *e, const struct slot *s, const struct qcow2_l2 *new,
     return qm_edit_set(e, &x, err);
 }
 
+/* The entry, all but its place, and the moves from `first` on wait for the end of the batch. */
+static int
+put_down(struct qm_edit *e, const struct slot *s, const struct qcow2_l2 *new, size_t first,
+         struct qmeld_error *err)
+{
+    struct qm_edit_slot x = {.entry = e->entries.n,
+                             .first = first,
+                             .n = (uint32_t)(e->moves.list.n - first),
+                             .layer = QM_EDIT_NO_LAYER,
+                             .source = s->guest};
+
+    QM_VEC_EACH (w, &e->pending) {
+        if (!w->from)
+            continue;
+        x.layer = w->layer;
+        x.source = w->ext.host.h;
+        break;
+    }
+    /* moves are held twice while they are handed on */
+    e->weight += sizeof x + 2 * x.n * sizeof *e->moves.list.at;
+    if (!qm_vec_push(&e->slots, &x))
+        return qm_fail_nomem(err, "new clusters");
+    return free_old(e, s, err) < 0 ? -1 : set_entry(e, s, new, err);
+}
+
 /* Some unit gets bytes: they go to a cluster that is ours alone. */
 static int
 decide_data(struct qm_edit *e, const struct slot *s, uint32_t data_units, struct qm_moves *moves,
             struct qmeld_error *err)
 {
     const bool in_place = s->owned && !compressed(s);
+    const size_t first = e->moves.list.n;
     struct qcow2_l2 new = {.kind = QCOW2_L2_STANDARD, .copied = true, .has_host = true};
 
     if (!compressed(s)) {
         new.alloc = s->old.alloc;
         new.zero = s->old.zero;
     }
-    new.host = s->old.host;
-    if (!in_place && qm_edit_new_cluster(e, &new.host, err) < 0)
-        return -1;
+    if (in_place)
+        new.host = s->old.host;
+    else
+        moves = &e->moves;
     for (uint32_t u = 0; u < e->geo->subclusters; u++) {
         const uint32_t bit = 1u << u;
         const bool was_data = unit_is_data(s, u);
@@ -262,9 +294,9 @@ decide_data(struct qm_edit *e, const struct slot *s, uint32_t data_units, struct
             new.alloc |= bit;
         }
     }
-    if (!in_place && free_old(e, s, err) < 0)
-        return -1;
-    if (in_place && new.alloc == s->old.alloc &&new.zero == s->old.zero)
+    if (!in_place)
+        return put_down(e, s, &new, first, err);
+    if (new.alloc == s->old.alloc &&new.zero == s->old.zero)
         return 0;
     return set_entry(e, s, &new, err);
 }
@@ -359,8 +391,8 @@ decide(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err)
     return data ? decide_data(e, &s, s.wanted, moves, err) : 0;
 }
 
-int
-qm_edit_want_end(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err)
+static int
+decide_pending(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err)
 {
     int rc = 0;
 
@@ -368,6 +400,21 @@ qm_edit_want_end(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *
         rc = decide(e, moves, err);
     qm_vec_clear(&e->pending);
     return rc;
+}
+
+int
+qm_edit_want_end(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err)
+{
+    return decide_pending(e, moves, err) < 0 ? -1 : qm_edit_place(e, moves, err);
+}
+
+int
+qm_edit_is_bare(struct qm_edit *e, struct qm_moves *moves, bool *out, struct qmeld_error *err)
+{
+    if (decide_pending(e, moves, err) < 0)
+        return -1;
+    *out = e->entries.n == 0;
+    return 0;
 }
 
 int
@@ -380,7 +427,7 @@ qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *mov
     while (done < want->len) {
         const uint64_t at = want->guest.g + done, idx = at >> e->geo->cluster_bits;
         const uint64_t n = qm_min(want->len - done, ((idx + 1) << e->geo->cluster_bits) - at);
-        struct qm_want part = {.guest = qm_guest(at), .len = n, .from = want->from};
+        struct qm_want part = *want;
         const uint64_t end = qm_div_up(want->guest.g + want->len, e->geo->cluster_size);
         const uint64_t bare = want->from ? 0 : qm_edit_zero_run(e, idx, end);
 
@@ -388,9 +435,11 @@ qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *mov
             done = qm_min(want->len, (bare << e->geo->cluster_bits) - want->guest.g);
             continue;
         }
+        part.guest = qm_guest(at);
+        part.len = n;
         if (want->from)
             part.ext = qm_extent_part(&want->ext, done, n);
-        if (e->pending.n > 0 && idx != e->pending_idx && qm_edit_want_end(e, moves, err) < 0)
+        if (e->pending.n > 0 && idx != e->pending_idx && decide_pending(e, moves, err) < 0)
             return -1;
         e->pending_idx = idx;
         if (!qm_vec_push(&e->pending, &part))

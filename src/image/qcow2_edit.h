@@ -6,8 +6,12 @@
  * on write, subclusters, L2 tables and an order of writes.  All of that is decided here, in
  * memory, batch by batch; the caller moves the bytes and says when they are durable.
  *
+ * Where.  New clusters are given out when a batch ends, in the order in which the sources hold their bytes, so
+ * that what is adjacent there is adjacent here, and thousands of scattered guest clusters move in few pieces.
+ *
  * Calls      qm_edit_open; then batches of
- *                qm_edit_want (ascending), qm_edit_want_end: decides, yields moves
+ *                qm_edit_want (ascending)   moves into clusters that are there
+ *                qm_edit_want_end           moves into new ones, ascending in the file
  *                qm_edit_prepare            new tables and refcounts written
  *                ... the caller does the moves, then syncs the file: all of it durable
  *                qm_edit_publish            COMMIT POINT: entries point there, durable
@@ -35,13 +39,19 @@ int qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, 
                  struct qm_edit **out, struct qmeld_error *err) QM_CHECK;
 void qm_edit_close(struct qm_edit *e); /* NULL is fine */
 
-/* Adds moves for all clusters that are decided by now (a cluster is decided when a want lies
- * behind it). */
+/* Adds moves for clusters that are decided by now (a cluster is decided when a want lies
+ * behind it) and that stay where they are. */
 int qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *moves,
                  struct qmeld_error *err) QM_CHECK;
 
-/* Decides the last cluster of the batch.  The next want must lie in a later cluster. */
+/* Decides the last cluster of the batch, and where all the new ones go.  The next want must lie in a
+ * later cluster. */
 int qm_edit_want_end(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
+
+/* *out: nothing would be allocated if the batch ended here, so that the clock may say when it does.  The
+ * next want must lie in a later cluster. */
+int qm_edit_is_bare(struct qm_edit *e, struct qm_moves *moves, bool *out, struct qmeld_error *err)
+    QM_CHECK;
 
 /* Memory that what was decided since the last release takes, or took, for the caller's bound.
  * It depends on the wants alone. */

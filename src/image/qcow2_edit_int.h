@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * qcow2_edit_int.h - between the two halves of qcow2_edit: decisions (qcow2_edit.c) and
- * tables (qcow2_edit_tables.c).  Nobody else includes it.
+ * qcow2_edit_int.h - between the parts of qcow2_edit: decisions (qcow2_edit.c), places
+ * (qcow2_edit_place.c) and tables (qcow2_edit_tables.c).  Nobody else includes it.
  */
 #ifndef QM_QCOW2_EDIT_INT_H
 #define QM_QCOW2_EDIT_INT_H
@@ -30,6 +30,17 @@ struct qm_edit_table {
     host_off new;
 };
 
+#define QM_EDIT_NO_LAYER UINT32_MAX
+
+/* A guest cluster that gets a new host cluster when the batch ends. */
+struct qm_edit_slot {
+    size_t entry;    /* of qm_edit.entries: it has all but the place */
+    size_t first;    /* of qm_edit.moves: `to` counts from the cluster's first byte */
+    uint32_t n;      /* so many moves */
+    uint32_t layer;  /* where the first of its bytes that are copied come from: */
+    uint64_t source; /* host offset there; QM_EDIT_NO_LAYER: guest offset */
+};
+
 struct qm_edit {
     /* set at open */
     struct qm_qcow2 *q;
@@ -44,9 +55,11 @@ struct qm_edit {
     QM_VEC(struct qm_want) pending;
     /* the batch */
     QM_VEC(struct qm_edit_entry) entries; /* ascending */
+    QM_VEC(struct qm_edit_slot) slots;    /* ascending */
+    struct qm_moves moves;                /* of slots, and in their order */
     QM_VEC(struct qm_edit_table) tables;  /* ascending */
     QM_VEC(struct qm_edit_free) frees;    /* since the last release */
-    size_t staged;                        /* entries since the last release */
+    size_t weight;                        /* of all but frees, since the last release */
     uint64_t host_end; /* of the last new data cluster: the file must reach that far */
     /* the part of one L2 table read last */
     unsigned char *slice;
@@ -65,7 +78,11 @@ uint64_t qm_edit_zero_run(const struct qm_edit *e, uint64_t idx, uint64_t end);
 int qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)
     QM_CHECK;
 
-/* A new cluster for data. */
-int qm_edit_new_cluster(struct qm_edit *e, host_off *out, struct qmeld_error *err) QM_CHECK;
+/* Adds a move, joined with the last one if it continues that. */
+int qm_edit_add_move(struct qm_moves *moves, const struct qm_move *m, struct qmeld_error *err)
+    QM_CHECK;
+
+/* All slots get their clusters, their entries the places; their moves go to *moves. */
+int qm_edit_place(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
 
 #endif

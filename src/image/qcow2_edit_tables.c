@@ -104,6 +104,8 @@ qm_edit_close(struct qm_edit *e)
         return;
     qm_vec_release(&e->pending);
     qm_vec_release(&e->entries);
+    qm_vec_release(&e->slots);
+    qm_vec_release(&e->moves.list);
     qm_vec_release(&e->tables);
     qm_vec_release(&e->frees);
     free(e->l1);
@@ -177,25 +179,14 @@ qm_edit_zero_run(const struct qm_edit *e, uint64_t idx, uint64_t end)
 int
 qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)
 {
-    e->staged++;
+    e->weight += sizeof *entry;
     return qm_vec_push(&e->entries, entry) ? 0 : qm_fail_nomem(err, "new L2 entries");
-}
-
-int
-qm_edit_new_cluster(struct qm_edit *e, host_off *out, struct qmeld_error *err)
-{
-    uint64_t n;
-
-    if (qm_refs_alloc(e->refs, 1, out, &n, err) < 0)
-        return -1;
-    e->host_end = qm_max(e->host_end, out->h + e->geo->cluster_size);
-    return 0;
 }
 
 size_t
 qm_edit_weight(const struct qm_edit *e)
 {
-    return e->staged * sizeof *e->entries.at + e->frees.n * sizeof *e->frees.at;
+    return e->weight + e->frees.n * sizeof *e->frees.at;
 }
 
 static void
@@ -320,7 +311,7 @@ release_frees(struct qm_edit *e, struct qmeld_error *err)
             return -1;
     }
     qm_vec_clear(&e->frees);
-    e->staged = 0;
+    e->weight = 0;
     return 0;
 }
 

@@ -21,7 +21,7 @@ struct piece {
     struct qm_extent ext; /* DATA: .host and .len only */
     uint64_t to;
     uint64_t len;
-    bool counted; /* in the progress */
+    uint64_t worth; /* guest bytes in the progress */
 };
 
 struct worker_state {
@@ -113,15 +113,14 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
     case VERIFY:
         rc = inflate(w, p, err);
         break;
-    case ZERO:
+    case ZERO: /* worth nothing */
         return qm_zero(c->cfg.target, p->to, p->len, false, err);
     }
     if (rc < 0)
         return -1;
     if (p->kind != VERIFY)
         qm_writeback(c->cfg.target, p->to, p->len);
-    if (p->counted)
-        atomic_fetch_add(&c->done, p->len);
+    atomic_fetch_add(&c->done, p->worth);
     return 0;
 }
 
@@ -214,21 +213,30 @@ pretend(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
     return bytes < p->len ? qm_shadow_hole(to, p->to + bytes, p->len - bytes, err) : 0;
 }
 
+/* The share of a piece's n first bytes in what it is worth. */
+static uint64_t
+worth_of(const struct piece *p, uint64_t n)
+{
+    return p->worth / p->len * n + p->worth % p->len * n / p->len;
+}
+
 static int
 give(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
 {
     struct piece p = *whole;
-    uint64_t left = whole->len;
+    uint64_t left = whole->len, worth = whole->worth;
 
     if (left > 0 && c->cfg.target && c->cfg.target->shadow)
         return pretend(c, whole, err);
     while (left > 0) {
         p.len = whole->kind == DATA ? qm_min(left, c->piece_bytes) : left;
+        p.worth = p.len == left ? worth : worth_of(whole, p.len);
         if (throttle(c, p.kind == ZERO ? 0 : p.len, err) < 0 || qm_pool_put(c->pool, &p, err) < 0)
             return -1;
         p.ext.host.h += p.kind == DATA ? p.len : 0;
         p.to += p.len;
         left -= p.len;
+        worth -= p.worth;
     }
     return 0;
 }
@@ -249,7 +257,7 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
                       .ext = move->ext,
                       .to = move->to.h,
                       .len = move->len,
-                      .counted = move->kind == QM_MOVE_COPY};
+                      .worth = move->kind == QM_MOVE_COPY ? move->worth : 0};
     struct piece *held = &copy->held;
 
     if (move->kind == QM_MOVE_ZERO || move->ext.kind == QM_COMPRESSED) {
@@ -257,9 +265,10 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
         return give(copy, &p, err);
     }
     p.kind = DATA;
-    if (held->len > 0 && held->from == p.from && held->counted == p.counted &&
-        held->to + held->len == p.to && held->ext.host.h + held->len == p.ext.host.h) {
+    if (held->len > 0 && held->from == p.from && held->to + held->len == p.to &&
+        held->ext.host.h + held->len == p.ext.host.h) {
         held->len += p.len;
+        held->worth += p.worth;
         return held->len >= PIECE_BYTES ? give_held(copy, err) : 0;
     }
     if (give_held(copy, err) < 0)
@@ -273,7 +282,7 @@ qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct q
                struct qmeld_error *err)
 {
     const struct piece p = {
-        .kind = VERIFY, .from = from, .ext = *ext, .len = ext->len, .counted = true};
+        .kind = VERIFY, .from = from, .ext = *ext, .len = ext->len, .worth = ext->len};
 
     return qm_pool_put(copy->pool, &p, err);
 }

@@ -61,6 +61,7 @@ want_span(const struct qm_plan *p, const struct qm_map_span *span, struct qm_wan
     *out = (struct qm_want){.guest = span->guest, .len = span->len};
     if (span->ext.kind == QM_DATA || span->ext.kind == QM_COMPRESSED) {
         out->from = p->cfg.chain->layers[span->layer].img;
+        out->layer = (uint32_t)span->layer;
         out->ext = span->ext;
     }
 }

@@ -146,7 +146,8 @@ want_raw(const struct qm_want *want, struct qm_moves *moves, struct qmeld_error 
                               .len = want->len,
                               .to = qm_host(want->guest.g),
                               .from = want->from,
-                              .ext = want->ext};
+                              .ext = want->ext,
+                              .worth = want->from ? want->len : 0};
 
     return qm_vec_push(&moves->list, &m) ? 0 : qm_fail_nomem(err, "the list of moves");
 }
@@ -166,6 +167,13 @@ int
 qm_seal_want_end(struct qm_seal *s, struct qm_moves *moves, struct qmeld_error *err)
 {
     return s->q ? qm_edit_want_end(s->edit, moves, err) : 0;
+}
+
+int
+qm_seal_is_bare(struct qm_seal *s, struct qm_moves *moves, bool *out, struct qmeld_error *err)
+{
+    *out = true;
+    return s->q ? qm_edit_is_bare(s->edit, moves, out, err) : 0;
 }
 
 size_t

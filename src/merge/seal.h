@@ -60,6 +60,10 @@ int qm_seal_want(struct qm_seal *s, const struct qm_want *want, bool asked, stru
                  struct qmeld_error *err) QM_CHECK;
 int qm_seal_want_end(struct qm_seal *s, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
 
+/* *out: nothing of the target would be allocated if the batch ended here, so that the clock may say when it does. */
+int qm_seal_is_bare(struct qm_seal *s, struct qm_moves *moves, bool *out, struct qmeld_error *err)
+    QM_CHECK;
+
 /* Bytes of memory that what was wanted since the last release takes, or took. */
 size_t qm_seal_weight(const struct qm_seal *s);
 

@@ -16,7 +16,7 @@ struct qm_transfer_limits
 static const struct qm_transfer_limits
 #endif
     qm_transfer_limits = {
-        .batch = 512ull << 20, .batch_weight = 16u << 20, .batch_sec = 5, .step = 4ull << 20};
+        .batch = 512ull << 20, .batch_weight = 32u << 20, .batch_sec = 5, .step = 4ull << 20};
 
 /* Zeros behind the base's old end are wanted in portions of this: where there are tables, their entries
  * are held in memory, 12 MiB at the worst. */
@@ -466,11 +466,15 @@ is_full(const struct run *r)
            qm_seal_weight(r->seal) >= qm_transfer_limits.batch_weight;
 }
 
-static bool
-is_late(const struct run *r)
+/* Only where it makes no difference to what is allocated does the clock end a batch: in others nothing
+ * is copied yet, so that they take no time until they end anyway. */
+static int
+is_late(struct run *r, bool *out, struct qmeld_error *err)
 {
-    return now() - r->started >= (time_t)qm_transfer_limits.batch_sec ||
-           r->filled.list.n * sizeof *r->filled.list.at >= qm_transfer_limits.batch_weight;
+    *out = r->filled.list.n * sizeof *r->filled.list.at >= qm_transfer_limits.batch_weight;
+    if (*out || now() - r->started < (time_t)qm_transfer_limits.batch_sec)
+        return 0;
+    return qm_seal_is_bare(r->seal, &r->moves, out, err) < 0 ? -1 : put_moves(r, err);
 }
 
 /* Then every batch has to release what it can. */
@@ -504,8 +508,11 @@ run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_err
 {
     const bool stopped = qm_copy_stopped(r->copy);
     const bool no_room = r->t->give_up && r->gain > 0 && r->gain + gain_of(r, want) > r->limit;
+    bool ends = may_end(r, want->guest);
 
-    if ((stopped || no_room || is_full(r) || is_late(r)) && may_end(r, want->guest)) {
+    if (ends && !stopped && !no_room && !is_full(r) && is_late(r, &ends, err) < 0)
+        return -1;
+    if (ends) {
         if (end_batch(r, is_full(r) || is_short_of_room(r), false, err) < 0)
             return -1;
         if (stopped)
@@ -536,8 +543,10 @@ run_in_steps(struct run *r, const struct qm_want *want, bool asked, struct qmeld
     for (uint64_t done = 0; done < want->len;) {
         const uint64_t at = want->guest.g + done;
         const uint64_t n = qm_min(want->len - done, step - at % step);
-        struct qm_want part = {.guest = qm_guest(at), .len = n, .from = want->from};
+        struct qm_want part = *want;
 
+        part.guest = qm_guest(at);
+        part.len = n;
         if (want->from)
             part.ext = qm_extent_part(&want->ext, done, n);
         if (run_want(r, &part, asked, err) < 0)

@@ -77,7 +77,7 @@ static void
 set_options(struct stage *s, const char *line)
 {
     struct qm_transfer_limits limits = {
-        .batch = 8192, .batch_weight = 2048, .batch_sec = 1000, .step = 512};
+        .batch = 8192, .batch_weight = 8192, .batch_sec = 1000, .step = 512};
     char words[1024], *save = NULL;
 
     snprintf(words, sizeof words, "%.*s", (int)strcspn(line, "\n"), line);

@@ -166,6 +166,36 @@ merge_io__neighbours_in_source_and_target_become_one_write(void **state)
     qm_forge_free(f);
 }
 
+/* The guest wrote from the back to the front; in that order it lies in top, and then in base. */
+static void
+merge_io__what_is_adjacent_in_the_source_alone_becomes_one_write(void **state)
+{
+    struct qm_forge *f = qm_lab_make("top  | ABCDEFGHI cluster=4k\n"
+                                     "  poke l2[1] = @data[5] + 12288 | copied\n"
+                                     "  poke l2[2] = @data[5] + 8192 | copied\n"
+                                     "  poke l2[3] = @data[5] + 4096 | copied\n"
+                                     "  poke l2[4] = @data[5] + 0 | copied\n"
+                                     "  poke l2[6] = @data[5] - 8192 | copied\n"
+                                     "  poke l2[7] = @data[5] - 12288 | copied\n"
+                                     "  poke l2[8] = @data[5] - 16384 | copied\n"
+                                     "  poke l2[5] = @data[5] - 4096 | copied\n"
+                                     "base | ......... cluster=4k\n");
+    struct qm_bytes before = qm_lab_read("top");
+    uint64_t at;
+
+    (void)state;
+    qm_lab_watch();
+    qm_lab_commit("top", &into_base);
+    qm_lab_unwatch();
+    at = qm_lab_host("base", 32 * KIB);
+    for (uint64_t i = 1; i < 9; i++)
+        assert_int_equal(qm_lab_host("base", i * 4 * KIB), at + (8 - i) * 4 * KIB);
+    assert_int_equal(qm_lab_write_at("base", at), 32 * KIB);
+    qm_lab_same(qm_lab_read("base"), before, "base");
+    qm_lab_clean("base");
+    qm_forge_free(f);
+}
+
 static uint64_t
 first_table(const char *path)
 {
@@ -581,6 +611,7 @@ main(void)
         T(merge_io__unknown_autoclear_bits_go_before_anything),
         T(merge_io__a_raw_target_is_synced_at_the_end),
         T(merge_io__neighbours_in_source_and_target_become_one_write),
+        T(merge_io__what_is_adjacent_in_the_source_alone_becomes_one_write),
         T(merge_io__entries_in_a_row_become_one_write),
         T(merge_io__kept_overlays_are_not_touched),
         T(merge_io__overlays_are_removed_from_the_top_when_the_child_is_durable),
