@@ -560,6 +560,48 @@ struct qmeld_create_options {
 QMELD_API int qmeld_create(const char *path, const struct qmeld_create_options *opts,
                            struct qmeld_error *err) QMELD_CHECK;
 
+/* ---- flatten ---- */
+
+/* Takes the disk's bytes in order, zeros too.  Not 0: the flattening ends, QMELD_CANCELED. */
+typedef int qmeld_bytes_fn(const void *bytes, size_t len, void *opaque);
+
+struct qmeld_flatten_options {
+    const char *format; /* of path; NULL: by content */
+    const char
+        *backing_format;  /* of layers for which no overlay stores one; NULL: they are refused */
+    const char *snapshot; /* ID or name of an internal snapshot of path; NULL: its active view */
+    bool share;           /* takes no lock: somebody may write meanwhile, and then what is
+                                 * read was never the disk at any one time */
+    const struct qmeld_create_options
+        *target;          /* format (NULL: raw), version, cluster_size, refcount_bits,
+                                                * compression, extended_l2, lazy_refcounts; the rest is refused */
+    bool keep_zeros;      /* zeros that are stored as data become data, not holes */
+    bool force;           /* what is called out may be replaced */
+    bool restart;         /* what an interrupted run left is thrown away, not gone on with */
+    qmeld_bytes_fn *sink; /* takes the bytes, in place of out, which is NULL then */
+    void *sink_opaque;
+    unsigned threads;            /* 0: as many as there are processors, at most 16 */
+    qmeld_progress_fn *progress; /* may be NULL; counts guest bytes, zeros too */
+    void *opaque;
+};
+
+struct qmeld_flatten_report {
+    uint64_t size;       /* of the disk */
+    uint64_t bytes_data; /* of that, what is stored as data; by this run */
+    bool resumed;        /* an interrupted run was gone on with, from guest byte resumed_at */
+    uint64_t resumed_at;
+    uint64_t seconds_x1000;
+};
+
+/* Writes what path reads as, through all its layers, to a new image without any backing file.  The layers are only
+ * read, and locked as a reader locks them.  out has its name when it is complete and durable: until
+ * then the file is called .NAME.qmeld-partial, and the same call goes on with it.  A block device is written to as it
+ * is. *report may be NULL. */
+QMELD_API int qmeld_flatten(const char *path, const char *out,
+                            const struct qmeld_flatten_options *opts,
+                            struct qmeld_flatten_report *report,
+                            struct qmeld_error *err) QMELD_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

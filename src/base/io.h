@@ -137,6 +137,9 @@ int qm_unlink(const char *path, struct qmeld_error *err) QM_CHECK;
  * what has it is never replaced. */
 int qm_rename(const char *path, const char *to, struct qmeld_error *err) QM_CHECK;
 
+/* The same, and what has the name is replaced: at every instant the old file or the new one has it. */
+int qm_replace(const char *path, const char *to, struct qmeld_error *err) QM_CHECK;
+
 /* May names be changed in the directory that holds path? */
 int qm_names_may_change(const char *path, struct qmeld_error *err) QM_CHECK;
 

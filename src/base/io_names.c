@@ -6,6 +6,7 @@
 
 #include "shadow.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -98,6 +99,15 @@ qm_rename(const char *path, const char *to, struct qmeld_error *err)
     if (rc < 0)
         return qm_fail_sys(err, qm_in(path), "cannot rename to %.400s", to);
     return qm_sync_dir_of(path, err);
+}
+
+int
+qm_replace(const char *path, const char *to, struct qmeld_error *err)
+{
+    assert(!qm_shadow_now());
+    if (QM_ANNOUNCE(.op = QM_IO_RENAME, .path = path, .to = to) < 0 || rename(path, to) < 0)
+        return qm_fail_sys(err, qm_in(path), "cannot rename to %.400s", to);
+    return qm_sync_dir_of(to, err);
 }
 
 int

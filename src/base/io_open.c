@@ -71,6 +71,8 @@ open_real(struct qm_file *f, int flags, unsigned mode, struct qmeld_error *err)
 {
     /* O_NONBLOCK: a FIFO or a device that waits must not hang us; no effect on images */
     f->fd = open(f->path, flags | O_CLOEXEC | O_NONBLOCK, mode);
+    if (f->fd < 0 && errno == EPERM && (flags & O_NOATIME)) /* only the owner may ask for that */
+        f->fd = open(f->path, (flags & ~O_NOATIME) | O_CLOEXEC | O_NONBLOCK, mode);
     return f->fd < 0 ? qm_fail_sys(err, qm_in(f->path), "cannot open") : identify(f, err);
 }
 
@@ -97,7 +99,8 @@ open_with(const char *path, int flags, unsigned mode, struct qm_file **out, stru
 int
 qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err)
 {
-    return open_with(path, O_RDONLY, 0, out, err);
+    /* looking leaves no trace: no time of access */
+    return open_with(path, O_RDONLY | O_NOATIME, 0, out, err);
 }
 
 static int

@@ -4,7 +4,7 @@
  *
  * Everything -o can say has a long option as well; both end in the same setter.
  */
-#include "cli.h"
+#include "create_options.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -149,45 +149,46 @@ static const struct {
 };
 enum { N_SETTINGS = sizeof settings / sizeof *settings };
 
-static bool
-apply(struct qmeld_create_options *create, const char *name, const char *value)
+bool
+qm_cli_create_apply(const char *command, struct qmeld_create_options *create, const char *name,
+                    const char *value)
 {
     size_t i = 0;
 
     while (i < N_SETTINGS && strcmp(settings[i].name, name) != 0)
         i++;
     if (i == N_SETTINGS) {
-        qm_cli_usage("create", "-o has no \"%s\"", name);
+        qm_cli_usage(command, "-o has no \"%s\"", name);
         return false;
     }
     /* a switch may stand alone, as in qemu-img */
     if (!value && (settings[i].set == set_extended_l2 || settings[i].set == set_lazy_refcounts))
         value = "on";
     if (!value) {
-        qm_cli_usage("create", "-o %s needs a value", name);
+        qm_cli_usage(command, "-o %s needs a value", name);
         return false;
     }
     if (!settings[i].set(create, value)) {
-        qm_cli_usage("create", "%s cannot be \"%s\"", name, value);
+        qm_cli_usage(command, "%s cannot be \"%s\"", name, value);
         return false;
     }
     return true;
 }
 
 static bool
-apply_pair(struct qmeld_create_options *create, char *pair)
+apply_pair(const char *command, struct qmeld_create_options *create, char *pair)
 {
     char *equals = strchr(pair, '=');
 
     if (equals)
         *equals = '\0';
-    return apply(create, pair, equals ? equals + 1 : NULL);
+    return qm_cli_create_apply(command, create, pair, equals ? equals + 1 : NULL);
 }
 
 /* "a=b,c=d": text is argv's own, which may be written to (C11 5.1.2.2.1), and the values stay in
  * it as long as the process lives. */
-static bool
-apply_list(struct qmeld_create_options *create, char *text)
+bool
+qm_cli_create_apply_list(const char *command, struct qmeld_create_options *create, char *text)
 {
     while (*text) {
         char *read = text, *write = text, *pair = text;
@@ -199,7 +200,7 @@ apply_list(struct qmeld_create_options *create, char *text)
         }
         text = *read ? read + 1 : read;
         *write = '\0';
-        if (!apply_pair(create, pair))
+        if (!apply_pair(command, create, pair))
             return false;
     }
     return true;
@@ -275,14 +276,14 @@ take_option(struct request *request, int c)
         create->format = optarg;
         return true;
     case 'b':
-        return apply(create, "backing_file", optarg);
+        return qm_cli_create_apply("create", create, "backing_file", optarg);
     case 'F':
-        return apply(create, "backing_fmt", optarg);
+        return qm_cli_create_apply("create", create, "backing_fmt", optarg);
     case 'u':
         create->unsafe_backing = true;
         return true;
     case 'o':
-        return apply_list(create, optarg);
+        return qm_cli_create_apply_list("create", create, optarg);
     case 'q':
         request->quiet = true;
         return true;
@@ -291,7 +292,7 @@ take_option(struct request *request, int c)
     case '?':
         return false;
     default:
-        return apply(create, settings[c - QM_OPT_FIRST].name, optarg);
+        return qm_cli_create_apply("create", create, settings[c - QM_OPT_FIRST].name, optarg);
     }
 }
 

@@ -18,7 +18,7 @@ static const struct qm_cli_command *const commands[] = {
     &qm_cli_commit,  &qm_cli_blockcommit, &qm_cli_status,  &qm_cli_resume,
     &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
     &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure, &qm_cli_snapshot_delete,
-    &qm_cli_revert,  &qm_cli_finalize,    &qm_cli_compare,
+    &qm_cli_revert,  &qm_cli_finalize,    &qm_cli_compare, &qm_cli_flatten,
 };
 
 static const char overview[] =
@@ -47,6 +47,8 @@ static const char overview[] =
     "    finalize PATH   give up that possibility, and the space it takes\n"
     "    recover DIR     finish all interrupted merges of a directory\n"
     "    create IMAGE    make a new image\n"
+    "    flatten IMAGE OUT\n"
+    "                    write what IMAGE reads as to a new image; IMAGE stays as it is\n"
     "    check --repair=leaks|all IMAGE\n"
     "\n"
     "    qmeld help COMMAND   explains one with examples (so does qmeld COMMAND --help)\n"

@@ -81,6 +81,11 @@ int qm_qcow2_read_snapshots(const struct qm_qcow2 *q, struct qm_snapshots *out,
                             struct qmeld_error *err) QM_CHECK;
 void qm_snapshots_release(struct qm_snapshots *s);
 
+/* From here on q is, to whoever reads, what its internal snapshot of this ID, or else of this name, was: the disk
+ * alone, not the saved memory.  q must never be written to.  USAGE: there is none, or several have
+ * the name. */
+int qm_qcow2_view_snapshot(struct qm_qcow2 *q, const char *name, struct qmeld_error *err) QM_CHECK;
+
 /* Re-reads the header after we wrote it (virtual size, L1, reftable, backing name).  On failure
  * q keeps what it knew.  A staged image's header is the one in memory. */
 int qm_qcow2_reload(struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;

@@ -119,3 +119,86 @@ qm_snapshots_release(struct qm_snapshots *s)
     qm_vec_release(&s->list);
     s->table_len = 0;
 }
+
+/* ---- a snapshot as the image ---- */
+
+/* QEMU looks for the ID first (qemu 7.2, block/qcow2-snapshot.c, find_snapshot_by_id_or_name). */
+static int
+find_snapshot(const struct qm_qcow2 *q, const struct qm_snapshots *all, const char *name,
+              const struct qm_snapshot **out, struct qmeld_error *err)
+{
+    const struct qm_snapshot *found = NULL;
+
+    QM_VEC_EACH (s, &all->list) {
+        if (strcmp(s->id, name) == 0) {
+            *out = s;
+            return 0;
+        }
+        if (strcmp(s->name, name) != 0)
+            continue;
+        if (found)
+            return qm_fail(
+                err, QMELD_USAGE, qm_in(q->img.file->path),
+                "several internal snapshots are called \"%.64s\": say which by its ID, which "
+                "qmeld info shows",
+                name);
+        found = s;
+    }
+    if (!found)
+        return qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
+                       "it has no internal snapshot \"%.64s\": qmeld info lists them", name);
+    *out = found;
+    return 0;
+}
+
+static int
+bad_snapshot(const struct qm_qcow2 *q, const struct qm_snapshot *s, const char *what,
+             struct qmeld_error *err)
+{
+    return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, s->l1_off),
+                   "internal snapshot \"%.64s\": its L1 table %s: run check on the image", s->name,
+                   what);
+}
+
+/* Old images do not store the size.  They could not change it while there were snapshots, and their L1
+ * table reached as far as the disk (qemu 7.2, block/qcow2.c, qcow2_co_truncate). */
+static int
+adopt_snapshot(struct qm_qcow2 *q, const struct qm_snapshot *s, struct qmeld_error *err)
+{
+    const uint64_t span = qcow2_l2_span(&q->geo);
+    uint64_t size = s->disk_size ? s->disk_size : q->hdr.size, reach;
+
+    if (s->l1_off & (q->geo.cluster_size - 1))
+        return bad_snapshot(q, s, "is not cluster aligned", err);
+    if ((uint64_t)s->l1_entries * sizeof(be64) > QCOW2_MAX_L1_BYTES)
+        return bad_snapshot(q, s, "is larger than 32 MiB", err);
+    if (s->l1_off > QM_MAX_OFF - QCOW2_MAX_L1_BYTES)
+        return bad_snapshot(q, s, "lies beyond what a file can have", err);
+    if (__builtin_mul_overflow(s->l1_entries, span, &reach))
+        reach = UINT64_MAX;
+    if (!s->disk_size)
+        size = qm_min(size, reach);
+    size = qm_align_down(size, 512);
+    if (size > QM_MAX_OFF - 511 || size > reach)
+        return bad_snapshot(q, s, "is too small for its disk", err);
+    qm_image_forget(&q->img);
+    q->hdr.l1_off = s->l1_off;
+    q->hdr.l1_entries = s->l1_entries;
+    q->hdr.size = q->img.size = size;
+    return 0;
+}
+
+int
+qm_qcow2_view_snapshot(struct qm_qcow2 *q, const char *name, struct qmeld_error *err)
+{
+    const struct qm_snapshot *found;
+    struct qm_snapshots all;
+    int rc = qm_qcow2_read_snapshots(q, &all, err);
+
+    if (rc == 0)
+        rc = find_snapshot(q, &all, name, &found, err);
+    if (rc == 0)
+        rc = adopt_snapshot(q, found, err);
+    qm_snapshots_release(&all);
+    return rc;
+}

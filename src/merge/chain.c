@@ -104,7 +104,7 @@ check_really_raw(const struct opening *o, const struct qm_file *file, struct qme
 static int
 add_layer(struct opening *o, const char *path, const char *format, struct qmeld_error *err)
 {
-    const bool hold = o->opts->mode == QM_CHAIN_HOLD;
+    const bool lock = o->opts->mode != QM_CHAIN_LOOK, hold = o->opts->mode == QM_CHAIN_HOLD;
     struct qm_layer l = {.format_probed = !format};
     struct qm_file *file;
     struct qm_qcow2 *q;
@@ -114,7 +114,7 @@ add_layer(struct opening *o, const char *path, const char *format, struct qmeld_
     if (check_loop(o, file, path, err) < 0)
         goto no_image;
     /* What was seen before the lock may be old by now: the length. */
-    if (hold && (qm_lock_take(file, QM_LOCK_READER, err) < 0 || qm_file_refresh(file, err) < 0))
+    if (lock && (qm_lock_take(file, QM_LOCK_READER, err) < 0 || qm_file_refresh(file, err) < 0))
         goto no_image;
     if (hold && !o->opts->resumed && format && strcmp(format, "raw") == 0 &&
         check_really_raw(o, file, err) < 0)
@@ -157,7 +157,7 @@ choose_format(const struct opening *o, const struct qm_layer *overlay, const cha
                        "\"%s\": make them agree with qemu-img rebase -u",
                        stored, json_format);
     *out = stored ? stored : json_format ? json_format : o->opts->backing_format;
-    if (!*out && o->opts->mode == QM_CHAIN_HOLD)
+    if (!*out && o->opts->mode != QM_CHAIN_LOOK)
         return qm_fail(err, QMELD_USAGE, qm_in(overlay->path),
                        "stores no format for its backing file %s, and guessing one lets a guest "
                        "choose: say --backing-format=raw or --backing-format=qcow2",

@@ -31,9 +31,10 @@ struct qm_chain {
 
 enum qm_chain_mode {
     QM_CHAIN_LOOK, /* no locks; missing formats are probed */
-    QM_CHAIN_HOLD, /* every layer locked as READER before its content is believed; a missing
-                    * format is USAGE unless backing_format is given; a layer said to be raw
-                    * that starts with a qcow2 header is refused (USAGE) */
+    QM_CHAIN_READ, /* every layer locked as READER before its content is believed; a missing format is
+                    * USAGE unless backing_format is given: what is read becomes somebody's disk */
+    QM_CHAIN_HOLD, /* for who writes to layers: as READ, and a layer said to be raw that starts with a
+                    * qcow2 header is refused (USAGE) */
 };
 
 struct qm_chain_options {

@@ -6,9 +6,10 @@
  * options, the backing file (which must open, and must not have the target among its layers),
  * and whoever holds the target.
  */
+#include "create.h"
+
 #include "chain.h"
 #include "lock.h"
-#include "qcow2_create.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -31,9 +32,9 @@ parse_prealloc(const char *path, const char *name, enum qm_prealloc *out, struct
                    "preallocation \"%s\" is unknown: use off, metadata, falloc or full", name);
 }
 
-static int
-parse_compression(const char *path, const char *name, enum qm_compression *out,
-                  struct qmeld_error *err)
+int
+qm_create_compression(const char *path, const char *name, enum qm_compression *out,
+                      struct qmeld_error *err)
 {
     if (!name || strcmp(name, "zlib") == 0)
         *out = QM_ZLIB;
@@ -45,9 +46,9 @@ parse_compression(const char *path, const char *name, enum qm_compression *out,
     return 0;
 }
 
-static int
-parse_qcow2(const char *path, const struct qmeld_create_options *o, struct qm_qcow2_create *out,
-            struct qmeld_error *err)
+int
+qm_create_parse(const char *path, const struct qmeld_create_options *o, struct qm_qcow2_create *out,
+                struct qmeld_error *err)
 {
     *out = (struct qm_qcow2_create){
         .size = o->size,
@@ -59,7 +60,7 @@ parse_qcow2(const char *path, const struct qmeld_create_options *o, struct qm_qc
         .backing_name = o->backing_name,
         .backing_format = o->backing_format,
     };
-    if (parse_compression(path, o->compression, &out->compression, err) < 0)
+    if (qm_create_compression(path, o->compression, &out->compression, err) < 0)
         return -1;
     return parse_prealloc(path, o->preallocation, &out->prealloc, err);
 }
@@ -230,7 +231,7 @@ create(const char *path, const struct qmeld_create_options *o, bool raw, const s
             return -1;
         return write_image(path, old, NULL, o->size, prealloc, err);
     }
-    if (parse_qcow2(path, o, &want, err) < 0)
+    if (qm_create_parse(path, o, &want, err) < 0)
         return -1;
     if (o->backing_name && !o->unsafe_backing &&
         look_at_backing(path, o, old, &backing_size, err) < 0)

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* cmd_flatten.c - `qmeld flatten`: what a chain reads as becomes one image. */
+#include "create_options.h"
+#include "merging.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char help[] =
+    "qmeld flatten - write what an image reads as, through all its layers, to a new image\n"
+    "\n"
+    "    qmeld flatten top.qcow2 disk.raw\n"
+    "    qmeld flatten -O qcow2 --cluster-size=128k top.qcow2 disk.qcow2\n"
+    "    qmeld flatten --snapshot=monday top.qcow2 monday.raw\n"
+    "    qmeld flatten top.qcow2 - | ssh host 'cat >disk.raw'\n"
+    "\n"
+    "usage: qmeld flatten [OPTIONS] IMAGE OUT\n"
+    "\n"
+    "IMAGE is any layer of a chain: what a virtual machine would see of it.  All layers are only\n"
+    "read, and locked as a reader locks them, so that a machine that writes to one is refused.\n"
+    "OUT is a file, a block device, or - for standard output, which gets a raw disk.  A file has\n"
+    "its name when it is complete and on the disk; until then it is called .OUT.qmeld-partial,\n"
+    "and the same command goes on with it.\n"
+    "\n"
+    "    -O, --to=raw|qcow2           format of OUT (raw)\n"
+    "    -s, --snapshot=NAME|ID       an internal snapshot of IMAGE, in place of what it is now\n"
+    "        --compat=1.1|0.10        qcow2 version 3 or 2 (also v3, v2)\n"
+    "        --cluster-size=SIZE      512 to 2M (64k)\n"
+    "        --refcount-bits=N        1, 2, 4, 8, 16, 32 or 64 (16)\n"
+    "        --compression-type=TYPE  zlib or zstd: what guests' own compressed writes will be\n"
+    "        --extended-l2=on|off     32 subclusters in a cluster\n"
+    "        --lazy-refcounts=on|off  refcounts written late; repaired after a crash\n"
+    "    -o KEY=VALUE[,KEY=VALUE...]  the same, by the names qemu-img uses\n"
+    "        --no-detect-zeroes       zeros that are stored as data stay data; otherwise they\n"
+    "                                 become holes\n"
+    "        --force                  replace OUT, when the new one is complete; write to a\n"
+    "                                 block device\n"
+    "        --restart                begin anew where an earlier run was interrupted\n"
+    "    -f, --format=FMT             format of IMAGE; found by content otherwise\n"
+    "        --backing-format=FMT     format of layers for which no overlay stores one; without\n"
+    "                                 it they are refused\n"
+    "    -U, --force-share            take no lock: IMAGE may be in use, and what is read is then\n"
+    "                                 of no single moment\n"
+    "        --threads=N              use N threads (as many as processors, at most 16)\n"
+    "        --deadline=TIME          stop after so long, as a signal would do; seconds, or 30m,\n"
+    "                                 2h, 1d\n"
+    "        --progress=auto|bar|json|none\n"
+    "                                 on stderr; auto: a bar if that is a terminal\n"
+    "    -q, --quiet                  no report, no bar; errors only\n"
+    "        --output=human|json      form of the report\n"
+    "    -h, --help                   this text\n"
+    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "Exit codes: 0 done; 1 failed, 2 refused or wrong usage: nothing is left behind; 3 stopped\n"
+    "half-way, and 75 stopped by a signal or at the deadline: the same command again goes on.\n";
+
+enum {
+    OPT_NO_DETECT_ZEROES = QM_OPT_MERGING_FIRST,
+    OPT_FORCE,
+    OPT_RESTART,
+    OPT_BACKING_FORMAT,
+    OPT_CREATE, /* the first of those with names in create_names */
+};
+
+static const char *const create_names[] = {"compat",           "cluster_size", "refcount_bits",
+                                           "compression_type", "extended_l2",  "lazy_refcounts"};
+
+struct request {
+    const char *image;
+    const char *out;
+    struct qmeld_flatten_options flatten;
+    struct qmeld_create_options target;
+    struct qm_cli_merging merging; /* for what it knows of threads, signals and progress */
+    bool to_stdout;
+    int failed; /* errno of standard output */
+};
+
+/* ---- options ---- */
+
+/* False after a complaint. */
+static bool
+take_option(struct request *r, int c)
+{
+    switch (c) {
+    case 'O':
+        r->target.format = optarg;
+        return true;
+    case 's':
+        r->flatten.snapshot = optarg;
+        return true;
+    case 'o':
+        return qm_cli_create_apply_list("flatten", &r->target, optarg);
+    case OPT_NO_DETECT_ZEROES:
+        r->flatten.keep_zeros = true;
+        return true;
+    case OPT_FORCE:
+        r->flatten.force = true;
+        return true;
+    case OPT_RESTART:
+        r->flatten.restart = true;
+        return true;
+    case 'f':
+        r->flatten.format = optarg;
+        return true;
+    case OPT_BACKING_FORMAT:
+        r->flatten.backing_format = optarg;
+        return true;
+    case 'U':
+        r->flatten.share = true;
+        return true;
+    default:
+        if (c >= OPT_CREATE)
+            return qm_cli_create_apply("flatten", &r->target, create_names[c - OPT_CREATE], optarg);
+        return qm_cli_merging_take(&r->merging, c);
+    }
+}
+
+static bool
+take_operands(struct request *r, int n, char **operands)
+{
+    if (n != 2) {
+        qm_cli_usage("flatten",
+                     "an image and a name for the new one are expected, %d operands were given", n);
+        return false;
+    }
+    r->image = operands[0];
+    r->out = operands[1];
+    r->to_stdout = strcmp(r->out, "-") == 0;
+    if (r->to_stdout && r->merging.output == QM_OUTPUT_JSON) {
+        qm_cli_usage("flatten", "standard output gets the disk: there is no place for a report");
+        return false;
+    }
+    return true;
+}
+
+/* -1, or an exit code. */
+static int
+take_options(struct request *r, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"to", required_argument, NULL, 'O'},
+        {"snapshot", required_argument, NULL, 's'},
+        {"compat", required_argument, NULL, OPT_CREATE},
+        {"cluster-size", required_argument, NULL, OPT_CREATE + 1},
+        {"refcount-bits", required_argument, NULL, OPT_CREATE + 2},
+        {"compression-type", required_argument, NULL, OPT_CREATE + 3},
+        {"extended-l2", required_argument, NULL, OPT_CREATE + 4},
+        {"lazy-refcounts", required_argument, NULL, OPT_CREATE + 5},
+        {"no-detect-zeroes", no_argument, NULL, OPT_NO_DETECT_ZEROES},
+        {"force", no_argument, NULL, OPT_FORCE},
+        {"restart", no_argument, NULL, OPT_RESTART},
+        {"format", required_argument, NULL, 'f'},
+        {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+        {"force-share", no_argument, NULL, 'U'},
+        {"threads", required_argument, NULL, QM_OPT_THREADS},
+        {"deadline", required_argument, NULL, QM_OPT_DEADLINE},
+        {"progress", required_argument, NULL, QM_OPT_PROGRESS},
+        {"quiet", no_argument, NULL, 'q'},
+        QM_CLI_COMMON_OPTIONS,
+        {NULL, 0, NULL, 0},
+    };
+    int c;
+
+    r->merging.command = argv[0];
+    while ((c = qm_cli_getopt(argc, argv, ":O:s:o:f:Uqh", options)) != -1) {
+        if (c == 'h') {
+            fputs(help, stdout);
+            return QM_EXIT_DONE;
+        }
+        if (!take_option(r, c))
+            return QM_EXIT_REFUSED;
+    }
+    return take_operands(r, argc - optind, argv + optind) ? -1 : QM_EXIT_REFUSED;
+}
+
+/* ---- the work ---- */
+
+static int
+write_stdout(const void *bytes, size_t len, void *opaque)
+{
+    struct request *r = opaque;
+
+    while (len > 0) {
+        const ssize_t n = write(STDOUT_FILENO, bytes, len);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            r->failed = errno;
+            return -1;
+        }
+        bytes = (const char *)bytes + n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+static void
+print_report(const struct request *r, const struct qmeld_flatten_report *report)
+{
+    QM_CLI_FREE char *out = qm_cli_quote(r->out);
+
+    printf("%s: %s, %s of it data, in %" PRIu64 ".%03" PRIu64 " s", out,
+           qm_cli_size(report->size).text, qm_cli_size(report->bytes_data).text,
+           report->seconds_x1000 / 1000, report->seconds_x1000 % 1000);
+    if (report->resumed)
+        printf("; gone on with at %s", qm_cli_size(report->resumed_at).text);
+    printf("\n");
+}
+
+static void
+print_json(const struct request *r, const struct qmeld_flatten_report *report,
+           const struct qmeld_error *err)
+{
+    struct json_object *object = json_object_new_object();
+
+    qm_cli_json_add(object, "filename", qm_cli_json_string(r->out));
+    qm_cli_json_add(object, "status", qm_cli_json_string(err ? "failed" : "done"));
+    if (err)
+        qm_cli_json_add(object, "error", qm_cli_json_error(err));
+    qm_cli_json_add_u64(object, "virtual-size", report->size);
+    qm_cli_json_add_u64(object, "bytes-data", report->bytes_data);
+    qm_cli_json_add_bool(object, "resumed", report->resumed);
+    if (report->resumed)
+        qm_cli_json_add_u64(object, "resumed-at", report->resumed_at);
+    qm_cli_json_add_u64(object, "milliseconds", report->seconds_x1000);
+    qm_cli_json_print(object);
+}
+
+static int
+explain(const struct request *r, const struct qmeld_error *err)
+{
+    QM_CLI_FREE char *out = qm_cli_quote(r->out);
+
+    if (r->failed) {
+        fprintf(stderr, "qmeld: standard output: cannot write: %s\n", strerror(r->failed));
+        return QM_EXIT_FAILED;
+    }
+    qm_cli_complain(err);
+    if (err->disk == QMELD_DISK_OPEN && err->code != QMELD_BUSY)
+        fprintf(stderr, "qmeld: %s: not complete: the same command again goes on with it\n", out);
+    return qm_cli_exit_code(err);
+}
+
+static int
+run(int argc, char **argv)
+{
+    struct request r = {.flatten = {.target = &r.target}};
+    struct qmeld_flatten_report report;
+    struct qmeld_error err;
+    int code = take_options(&r, argc, argv);
+
+    if (code >= 0)
+        return code;
+    qm_cli_merging_begin(&r.merging);
+    r.flatten.threads = r.merging.options.threads;
+    r.flatten.progress = r.merging.options.progress;
+    r.flatten.opaque = r.merging.options.opaque;
+    if (r.to_stdout) {
+        r.flatten.sink = write_stdout;
+        r.flatten.sink_opaque = &r;
+    }
+    qm_cli_progress_begin(&r.merging.progress, r.merging.mode);
+    code = qmeld_flatten(r.image, r.to_stdout ? NULL : r.out, &r.flatten, &report, &err);
+    qm_cli_progress_end(&r.merging.progress);
+    code = code < 0 ? explain(&r, &err) : QM_EXIT_DONE;
+    if (r.merging.output == QM_OUTPUT_JSON)
+        print_json(&r, &report, code == QM_EXIT_DONE ? NULL : &err);
+    else if (code == QM_EXIT_DONE && !r.merging.quiet && !r.to_stdout)
+        print_report(&r, &report);
+    return code;
+}
+
+const struct qm_cli_command qm_cli_flatten = {"flatten", help, run, true};

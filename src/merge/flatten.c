@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * flatten.c - qmeld_flatten: what a chain reads as becomes one image.
+ *
+ * Why this way.  Nothing of the chain changes, so there is nothing to protect but the new image's name: it is given when all
+ * is durable (output.h).  The bytes pass through memory, as somebody always wants to look at them: for zeros, for a
+ * digest, to compress them.  The stream (stream.h) lets many threads do that, and gives the chunks in order.
+ */
+#include "flatten_int.h"
+
+#include "journal.h"
+
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <string.h>
+#include <time.h>
+
+#define CHUNK_BYTES (1u << 20)
+#define BATCH_BYTES (512ull << 20)
+#define MAX_STEP    (1u << 30) /* of progress in the note, whose counter has 32 bits */
+
+/* ---- what is asked ---- */
+
+static int
+check_target(const struct qmeld_create_options *t, bool to_sink, const char *out,
+             struct qmeld_error *err)
+{
+    const bool raw = !t->format || strcmp(t->format, "raw") == 0;
+
+    if (!raw && strcmp(t->format, "qcow2") != 0)
+        return qm_fail(err, QMELD_USAGE, qm_in(out),
+                       "format \"%.64s\" cannot be written here: use qcow2 or raw", t->format);
+    if (!raw && to_sink)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "only a raw disk can be written in order, as a pipe needs it: name a file");
+    if (raw && (t->version || t->cluster_size || t->refcount_bits || t->compression ||
+                t->extended_l2 || t->lazy_refcounts))
+        return qm_fail(err, QMELD_USAGE, qm_in(out),
+                       "these options are for qcow2 images: use format qcow2");
+    if (t->backing_name || t->backing_format || t->has_size || t->preallocation)
+        return qm_fail(
+            err, QMELD_USAGE, qm_in(out),
+            "a flattened image has no backing file, the size of its disk, and no preallocation");
+    return 0;
+}
+
+static int
+take_target(struct qm_flatten *f, const char *out, struct qmeld_error *err)
+{
+    static const struct qmeld_create_options none;
+    const struct qmeld_create_options *t = f->opts->target ? f->opts->target : &none;
+
+    if (check_target(t, f->opts->sink != NULL, out, err) < 0)
+        return -1;
+    f->is_qcow2 = t->format && strcmp(t->format, "qcow2") == 0;
+    return f->is_qcow2 ? qm_create_parse(out, t, &f->create, err) : 0;
+}
+
+static int
+open_chain(struct qm_flatten *f, struct qmeld_error *err)
+{
+    const struct qm_chain_options look = {.mode = f->opts->share ? QM_CHAIN_LOOK : QM_CHAIN_READ,
+                                          .format = f->opts->format,
+                                          .backing_format = f->opts->backing_format};
+    struct qm_image *top;
+    struct qm_qcow2 *q;
+
+    if (qm_chain_open(f->path, &look, &f->chain, err) < 0)
+        return -1;
+    top = f->chain->layers[f->chain->n - 1].img;
+    q = qm_qcow2_of(top);
+    if (f->opts->snapshot && !q)
+        return qm_fail(err, QMELD_USAGE, qm_in(f->path), "a raw image has no internal snapshots");
+    if (f->opts->snapshot && qm_qcow2_view_snapshot(q, f->opts->snapshot, err) < 0)
+        return -1;
+    f->size = f->report->size = top->size;
+    return 0;
+}
+
+/* ---- who may go on ---- */
+
+static char *
+describe_request(const struct qm_flatten *f)
+{
+    const struct qmeld_flatten_options *o = f->opts;
+    struct json_object *j = json_object_new_object();
+    QM_FREE char *path = qm_absolute_path(f->path);
+    char *text = NULL;
+
+    if (j && path) {
+        json_object_object_add(j, "image", json_object_new_string(path));
+        if (o->snapshot)
+            json_object_object_add(j, "snapshot", json_object_new_string(o->snapshot));
+        json_object_object_add(j, "qcow2", json_object_new_boolean(f->is_qcow2));
+        json_object_object_add(j, "version", json_object_new_uint64(f->create.version));
+        json_object_object_add(j, "cluster", json_object_new_uint64(f->create.cluster_size));
+        json_object_object_add(j, "refcount", json_object_new_uint64(f->create.refcount_bits));
+        json_object_object_add(j, "compression", json_object_new_uint64(f->create.compression));
+        json_object_object_add(j, "extended", json_object_new_boolean(f->create.extended_l2));
+        json_object_object_add(j, "lazy", json_object_new_boolean(f->create.lazy_refcounts));
+        json_object_object_add(j, "zeros", json_object_new_boolean(o->keep_zeros));
+        text = strdup(json_object_to_json_string_ext(j, JSON_C_TO_STRING_PLAIN));
+    }
+    json_object_put(j);
+    return text;
+}
+
+static int
+add_input(struct json_object *list, const struct qm_layer *layer, struct qmeld_error *err)
+{
+    struct json_object *j = json_object_new_object();
+    struct qm_journal_layer l;
+
+    if (qm_journal_note(layer, &l, err) < 0) {
+        json_object_put(j);
+        return -1;
+    }
+    json_object_object_add(j, "path", json_object_new_string(l.path));
+    json_object_object_add(j, "format", json_object_new_string(l.format));
+    json_object_object_add(j, "inode", json_object_new_uint64(l.ino));
+    json_object_object_add(j, "size", json_object_new_uint64(l.size));
+    if (!l.blockdev) { /* a device's is that of its node */
+        json_object_object_add(j, "sec", json_object_new_int64(l.mtime_sec));
+        json_object_object_add(j, "nsec", json_object_new_int64(l.mtime_nsec));
+    }
+    qm_journal_layer_release(&l);
+    return json_object_array_add(list, j) == 0 ? 0 : qm_fail_nomem(err, "the list of inputs");
+}
+
+/* How the inputs look: the same text again says that nobody has changed them. */
+static int
+describe_inputs(const struct qm_flatten *f, char **out, struct qmeld_error *err)
+{
+    struct json_object *list = json_object_new_array();
+    int rc = 0;
+
+    *out = NULL;
+    for (size_t i = 0; rc == 0 && i < f->chain->n; i++)
+        rc = add_input(list, &f->chain->layers[i], err);
+    if (rc == 0) {
+        *out = strdup(json_object_to_json_string_ext(list, JSON_C_TO_STRING_PLAIN));
+        rc = *out ? 0 : qm_fail_nomem(err, "the list of inputs");
+    }
+    json_object_put(list);
+    return rc;
+}
+
+/* ---- the work ---- */
+
+static int
+open_stream(struct qm_flatten *f, struct qmeld_error *err)
+{
+    const bool to_raw = !f->is_qcow2 && !f->opts->sink;
+    const bool device = f->output.file && f->output.file->blockdev;
+    const struct qm_stream_config config = {
+        .chain = f->chain,
+        .from = qm_guest(f->output.done),
+        .chunk = f->chunk,
+        .threads = f->opts->threads,
+        .keep_zeros = f->opts->keep_zeros,
+        .raw = to_raw ? f->output.file : NULL,
+        .raw_from = qm_guest(device ? f->chunk : 0),
+        .phase = "flatten",
+        .progress = f->opts->progress,
+        .opaque = f->opts->opaque,
+    };
+
+    return qm_stream_new(&config, &f->stream, err);
+}
+
+static int
+copy_all(struct qm_flatten *f, struct qmeld_error *err)
+{
+    uint64_t done = f->output.done;
+
+    for (;;) {
+        struct qm_chunk *c;
+
+        if (qm_stream_next(f->stream, &c, err) < 0)
+            return -1;
+        if (!c)
+            break;
+        done = c->guest.g + c->len;
+        if (qm_flatten_put(f, c, err) < 0)
+            return -1;
+        if ((qm_flatten_is_full(f) || qm_stream_stopped(f->stream)) &&
+            qm_flatten_publish(f, done, err) < 0)
+            return -1;
+        if (qm_stream_stopped(f->stream))
+            return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
+    }
+    return qm_flatten_publish(f, f->size, err) < 0 ? -1 : qm_flatten_complete(f, err);
+}
+
+static int
+check_unchanged(const struct qm_flatten *f, const char *before, struct qmeld_error *err)
+{
+    QM_FREE char *now = NULL;
+
+    if (f->opts->share)
+        return 0;
+    if (describe_inputs(f, &now, err) < 0)
+        return -1;
+    if (strcmp(before, now) == 0)
+        return 0;
+    return qm_fail(err, QMELD_STALE, qm_in(f->path),
+                   "a layer of the chain was changed while it was read: find out by whom, then "
+                   "give the command again");
+}
+
+static void
+take_limits_of_test(struct qm_flatten *f)
+{
+    f->batch_bytes = BATCH_BYTES;
+#ifdef QM_TESTING
+    if (getenv("QMELD_TEST_BATCH")) /* suites that run the program have small images */
+        f->batch_bytes = strtoull(getenv("QMELD_TEST_BATCH"), NULL, 0);
+#endif
+}
+
+/* The note's counter has 32 bits. */
+static uint64_t
+unit_of(const struct qm_flatten *f)
+{
+    uint64_t unit = f->chunk;
+
+    while (f->size / unit >= MAX_STEP)
+        unit *= 2;
+    return unit;
+}
+
+static int
+write_output(struct qm_flatten *f, const char *out, struct qmeld_error *err)
+{
+    QM_FREE char *request = describe_request(f);
+    QM_FREE char *inputs = NULL;
+    struct qm_output_config config = {.path = out,
+                                      .chain = f->chain,
+                                      .unit = unit_of(f),
+                                      .force = f->opts->force,
+                                      .restart = f->opts->restart};
+
+    if (!request)
+        return qm_fail_nomem(err, "a note");
+    if (describe_inputs(f, &inputs, err) < 0)
+        return -1;
+    config.request = request;
+    config.inputs = f->opts->share ? NULL : inputs;
+    if (out && qm_output_begin(&f->output, &config, err) < 0)
+        return -1;
+    f->report->resumed = f->output.resumed;
+    f->report->resumed_at = f->output.done;
+    if (f->output.complete)
+        return qm_output_forget(&f->output, err);
+    if (qm_flatten_sink_open(f, err) < 0 || (out && qm_output_note(&f->output, &config, err) < 0) ||
+        open_stream(f, err) < 0 || copy_all(f, err) < 0 || check_unchanged(f, inputs, err) < 0)
+        return -1;
+    if (!out)
+        return 0;
+    return qm_output_finish(&f->output, err) < 0 ? -1 : qm_output_forget(&f->output, err);
+}
+
+static int
+flatten(struct qm_flatten *f, const char *out, struct qmeld_error *err)
+{
+    if (take_target(f, out, err) < 0 || open_chain(f, err) < 0)
+        return -1;
+    f->create.size = f->size;
+    if (f->is_qcow2 && qm_qcow2_create_check(out, &f->create, err) < 0)
+        return -1;
+    f->chunk = qm_max(CHUNK_BYTES, f->create.cluster_size);
+    take_limits_of_test(f);
+    return write_output(f, out, err);
+}
+
+static uint64_t
+now_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+int
+qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_options *opts,
+              struct qmeld_flatten_report *report, struct qmeld_error *err)
+{
+    struct qmeld_flatten_report unheard;
+    struct qm_flatten f = {.path = path, .opts = opts, .report = report ? report : &unheard};
+    const uint64_t began = now_ms();
+    int rc;
+
+    memset(err, 0, sizeof *err);
+    memset(f.report, 0, sizeof *f.report);
+    assert(!out == (opts->sink != NULL));
+    rc = flatten(&f, out, err);
+    qm_stream_free(f.stream);
+    qm_flatten_sink_close(&f);
+    if (rc < 0)
+        qm_output_fail(&f.output, err);
+    qm_output_close(&f.output);
+    qm_chain_close(f.chain);
+    f.report->seconds_x1000 = now_ms() - began;
+    return rc;
+}

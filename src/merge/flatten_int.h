@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * flatten_int.h - what the files that serve qmeld_flatten share: flatten.c and flatten_sink.c.  Nobody else includes it.
+ */
+#ifndef QM_FLATTEN_INT_H
+#define QM_FLATTEN_INT_H
+
+#include "create.h"
+#include "output.h"
+#include "qcow2_append.h"
+#include "stream.h"
+
+struct qm_flatten {
+    const char *path;
+    const struct qmeld_flatten_options *opts;
+    struct qmeld_flatten_report *report;
+    struct qm_chain *chain;
+    uint64_t size;
+    uint64_t chunk;
+    struct qm_output output;
+    struct qm_stream *stream;
+    /* qcow2 */
+    bool is_qcow2; /* and not to a sink */
+    struct qm_qcow2_create create;
+    struct qm_qcow2 *q; /* the new image; output.file is not its own */
+    struct qm_append *append;
+    struct qm_moves moves;
+    uint64_t batch;       /* bytes written since the last publish */
+    uint64_t batch_bytes; /* when it is full */
+    unsigned char
+        *first; /* raw, on a block device: the first chunk, which is written last; NULL: zeros */
+};
+
+/* The file gets its form, or, if it is gone on with, has it; from there on qm_flatten_put. */
+int qm_flatten_sink_open(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+
+/* A chunk goes to its place, and back to the stream. */
+int qm_flatten_put(struct qm_flatten *f, struct qm_chunk *chunk, struct qmeld_error *err) QM_CHECK;
+
+/* All that was put is durable, and noted: everything in front of guest byte `done`. */
+int qm_flatten_publish(struct qm_flatten *f, uint64_t done, struct qmeld_error *err) QM_CHECK;
+bool qm_flatten_is_full(const struct qm_flatten *f);
+
+/* After the last publish. */
+int qm_flatten_complete(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+void qm_flatten_sink_close(struct qm_flatten *f);
+
+#endif
