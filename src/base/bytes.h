@@ -11,6 +11,8 @@
 #define QM_BYTES_H
 
 #include <endian.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -70,6 +72,15 @@ be64_put(be64 *p, uint64_t v)
 {
     v = htobe64(v);
     memcpy(p, &v, sizeof v);
+}
+
+/* True if all bytes are zero; len > 0.  The C library compares as widely as the processor can. */
+static inline bool
+qm_is_zero(const void *p, size_t len)
+{
+    const unsigned char *byte = p;
+
+    return byte[0] == 0 && memcmp(byte, byte + 1, len - 1) == 0;
 }
 
 #endif

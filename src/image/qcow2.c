@@ -5,7 +5,10 @@
  * Why.  The walk is the hot path of every sweep: images of 64 TiB, chains of 1,000 layers.  So an
  * image keeps only two small slices in memory, 4 KiB of its L1 table and 4 KiB of one L2 table,
  * which makes a scattered look-up one small read, and a sweep's reads sequential; runs
- * are found by comparing raw entries, which are decoded only where a run begins.
+ * are found by comparing raw entries, which are decoded only where a run begins.  Of a table that
+ * turns out to be sparse it also keeps which slices are zeros, one bit each, from one long read: they are
+ * neither read again nor looked at, so that a sweep over such tables costs little more than having
+ * them copied into memory once.
  *
  * An entry that makes no sense fails the walk only when its own cluster is asked for (QEMU:
  * same), so that what is healthy around it can still be saved.
@@ -14,7 +17,9 @@
 
 #include <inttypes.h>
 
-#define SLICE 4096u
+#define SLICE    4096u
+#define WIDE     64u         /* words that are looked at at once */
+#define SCAN_LEN (64u << 10) /* a sparse table is read in pieces of this size; on the stack */
 
 struct slice {
     uint64_t off; /* of the first byte, in the file */
@@ -25,6 +30,9 @@ struct slice {
 struct qm_qcow2_walk {
     struct slice l1;
     struct slice l2;
+    /* a sparse L2 table, 0: none; and its slices in which no bit is set */
+    uint64_t scanned;
+    uint64_t zero[(1u << QCOW2_MAX_CLUSTER_BITS) / SLICE / 64];
     /* guest range known to have no L2 tables; what the last scan of the L1 found */
     uint64_t absent_from;
     uint64_t absent_to;
@@ -96,31 +104,41 @@ find_table(const struct qm_qcow2 *q, struct qm_qcow2_walk *w, uint64_t guest, ui
     return *out & (q->geo.cluster_size - 1) ? bad_l2_table(q, idx, *out, err) : 0;
 }
 
-/* First word in [i, n) with a bit of mask; n if none has.  Eight words a step: most of a sparse
- * image's tables is zero. */
+/* True if one of so many words has a bit of mask, which is in the byte order of the words.  The count is
+ * known to the compiler, which makes it wide instructions. */
+static inline bool
+any_set(const be64 *word, uint64_t mask)
+{
+    uint64_t any = 0, v;
+
+    for (unsigned k = 0; k < WIDE; k++) {
+        memcpy(&v, &word[k], sizeof v);
+        any |= v;
+    }
+    return any & mask;
+}
+
+/* First word in [i, n) with a bit of mask; n if none has.  Most of a sparse image's tables is zero. */
 static uint32_t
 first_set(const be64 *word, uint32_t i, uint32_t n, uint64_t mask)
 {
+    uint64_t v;
     be64 m;
 
     be64_put(&m, mask);
     memcpy(&mask, &m, sizeof mask); /* in the byte order of the disk, as the words are */
-    while (i < n) {
-        uint64_t v[8];
-
-        if (n - i >= 8) {
-            memcpy(v, &word[i], sizeof v);
-            if (!((v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) & mask)) {
-                i += 8;
-                continue;
-            }
+    for (;;) {
+        while (n - i >= WIDE && !any_set(&word[i], mask))
+            i += WIDE;
+        /* one of the next words, or the rest */
+        for (uint32_t end = i + (uint32_t)qm_min(n - i, WIDE); i < end; i++) {
+            memcpy(&v, &word[i], sizeof v);
+            if (v & mask)
+                return i;
         }
-        memcpy(v, &word[i], sizeof *v);
-        if (*v & mask)
-            return i;
-        i++;
+        if (i == n)
+            return n;
     }
-    return n;
 }
 
 /* Sets w->absent_*: from a->at, which has no L2 table, to the next guest offset that has one. */
@@ -185,6 +203,8 @@ count_alike(const struct slice *s, uint32_t i, uint64_t cluster_size)
     const uint64_t step = expect & QCOW2_OFFSET_MASK ? cluster_size : 0;
     const uint32_t begin = i;
 
+    if (expect == 0)
+        return first_set(s->word, i, s->n, mask) - begin;
     for (; i < s->n; i++) {
         expect += step;
         if ((be64_get(&s->word[i]) & mask) != expect)
@@ -248,35 +268,51 @@ run_at(struct asking *a, struct qm_extent *out, struct qmeld_error *err)
     return 0;
 }
 
-/* Extends out, if it is absent and a->at begins a new slice of its table, over the entries that
- * are zero in every bit.  They are read in passing, many slices at once: this is what a sweep
- * over the tables of a sparse image mostly does.  What cannot be read is left to run_at. */
+/* Reads the table that answers for a->at from byte `from` on, a multiple of SLICE, and notes which slices are
+ * zero in every bit.  What cannot be read is not zero: it is left to run_at, which can tell. */
 static void
-skip_zero_entries(struct asking *a, struct qm_extent *out)
+scan_table(const struct asking *a, uint64_t from)
+{
+    const uint64_t size = a->q->geo.cluster_size;
+    struct qmeld_error later = {.disk = QMELD_DISK_OLD};
+    unsigned char buf[SCAN_LEN];
+
+    memset(a->w->zero, 0, sizeof a->w->zero);
+    a->w->scanned = a->table;
+    while (from < size) {
+        const uint64_t len = qm_min(size - from, sizeof buf);
+
+        if (qm_pread_padded(a->q->img.file, a->table + from, buf, len, &later) < 0)
+            return;
+        for (uint64_t at = 0; at < len; at += SLICE) {
+            const uint64_t k = (from + at) / SLICE;
+
+            if (qm_is_zero(buf + at, SLICE))
+                a->w->zero[k / 64] |= 1ull << (k % 64);
+        }
+        from += len;
+    }
+}
+
+/* Extends out, if it is absent and a->at begins a new slice of its table, over the slices that
+ * are zero: this is what a sweep over the tables of a sparse image mostly does. */
+static void
+skip_zero_slices(struct asking *a, struct qm_extent *out)
 {
     const struct qcow2_geo *g = &a->q->geo;
     const uint64_t in_table = (a->at & (qcow2_l2_span(g) - 1)) >> g->cluster_bits;
-    uint64_t off = in_table * g->l2_entry_len;
-    struct qmeld_error later = {.disk = QMELD_DISK_OLD};
+    const uint64_t off = in_table * g->l2_entry_len;
+    uint64_t k = off / SLICE;
 
     if (!a->table || out->kind != QM_ABSENT || out->has_host || off == 0 || off % SLICE)
         return;
-    while (a->at < a->end && off < g->cluster_size) {
-        be64 word[4 * SLICE / sizeof(be64)];
-        const uint64_t len = qm_min(g->cluster_size - off, sizeof word);
-        const uint32_t n = (uint32_t)(len / sizeof *word);
-        uint32_t zeros;
-
-        if (qm_pread_padded(a->q->img.file, a->table + off, word, len, &later) < 0)
-            return;
-        zeros = first_set(word, 0, n, UINT64_MAX);
-        a->at += (uint64_t)zeros * sizeof *word / g->l2_entry_len << g->cluster_bits;
-        a->at = qm_min(a->at, a->end);
-        out->len = a->at - out->guest.g;
-        if (zeros < n)
-            return;
-        off += len;
-    }
+    if (a->w->scanned != a->table)
+        scan_table(a, off);
+    while (k < g->cluster_size / SLICE && a->w->zero[k / 64] >> (k % 64) & 1)
+        k++;
+    a->at += (k * SLICE - off) / g->l2_entry_len << g->cluster_bits;
+    a->at = qm_min(a->at, a->end);
+    out->len = a->at - out->guest.g;
 }
 
 static bool
@@ -326,7 +362,7 @@ next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
         struct qm_extent more;
 
         a.at = from.g + out->len;
-        skip_zero_entries(&a, out);
+        skip_zero_slices(&a, out);
         if (!may_look_on(&a, out) || run_at(&a, &more, &later) < 0 || !continues(out, &more))
             return 0;
         out->len += more.len;

@@ -57,7 +57,7 @@ all_zero(const struct qm_census *c, const struct qm_refblock *b, uint64_t i, uin
     const uint64_t len = qm_div_up(n << order, 8);
 
     /* bits past n in the last byte belong to clusters past the end: a slow look if set */
-    return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
+    return qm_is_zero(p, len);
 }
 
 /* The usual width, without a call for each entry. */

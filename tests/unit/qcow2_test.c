@@ -787,6 +787,78 @@ walk__agrees_with_looking_at_every_entry(void **state)
     }
 }
 
+/* Tables with an entry here and there, in clusters of many slices, and of more than one scan. */
+static void
+walk__agrees_on_sparse_tables(void **state)
+{
+    static const struct {
+        uint32_t bits;
+        bool extended;
+    } shapes[] = {{16, false}, {16, true}, {18, false}, {21, false}, {21, true}};
+
+    (void)state;
+    for (unsigned i = 0; i < 25; i++) {
+        const unsigned k = i % (sizeof shapes / sizeof *shapes);
+        struct fixture f;
+
+        seed = 7000003 * (i + 1);
+        make(&f, 3, shapes[k].bits, shapes[k].extended, 512);
+        put64(&f, 24, qcow2_l2_span(&f.geo) * 3 - 512 * rnd(50));
+        put(&f, 36, "\0\0\0\3", 4);
+        for (uint64_t t = 0; t < 3; t++) {
+            const uint64_t table = (t + 8) * f.cs, entries = 1ull << f.geo.l2_bits;
+
+            set_l1(&f, t, table | QCOW2_COPIED);
+            set_l2(&f, table, entries - 1, 0); /* as long as it is */
+            for (uint64_t n = rnd(6); n; n--) {
+                const uint64_t at = rnd(2) ? rnd(entries) : rnd(entries / 512) * 512 - rnd(2);
+
+                set_l2(&f, table, at % entries, rnd(8) ? (100 + rnd(50)) * f.cs : QCOW2_COPIED);
+                if (f.geo.extended_l2)
+                    put64(&f, table + at % entries * 16 + 8, rnd(2) ? 0xffffffff : 0);
+            }
+        }
+        open_good(&f);
+        for (unsigned n = 0; n < 4; n++)
+            compare_walk(&f);
+        end(&f);
+    }
+}
+
+static ssize_t
+count_reads(enum qm_io_call call, const char *path, uint64_t off, size_t len, void *opaque)
+{
+    (void)path;
+    (void)off;
+    *(unsigned *)opaque += call == QM_IO_CALL_READ;
+    return (ssize_t)len;
+}
+
+/* What a sweep over sparse tables reads: the L1 once, of each table its first slice, the rest in one piece, and
+ * the slices with something in them. */
+static void
+walk__a_sparse_table_is_read_once(void **state)
+{
+    const uint64_t span = 512ull << 20, n_tables = 10;
+    struct fixture f;
+    unsigned reads = 0;
+
+    (void)state;
+    make(&f, 3, 16, false, n_tables * span);
+    for (uint64_t i = 0; i < n_tables; i++) {
+        set_l1(&f, i, (i + 2) << 16);
+        set_l2(&f, (i + 2) << 16, 3000, 0x500000);
+        set_l2(&f, (i + 2) << 16, 8191, 0x600000);
+    }
+    open_good(&f);
+    qm_io_set_call_hook(count_reads, &reads);
+    for (uint64_t at = 0; at < n_tables * span;)
+        at += next(&f, at).len;
+    qm_io_set_call_hook(NULL, NULL);
+    assert_in_range(reads, 1 + 4 * n_tables, 1 + 4 * n_tables);
+    end(&f);
+}
+
 int
 main(void)
 {
@@ -812,6 +884,8 @@ main(void)
         cmocka_unit_test(snapshots__a_bad_table_closes_the_image_except_to_check),
         cmocka_unit_test(snapshots__absurd_numbers_cost_nothing),
         cmocka_unit_test(walk__agrees_with_looking_at_every_entry),
+        cmocka_unit_test(walk__agrees_on_sparse_tables),
+        cmocka_unit_test(walk__a_sparse_table_is_read_once),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
