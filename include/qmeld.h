@@ -573,8 +573,11 @@ struct qmeld_flatten_options {
     bool share;           /* takes no lock: somebody may write meanwhile, and then what is
                                  * read was never the disk at any one time */
     const struct qmeld_create_options
-        *target;          /* format (NULL: raw), version, cluster_size, refcount_bits,
+        *target; /* format (NULL: raw), version, cluster_size, refcount_bits,
                                                 * compression, extended_l2, lazy_refcounts; the rest is refused */
+    const char *
+        compress; /* "zlib" or "zstd": data is stored compressed, where it gets shorter; NULL: it is not */
+    int compress_level;   /* zlib 1 to 9, zstd 1 to 19; 0: a good one */
     bool keep_zeros;      /* zeros that are stored as data become data, not holes */
     bool force;           /* what is called out may be replaced */
     bool restart;         /* what an interrupted run left is thrown away, not gone on with */
@@ -586,9 +589,10 @@ struct qmeld_flatten_options {
 };
 
 struct qmeld_flatten_report {
-    uint64_t size;       /* of the disk */
-    uint64_t bytes_data; /* of that, what is stored as data; by this run */
-    bool resumed;        /* an interrupted run was gone on with, from guest byte resumed_at */
+    uint64_t size;             /* of the disk */
+    uint64_t bytes_data;       /* of that, what is stored as data; by this run */
+    uint64_t bytes_compressed; /* what the compressed part of it takes */
+    bool resumed;              /* an interrupted run was gone on with, from guest byte resumed_at */
     uint64_t resumed_at;
     uint64_t seconds_x1000;
 };

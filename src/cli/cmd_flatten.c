@@ -34,6 +34,9 @@ static const char help[] =
     "        --extended-l2=on|off     32 subclusters in a cluster\n"
     "        --lazy-refcounts=on|off  refcounts written late; repaired after a crash\n"
     "    -o KEY=VALUE[,KEY=VALUE...]  the same, by the names qemu-img uses\n"
+    "    -c, --compress=TYPE[:LEVEL]  store data compressed: zlib, levels 1 to 9 (2), or zstd, 1 "
+    "to\n"
+    "                                 19 (3); -c is --compress=zlib\n"
     "        --no-detect-zeroes       zeros that are stored as data stay data; otherwise they\n"
     "                                 become holes\n"
     "        --force                  replace OUT, when the new one is complete; write to a\n"
@@ -57,7 +60,8 @@ static const char help[] =
     "half-way, and 75 stopped by a signal or at the deadline: the same command again goes on.\n";
 
 enum {
-    OPT_NO_DETECT_ZEROES = QM_OPT_MERGING_FIRST,
+    OPT_COMPRESS = QM_OPT_MERGING_FIRST,
+    OPT_NO_DETECT_ZEROES,
     OPT_FORCE,
     OPT_RESTART,
     OPT_BACKING_FORMAT,
@@ -79,6 +83,25 @@ struct request {
 
 /* ---- options ---- */
 
+/* "zstd", "zlib:6"; arg is argv's own, which may be written to. */
+static bool
+take_compress(struct request *r, char *arg)
+{
+    char *colon = strchr(arg, ':');
+    uint64_t level = 0;
+
+    if (colon && (!qm_cli_parse_number(colon + 1, 99, &level) || level == 0)) {
+        qm_cli_usage("flatten", "the level of compression is a number from 1 on, not \"%s\"",
+                     colon + 1);
+        return false;
+    }
+    if (colon)
+        *colon = '\0';
+    r->flatten.compress = arg;
+    r->flatten.compress_level = (int)level;
+    return true;
+}
+
 /* False after a complaint. */
 static bool
 take_option(struct request *r, int c)
@@ -92,6 +115,11 @@ take_option(struct request *r, int c)
         return true;
     case 'o':
         return qm_cli_create_apply_list("flatten", &r->target, optarg);
+    case 'c':
+        r->flatten.compress = "zlib";
+        return true;
+    case OPT_COMPRESS:
+        return take_compress(r, optarg);
     case OPT_NO_DETECT_ZEROES:
         r->flatten.keep_zeros = true;
         return true;
@@ -148,6 +176,7 @@ take_options(struct request *r, int argc, char **argv)
         {"compression-type", required_argument, NULL, OPT_CREATE + 3},
         {"extended-l2", required_argument, NULL, OPT_CREATE + 4},
         {"lazy-refcounts", required_argument, NULL, OPT_CREATE + 5},
+        {"compress", required_argument, NULL, OPT_COMPRESS},
         {"no-detect-zeroes", no_argument, NULL, OPT_NO_DETECT_ZEROES},
         {"force", no_argument, NULL, OPT_FORCE},
         {"restart", no_argument, NULL, OPT_RESTART},
@@ -164,7 +193,7 @@ take_options(struct request *r, int argc, char **argv)
     int c;
 
     r->merging.command = argv[0];
-    while ((c = qm_cli_getopt(argc, argv, ":O:s:o:f:Uqh", options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":O:s:o:f:cUqh", options)) != -1) {
         if (c == 'h') {
             fputs(help, stdout);
             return QM_EXIT_DONE;
@@ -205,6 +234,8 @@ print_report(const struct request *r, const struct qmeld_flatten_report *report)
     printf("%s: %s, %s of it data, in %" PRIu64 ".%03" PRIu64 " s", out,
            qm_cli_size(report->size).text, qm_cli_size(report->bytes_data).text,
            report->seconds_x1000 / 1000, report->seconds_x1000 % 1000);
+    if (report->bytes_compressed)
+        printf(", compressed to %s", qm_cli_size(report->bytes_compressed).text);
     if (report->resumed)
         printf("; gone on with at %s", qm_cli_size(report->resumed_at).text);
     printf("\n");
@@ -222,6 +253,7 @@ print_json(const struct request *r, const struct qmeld_flatten_report *report,
         qm_cli_json_add(object, "error", qm_cli_json_error(err));
     qm_cli_json_add_u64(object, "virtual-size", report->size);
     qm_cli_json_add_u64(object, "bytes-data", report->bytes_data);
+    qm_cli_json_add_u64(object, "bytes-compressed", report->bytes_compressed);
     qm_cli_json_add_bool(object, "resumed", report->resumed);
     if (report->resumed)
         qm_cli_json_add_u64(object, "resumed-at", report->resumed_at);

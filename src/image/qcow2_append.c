@@ -2,7 +2,7 @@
 #include "qcow2_append.h"
 
 #include "qcow2_check.h"
-#include "qcow2_refs.h"
+#include "qcow2_pack.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -20,6 +20,7 @@ struct qm_append {
     struct qm_qcow2 *q;
     const struct qcow2_geo *geo;
     struct qm_refs *refs;
+    struct qm_pack pack;  /* of compressed clusters */
     uint64_t l1_idx;      /* of the table in memory; NO_TABLE: none */
     host_off at;          /* where it is to be */
     unsigned char *table; /* one cluster */
@@ -98,6 +99,7 @@ qm_append_open(struct qm_qcow2 *q, bool resumed, uint64_t from, struct qm_append
         qm_append_close(a);
         return -1;
     }
+    qm_pack_init(&a->pack, a->refs, a->geo);
     *out = a;
     return 0;
 }
@@ -203,6 +205,32 @@ qm_append_cluster(struct qm_append *a, uint64_t idx, uint32_t units, host_off *o
     if (take_cluster(a, &e.host, err) < 0)
         return -1;
     *out = e.host;
+    return set_entry(a, idx, &e, err);
+}
+
+int
+qm_append_compressed(struct qm_append *a, uint64_t idx, uint32_t len, host_off *out, bool *out_fits,
+                     struct qmeld_error *err)
+{
+    const uint64_t cs = a->geo->cluster_size;
+    struct qcow2_l2 e = {.kind = QCOW2_L2_COMPRESSED};
+    uint64_t end;
+
+    *out_fits = false;
+    if (idx >> a->geo->l2_bits != a->l1_idx && load_table(a, idx >> a->geo->l2_bits, err) < 0)
+        return -1;
+    if (qm_refs_end(a->refs, &end, err) < 0)
+        return -1;
+    if (!qm_pack_can_lead_to(
+            a->geo, qm_host(end + 4 * cs))) /* and a refcount block or two may come first */
+        return 0;
+    if (qm_pack_take(&a->pack, len, &e.host, err) < 0)
+        return -1;
+    a->end = qm_max(a->end, qm_align_up(e.host.h + len, cs));
+    /* whole sectors, of which the first begins in front of it (specification, "Compressed Clusters Descriptor") */
+    e.payload_len = (uint32_t)(qm_align_up(e.host.h + len, 512) - e.host.h);
+    *out = e.host;
+    *out_fits = true;
     return set_entry(a, idx, &e, err);
 }
 

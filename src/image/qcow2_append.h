@@ -35,6 +35,11 @@ void qm_append_close(struct qm_append *a); /* NULL is fine */
 int qm_append_cluster(struct qm_append *a, uint64_t idx, uint32_t units, host_off *out,
                       struct qmeld_error *err) QM_CHECK;
 
+/* Bytes for guest cluster idx in compressed form, by the codec that the header names.  *out_fits false: an entry cannot
+ * lead that far; nothing is taken, and the cluster must be stored as it is. */
+int qm_append_compressed(struct qm_append *a, uint64_t idx, uint32_t len, host_off *out,
+                         bool *out_fits, struct qmeld_error *err) QM_CHECK;
+
 int qm_append_prepare(struct qm_append *a, struct qmeld_error *err) QM_CHECK;
 int qm_append_publish(struct qm_append *a, struct qmeld_error *err) QM_CHECK;
 

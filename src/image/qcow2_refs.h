@@ -58,6 +58,9 @@ int qm_refs_alloc(struct qm_refs *refs, uint64_t want, host_off *out, uint64_t *
 int qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, struct qmeld_error *err)
     QM_CHECK;
 
+/* Raises the refcount of a cluster in use by one (staged).  NOSPACE: it cannot count that far. */
+int qm_refs_raise(struct qm_refs *refs, uint64_t cluster, struct qmeld_error *err) QM_CHECK;
+
 /* Lowers the refcount of every cluster that [off, off + len) touches by one (staged).  Call it only
  * when nothing durable points there any more: a cluster that reaches 0 may be allocated again at
  * once.  CORRUPT if a refcount is 0 already. */

@@ -45,6 +45,29 @@ check_target(const struct qmeld_create_options *t, bool to_sink, const char *out
 }
 
 static int
+take_compression(struct qm_flatten *f, const char *out, struct qmeld_error *err)
+{
+    const struct qmeld_flatten_options *o = f->opts;
+    enum qm_compression type;
+
+    if (!o->compress)
+        return 0;
+    if (!f->is_qcow2)
+        return qm_fail(err, QMELD_USAGE, qm_in(out),
+                       "a raw disk cannot be compressed: use format qcow2");
+    if (qm_create_compression(out, o->compress, &type, err) < 0)
+        return -1;
+    if (o->target->compression && type != f->create.compression)
+        return qm_fail(err, QMELD_USAGE, qm_in(out),
+                       "an image has one compression, and two are named: leave one out");
+    if (o->compress_level < 0 || o->compress_level > qm_codec_level_max(type))
+        return qm_fail(err, QMELD_USAGE, qm_in(out), "the level of %s is 1 to %d, not %d",
+                       o->compress, qm_codec_level_max(type), o->compress_level);
+    f->create.compression = type;
+    return 0;
+}
+
+static int
 take_target(struct qm_flatten *f, const char *out, struct qmeld_error *err)
 {
     static const struct qmeld_create_options none;
@@ -53,7 +76,9 @@ take_target(struct qm_flatten *f, const char *out, struct qmeld_error *err)
     if (check_target(t, f->opts->sink != NULL, out, err) < 0)
         return -1;
     f->is_qcow2 = t->format && strcmp(t->format, "qcow2") == 0;
-    return f->is_qcow2 ? qm_create_parse(out, t, &f->create, err) : 0;
+    if (f->is_qcow2 && qm_create_parse(out, t, &f->create, err) < 0)
+        return -1;
+    return take_compression(f, out, err);
 }
 
 static int
@@ -98,6 +123,8 @@ describe_request(const struct qm_flatten *f)
         json_object_object_add(j, "compression", json_object_new_uint64(f->create.compression));
         json_object_object_add(j, "extended", json_object_new_boolean(f->create.extended_l2));
         json_object_object_add(j, "lazy", json_object_new_boolean(f->create.lazy_refcounts));
+        json_object_object_add(j, "compress", json_object_new_boolean(o->compress != NULL));
+        json_object_object_add(j, "level", json_object_new_int(o->compress_level));
         json_object_object_add(j, "zeros", json_object_new_boolean(o->keep_zeros));
         text = strdup(json_object_to_json_string_ext(j, JSON_C_TO_STRING_PLAIN));
     }
@@ -158,6 +185,9 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
         .chunk = f->chunk,
         .threads = f->opts->threads,
         .keep_zeros = f->opts->keep_zeros,
+        .deflate = f->opts->compress ? f->create.cluster_size : 0,
+        .type = f->create.compression,
+        .level = f->opts->compress_level,
         .raw = to_raw ? f->output.file : NULL,
         .raw_from = qm_guest(device ? f->chunk : 0),
         .phase = "flatten",

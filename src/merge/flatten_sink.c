@@ -172,18 +172,74 @@ put_cluster(struct qm_flatten *f, const struct qm_chunk *c, uint64_t from, size_
     return 0;
 }
 
+/* Payloads that follow each other in the chunk and in the file. */
+struct payloads {
+    const unsigned char *from;
+    uint64_t to;
+    uint64_t len;
+};
+
+static int
+write_payloads(struct qm_flatten *f, struct payloads *p, struct qmeld_error *err)
+{
+    const uint64_t len = p->len;
+
+    if (len == 0)
+        return 0;
+    p->len = 0;
+    f->report->bytes_compressed += len;
+    if (qm_pwrite(f->output.file, p->to, p->from, len, err) < 0)
+        return -1;
+    qm_writeback(f->output.file, p->to, len);
+    return 0;
+}
+
+/* *out_done false: it is to be stored as it is. */
+static int
+put_compressed(struct qm_flatten *f, const struct qm_chunk *c, uint64_t from, struct payloads *held,
+               bool *out_done, struct qmeld_error *err)
+{
+    const struct qm_payload *p = &c->payloads.at[from >> f->q->geo.cluster_bits];
+    host_off host;
+
+    *out_done = false;
+    if (p->len == 0)
+        return 0;
+    if (qm_append_compressed(f->append, (c->guest.g + from) >> f->q->geo.cluster_bits, p->len,
+                             &host, out_done, err) < 0)
+        return -1;
+    if (!*out_done)
+        return 0;
+    if (held->len > 0 &&
+        (held->to + held->len != host.h || held->from + held->len != c->packed + p->off) &&
+        write_payloads(f, held, err) < 0)
+        return -1;
+    if (held->len == 0)
+        *held = (struct payloads){.from = c->packed + p->off, .to = host.h};
+    held->len += p->len;
+    return 0;
+}
+
 static int
 put_qcow2(struct qm_flatten *f, struct qm_chunk *c, struct qmeld_error *err)
 {
     const uint64_t cs = f->q->geo.cluster_size;
-
+    struct payloads held = {.len = 0};
     uint64_t at = 0;
 
     for (size_t run = 0; run < c->runs.n; at += cs) {
+        bool done = false;
+
         at = qm_max(at, qm_align_down(c->runs.at[run].off, cs));
-        if (put_cluster(f, c, at, &run, err) < 0)
+        if (f->opts->compress && put_compressed(f, c, at, &held, &done, err) < 0)
             return -1;
+        if (!done && put_cluster(f, c, at, &run, err) < 0)
+            return -1;
+        while (done && run < c->runs.n && c->runs.at[run].off + c->runs.at[run].len <= at + cs)
+            run++;
     }
+    if (write_payloads(f, &held, err) < 0)
+        return -1;
     return qm_stream_write(f->stream, c, f->output.file, &f->moves, err);
 }
 

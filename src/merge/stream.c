@@ -26,6 +26,7 @@ enum state { FREE, READING, READY, TAKEN, WRITING };
 
 struct slot {
     struct qm_chunk chunk; /* first: a chunk's slot is where it is */
+    unsigned char *packed; /* likewise */
     unsigned char *buf;    /* NULL until it is needed */
     struct qm_moves moves;
     struct qm_file *file; /* what they are in */
@@ -157,6 +158,39 @@ digest_leaves(const struct qm_stream *s, struct worker *w, struct slot *slot,
     return 0;
 }
 
+/* Clusters that runs touch; behind the disk's end they are zeros (QEMU pads a last cluster so). */
+static int
+deflate_clusters(const struct qm_stream *s, struct worker *w, struct slot *slot,
+                 struct qmeld_error *err)
+{
+    struct qm_chunk *c = &slot->chunk;
+    const uint64_t cs = s->cfg.deflate;
+    size_t run = 0, out = 0;
+
+    if (cs == 0)
+        return 0;
+    if (!w->codec && !(w->codec = qm_codec_new()))
+        return qm_fail_nomem(err, "a compressor");
+    memset(slot->buf + c->len, 0, s->cfg.chunk - c->len);
+    for (uint64_t at = 0; at < c->len; at += cs) {
+        struct qm_payload p = {.off = (uint32_t)out};
+        size_t len = 0;
+
+        while (run < c->runs.n && c->runs.at[run].off + c->runs.at[run].len <= at)
+            run++;
+        /* QEMU stores a cluster compressed only if it gets shorter than that (qemu 7.2, block/qcow2.c) */
+        if (run < c->runs.n && c->runs.at[run].off < at + cs &&
+            qm_codec_deflate(w->codec, s->cfg.type, s->cfg.level, slot->buf + at, cs,
+                             slot->packed + out, cs - 1, &len) < 0)
+            return qm_fail_nomem(err, "a compressed cluster");
+        p.len = (uint32_t)len;
+        out += len;
+        if (!qm_vec_push(&c->payloads, &p))
+            return qm_fail_nomem(err, "compressed clusters");
+    }
+    return 0;
+}
+
 static int
 write_raw(const struct qm_stream *s, const struct slot *slot, struct qmeld_error *err)
 {
@@ -176,7 +210,8 @@ static int
 read_chunk(struct qm_stream *s, struct worker *w, struct slot *slot, struct qmeld_error *err)
 {
     if (read_spans(s, w, slot, err) < 0 || find_runs(s, slot, err) < 0 ||
-        digest_leaves(s, w, slot, err) < 0 || write_raw(s, slot, err) < 0)
+        digest_leaves(s, w, slot, err) < 0 || deflate_clusters(s, w, slot, err) < 0 ||
+        write_raw(s, slot, err) < 0)
         return -1;
     set_state(s, slot, READY);
     return 0;
@@ -272,6 +307,7 @@ collect(struct qm_stream *s, struct qm_chunk *c, struct qmeld_error *err)
     qm_vec_clear(&c->spans);
     qm_vec_clear(&c->runs);
     qm_vec_clear(&c->leaves);
+    qm_vec_clear(&c->payloads);
     while (s->pos < end) {
         uint64_t n;
 
@@ -303,7 +339,10 @@ fill(struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
     }
     if (!slot->buf && !(slot->buf = malloc(s->cfg.chunk)))
         return qm_fail_nomem(err, "a chunk");
+    if (s->cfg.deflate && !slot->packed && !(slot->packed = malloc(s->cfg.chunk)))
+        return qm_fail_nomem(err, "a chunk");
     slot->chunk.bytes = slot->buf;
+    slot->chunk.packed = slot->packed;
     set_state(s, slot, READING);
     return qm_pool_put(s->pool, &item, err);
 }
@@ -491,6 +530,8 @@ qm_stream_free(struct qm_stream *s)
         qm_vec_release(&s->slots[i].chunk.runs);
         qm_vec_release(&s->slots[i].chunk.leaves);
         qm_vec_release(&s->slots[i].moves.list);
+        qm_vec_release(&s->slots[i].chunk.payloads);
+        free(s->slots[i].packed);
         free(s->slots[i].buf);
     }
     free(s->slots);

@@ -32,6 +32,10 @@ struct qm_stream_config {
     bool keep_zeros; /* do not look for zeros: what is stored as data is given as data */
     uint64_t
         leaf; /* digests of leaves of this size; a power of two, the chunk's at most; 0: none */
+    uint64_t
+        deflate; /* clusters of this size are compressed, too; a power of two, the chunk's at most; 0: no */
+    enum qm_compression type;
+    int level;           /* as of qm_codec_deflate */
     struct qm_file *raw; /* NULL, or workers put what is not zeros there, at its own offset */
     guest_off raw_from;  /* but only from here on */
     qmeld_progress_fn *progress; /* may be NULL */
@@ -47,13 +51,20 @@ struct qm_run {
     uint64_t len;
 };
 
+struct qm_payload {
+    uint32_t off; /* in packed; they lie there one behind the other */
+    uint32_t len; /* 0: all zeros, or it does not get shorter */
+};
+
 struct qm_chunk {
     guest_off guest;
     uint64_t len;
     bool zero; /* all of it: then bytes is NULL */
     const unsigned char *bytes;
-    QM_VEC(struct qm_map_span) spans; /* where it comes from, ascending, without gaps */
-    QM_VEC(struct qm_run) runs;       /* what is not zeros, ascending, apart from each other */
+    const unsigned char *packed;
+    QM_VEC(struct qm_payload) payloads; /* of each cluster, unless zero, and if asked for */
+    QM_VEC(struct qm_map_span) spans;   /* where it comes from, ascending, without gaps */
+    QM_VEC(struct qm_run) runs;         /* what is not zeros, ascending, apart from each other */
     QM_VEC(struct qm_sha256)
     leaves; /* unless zero, and if asked for; the last may be of a shorter leaf */
 };

@@ -27,12 +27,14 @@ KINDS = ["raw", "qcow2", "stdout"]
 def pick_options(rng):
     """-> arguments for a qcow2 image, of any kind."""
     if rng.random() < 0.25:
-        return ["--compat", "0.10", "--cluster-size", rng.choice(["512", "4k", "64k"])]
+        return ["--compat", "0.10", "--cluster-size", rng.choice(["512", "4k", "64k"])] + rng.choice([[], ["-c"]])
     cluster = rng.choice(["512", "1k", "4k", "16k", "64k", "256k", "2M"])
     args = ["--cluster-size", cluster, "--refcount-bits", str(rng.choice([1, 2, 4, 8, 16, 32, 64]))]
     if cluster in ("16k", "64k", "256k", "2M") and rng.random() < 0.4:
         args += ["--extended-l2", "on"]
-    if rng.random() < 0.2:
+    if rng.random() < 0.5:
+        args += ["--compress", rng.choice(["zstd", "zlib", "zstd:1", "zlib:9"])]
+    elif rng.random() < 0.3:
         args += ["--compression-type", "zstd"]
     return args
 
