@@ -301,19 +301,27 @@ struct qmeld_commit_layer {
     char *path; /* before the merge */
     enum qmeld_fate fate;
     char *moved_to; /* QUARANTINED: the path it has now; else NULL */
+    /* how what came out of its file got into the base, in this call: */
+    uint64_t bytes_shared;    /* the two files have the same blocks now (reflink) */
+    uint64_t bytes_offloaded; /* copied by the file system, on its server */
+    uint64_t bytes_copied;    /* read and written; compressed clusters as inflated */
 };
 
 struct qmeld_commit_report {
-    bool nothing_to_do;    /* the image has no backing file */
-    bool already_merged;   /* the base held all of it before: no guest byte was written */
-    bool reclaimed;        /* with qmeld_commit_options.reclaim */
-    bool resumed;          /* an interrupted merge was gone on with */
-    bool held;             /* merged, and it can be taken back: qmeld_revert, or qmeld_finalize */
-    bool reverted;         /* it was taken back: every layer is what it was before */
-    uint64_t bytes_copied; /* data moved into the base, compressed clusters as inflated */
+    bool nothing_to_do;  /* the image has no backing file */
+    bool already_merged; /* the base held all of it before: no guest byte was written */
+    bool reclaimed;      /* with qmeld_commit_options.reclaim */
+    bool resumed;        /* an interrupted merge was gone on with */
+    bool held;           /* merged, and it can be taken back: qmeld_revert, or qmeld_finalize */
+    bool reverted;       /* it was taken back: every layer is what it was before */
+    uint64_t
+        bytes_copied; /* data moved into the base, in whatever way, compressed clusters as inflated */
     uint64_t bytes_filled; /* old content copied along because clusters were only partly new */
     uint64_t bytes_zeroed; /* guest bytes that became holes, zero clusters or zeros */
-    bool verified;         /* all of it was read back, and is what was to be written */
+    uint64_t
+        bytes_shared; /* of copied and filled ones: not read and written, but shared with the layer's file */
+    uint64_t bytes_offloaded; /* likewise: copied by the file system, on its server */
+    bool verified;            /* all of it was read back, and is what was to be written */
     uint64_t bytes_verified;
     uint64_t base_old_size; /* virtual size before and after */
     uint64_t base_new_size;
@@ -346,6 +354,8 @@ struct qmeld_plan_layer {
         old_allocated; /* bytes of disk; what the file system needs to keep account of a file changes with
                              * it, and is in the old number only */
     uint64_t new_allocated;
+    uint64_t bytes_shared; /* as in struct qmeld_commit_layer, by what is known without trying */
+    uint64_t bytes_copied;
 };
 
 /* A place that space is taken from. */
@@ -378,6 +388,7 @@ struct qmeld_plan_report {
     uint64_t bytes_copied; /* as in struct qmeld_commit_report */
     uint64_t bytes_filled;
     uint64_t bytes_zeroed;
+    uint64_t bytes_shared;      /* by what is known without trying; a file system may share more */
     uint64_t bytes_read;        /* of data, compressed clusters as they are stored */
     uint64_t bytes_written;     /* of data */
     uint64_t metadata_written;  /* tables, refcounts, headers, bitmaps, the journal */

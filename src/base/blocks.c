@@ -404,6 +404,74 @@ qm_blocks_cut(struct qm_blocks *b, uint64_t size, struct qm_blocks_change *chang
     return 0;
 }
 
+/* Blocks [lo, hi) of a chunk, all of one kind from lo on: what kind, and how far. */
+static unsigned
+run_of(const struct chunk *c, unsigned lo, unsigned hi, bool *out_has)
+{
+    const uint64_t *word = c->has.word;
+    unsigned i = lo;
+
+    *out_has = word ? word[lo / 64] >> lo % 64 & 1 : c->has.n == CHUNK;
+    if (!word)
+        return hi;
+    while (i < hi && (word[i / 64] >> i % 64 & 1) == *out_has)
+        i++;
+    return i;
+}
+
+/* Blocks [first, first + n), which are in one chunk. */
+static int
+give_shared(struct qm_blocks *b, uint64_t first, unsigned n, bool has,
+            struct qm_blocks_change *change, uint64_t *freed, struct qmeld_error *err)
+{
+    const unsigned lo = (unsigned)(first % CHUNK);
+    unsigned changed, unshared, kept;
+    struct chunk *c;
+
+    if (get_chunk(b, first / CHUNK, &c, err) < 0)
+        return -1;
+    if (!put(&c->shared, lo, lo + n, false, &unshared) ||
+        !put(&c->has, lo, lo + n, has, &changed) ||
+        (has && !put(&c->shared, lo, lo + n, true, &kept)))
+        return qm_fail_nomem(err, "the blocks of a file");
+    kept = has ? n - changed : changed; /* blocks that it had */
+    change->allocated += has ? (int64_t)(changed * b->block) : -(int64_t)(changed * b->block);
+    *freed += (kept - unshared) * b->block;
+    return 0;
+}
+
+static int
+share_run(struct qm_blocks *to, uint64_t to_first, struct qm_blocks *from, uint64_t first,
+          uint64_t most, struct qm_blocks_change *change, uint64_t *freed, uint64_t *out_n,
+          struct qmeld_error *err)
+{
+    const unsigned lo = (unsigned)(first % CHUNK), room = CHUNK - (unsigned)(to_first % CHUNK);
+    unsigned hi = (unsigned)qm_min(CHUNK, lo + qm_min(most, room)), lent;
+    struct chunk *c;
+    bool has;
+
+    if (get_chunk(from, first / CHUNK, &c, err) < 0)
+        return -1;
+    hi = run_of(c, lo, hi, &has);
+    if (has && !put(&c->shared, lo, hi, true, &lent))
+        return qm_fail_nomem(err, "the blocks of a file");
+    *out_n = hi - lo;
+    return give_shared(to, to_first, hi - lo, has, change, freed, err);
+}
+
+int
+qm_blocks_share(struct qm_blocks *to, uint64_t to_off, struct qm_blocks *from, uint64_t off,
+                uint64_t len, struct qm_blocks_change *change, uint64_t *out_freed,
+                struct qmeld_error *err)
+{
+    *out_freed = 0;
+    for (uint64_t done = 0, n; done < len / to->block; done += n)
+        if (share_run(to, to_off / to->block + done, from, off / to->block + done,
+                      len / to->block - done, change, out_freed, &n, err) < 0)
+            return -1;
+    return 0;
+}
+
 void
 qm_blocks_ask(const struct qm_blocks *b, uint64_t off, bool *out_touched, bool *out_has,
               uint64_t *out_len)

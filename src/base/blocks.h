@@ -43,6 +43,13 @@ int qm_blocks_punch(struct qm_blocks *b, uint64_t off, uint64_t len,
 int qm_blocks_cut(struct qm_blocks *b, uint64_t size, struct qm_blocks_change *change,
                   struct qmeld_error *err) QM_CHECK;
 
+/* [to_off, + len) becomes what [off, + len) of `from` is, and both have those blocks from then on; from may be to, the
+ * ranges do not overlap.  All are multiples of the block.  *out_freed: bytes of blocks that were `to`'s alone before;
+ * they are not in *change, as when they are free again is the file system's business. */
+int qm_blocks_share(struct qm_blocks *to, uint64_t to_off, struct qm_blocks *from, uint64_t off,
+                    uint64_t len, struct qm_blocks_change *change, uint64_t *out_freed,
+                    struct qmeld_error *err) QM_CHECK;
+
 /* What the block at off is, up to *out_len bytes further.  *out_touched false: nothing was changed there, so
  * *out_has is not set, and the file itself tells. */
 void qm_blocks_ask(const struct qm_blocks *b, uint64_t off, bool *out_touched, bool *out_has,

@@ -80,9 +80,8 @@ qm_pread_padded(const struct qm_file *file, uint64_t off, void *buf, size_t len,
     return 0;
 }
 
-/* Many threads may write behind the end at once; the size only grows here. */
-static void
-note_end(struct qm_file *f, uint64_t end)
+void
+qm_io_note_end(struct qm_file *f, uint64_t end)
 {
     uint64_t size = atomic_load(&f->size);
 
@@ -115,7 +114,7 @@ qm_pwrite(struct qm_file *file, uint64_t off, const void *buf, size_t len, struc
                                "cannot write at offset %" PRIu64, off + done);
         done += (size_t)n;
     }
-    note_end(file, off + len);
+    qm_io_note_end(file, off + len);
     return 0;
 }
 
@@ -185,31 +184,6 @@ qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error 
     if (file->shadow)
         return qm_shadow_discard(file, off, len, err);
     return punch(file, QM_IO_DISCARD, off, qm_min(len, file->size - off), err) < 0 ? -1 : 0;
-}
-
-/* Those that never can are known. */
-static bool
-may_clone(const struct qm_file *from)
-{
-    struct statfs fs;
-
-    return !from->blockdev && (fstatfs(from->fd, &fs) < 0 ||
-                               (fs.f_type != EXT4_SUPER_MAGIC && fs.f_type != TMPFS_MAGIC));
-}
-
-int
-qm_clone(struct qm_file *to, const struct qm_file *from, bool *out_done, struct qmeld_error *err)
-{
-    *out_done = false;
-    if (to->shadow) {
-        if (may_clone(from))
-            qm_shadow_may_share(to);
-        return 0;
-    }
-    if (from->blockdev || ioctl(to->wfd, FICLONE, from->fd) < 0)
-        return 0; /* whatever the reason, copying says it better */
-    *out_done = true;
-    return qm_file_refresh(to, err);
 }
 
 int

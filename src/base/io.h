@@ -103,11 +103,6 @@ int qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow, struct 
  * as afterwards is not defined.  For space that nothing refers to. */
 int qm_discard(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error *err) QM_CHECK;
 
-/* Makes `to`, an empty file, share all that `from` has: its bytes, holes and length, at once and without
- * copying.  *out_done false: the file system cannot. */
-int qm_clone(struct qm_file *to, const struct qm_file *from, bool *out_done,
-             struct qmeld_error *err) QM_CHECK;
-
 /* Sets the length of a regular file.  A block device: nothing, or NOSPACE if it is smaller. */
 int qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err) QM_CHECK;
 
@@ -194,7 +189,9 @@ struct qm_io_event {
     uint64_t off;
     uint64_t len;
     const void *buf; /* QM_IO_WRITE only */
-    const char *to;  /* QM_IO_RENAME only */
+    const char *
+        from; /* QM_IO_WRITE of bytes that this file shares, or the file system copies; else NULL */
+    const char *to; /* QM_IO_RENAME only */
 };
 
 /* Called before each change; a result other than 0 is the errno the change fails with, undone.

@@ -12,6 +12,10 @@
 int qm_io_read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *out_got,
                     struct qmeld_error *err) QM_CHECK;
 
+/* Something was written in front of end.  Many threads may write behind the file's end at once; its size only
+ * grows here. */
+void qm_io_note_end(struct qm_file *f, uint64_t end);
+
 /* Syncs are to be waited for. */
 bool qm_io_waits_for_disks(void);
 
@@ -20,6 +24,9 @@ bool qm_io_waits_for_disks(void);
 #ifdef QM_TESTING
 /* Before each change: 0, or -1 with errno: it must not happen. */
 int qm_io_announce(const struct qm_io_event *ev);
+
+/* Somebody is told of changes. */
+bool qm_io_is_watched(void);
 
 /* The system calls, as far as the call hook lets them come. */
 ssize_t qm_io_call_read(const struct qm_file *f, uint64_t off, void *buf, size_t len);

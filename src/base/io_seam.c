@@ -26,6 +26,17 @@ qm_io_set_hook(qm_io_hook *hook, void *opaque)
     pthread_mutex_unlock(&hook_lock);
 }
 
+bool
+qm_io_is_watched(void)
+{
+    bool is;
+
+    pthread_mutex_lock(&hook_lock);
+    is = hook_fn != NULL;
+    pthread_mutex_unlock(&hook_lock);
+    return is;
+}
+
 int
 qm_io_announce(const struct qm_io_event *ev)
 {

@@ -45,6 +45,8 @@ struct qm_shadow_purse {
     int64_t change;      /* bytes taken */
     uint64_t peak; /* the most that were taken at any time, in the least lucky order of writes */
     uint64_t sure; /* the most that were taken when something was synced: less will not do */
+    uint64_t
+        replaced; /* bytes of blocks that shared ones took the place of: free sooner or later */
 };
 
 /* A file that was changed or opened. */
@@ -89,6 +91,10 @@ int qm_shadow_data(struct qm_file *file, uint64_t off, uint64_t len, struct qmel
     QM_CHECK;
 int qm_shadow_hole(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error *err)
     QM_CHECK;
+
+/* Bytes are shared with another file (share.h).  What `file` had there is not counted as given back. */
+int qm_shadow_share(struct qm_file *file, uint64_t off, const struct qm_file *from,
+                    uint64_t from_off, uint64_t len, struct qmeld_error *err) QM_CHECK;
 
 /* ---- for io.c ---- */
 

@@ -21,14 +21,12 @@ unsigned char qm_shadow_zeros[QM_SHADOW_PAGE];
 
 /* ---- space ---- */
 
-/* Blocks are asked for when the first of them changes. */
-int
-qm_shadow_need_blocks(struct qm_file *file, struct qmeld_error *err)
+static int
+look_at_blocks(const struct qm_file *file, struct qmeld_error *err)
 {
     struct qm_shadow_file *f = file->shadow;
     int fd = -1;
 
-    f->changed = true;
     if (f->blocks || f->sum.blockdev)
         return 0;
     if (file->fd >= 0) {
@@ -40,6 +38,14 @@ qm_shadow_need_blocks(struct qm_file *file, struct qmeld_error *err)
         return -1;
     f->sum.unseen = qm_blocks_unseen(f->blocks);
     return 0;
+}
+
+/* Blocks are asked for when the first of them changes. */
+int
+qm_shadow_need_blocks(struct qm_file *file, struct qmeld_error *err)
+{
+    file->shadow->changed = true;
+    return look_at_blocks(file, err);
 }
 
 static void
@@ -264,6 +270,27 @@ qm_shadow_data(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_er
 }
 
 int
+qm_shadow_share(struct qm_file *file, uint64_t off, const struct qm_file *from, uint64_t from_off,
+                uint64_t len, struct qmeld_error *err)
+{
+    struct qm_shadow_file *f = file->shadow, *g = from->shadow;
+    struct qm_blocks_change change = {0};
+    uint64_t freed;
+
+    if (!g || f->block != g->block || (off | from_off | len) % f->block != 0) /* of tests only */
+        return qm_shadow_data(file, off, len, err);
+    if (qm_shadow_need_blocks(file, err) < 0 || look_at_blocks(from, err) < 0 ||
+        qm_blocks_share(f->blocks, off, g->blocks, from_off, len, &change, &freed, err) < 0)
+        return -1;
+    account(f, &change);
+    for (size_t i = 0; i < f->n_purses; i++)
+        if (f->s->purses.at[f->purses[i]].room.kind == QM_ROOM_DISK)
+            f->s->purses.at[f->purses[i]].replaced += freed;
+    note_written(file, off + len);
+    return 0;
+}
+
+int
 qm_shadow_hole(struct qm_file *file, uint64_t off, uint64_t len, struct qmeld_error *err)
 {
     struct qm_shadow_file *f = file->shadow;
@@ -343,8 +370,8 @@ qm_shadow_sync(struct qm_file *file, struct qmeld_error *err)
     if (qm_shadow_apply_holes(file, err) < 0)
         return -1;
     QM_VEC_EACH (p, &s->purses)
-        if (p->change > 0)
-            p->sure = qm_max(p->sure, (uint64_t)p->change);
+        if (p->change > 0 && (uint64_t)p->change > p->replaced)
+            p->sure = qm_max(p->sure, (uint64_t)p->change - p->replaced);
     return 0;
 }
 

@@ -112,6 +112,8 @@ print_work(const struct qmeld_plan_report *r)
 {
     printf("  work: %s of data read, %s written", qm_cli_size(r->bytes_read).text,
            qm_cli_size(r->bytes_written).text);
+    if (r->bytes_shared)
+        printf("; %s shared with the layers", qm_cli_size(r->bytes_shared).text);
     if (r->bytes_filled)
         printf(" (%s of them old content copied along)", qm_cli_size(r->bytes_filled).text);
     printf("; %s of metadata written", qm_cli_size(r->metadata_written).text);
@@ -160,7 +162,18 @@ print_obstacles(const struct qmeld_plan_report *r)
 }
 
 static void
-print_plan(const struct qmeld_plan_report *r)
+print_routes(const struct qmeld_plan_report *r)
+{
+    for (size_t i = r->n_layers; i-- > 0;) {
+        const struct qmeld_plan_layer *l = &r->layers[i];
+        QM_CLI_FREE char *path = qm_cli_quote(l->path);
+
+        qm_cli_outcome_print_route(i + 1, path, l->bytes_shared, 0, l->bytes_copied);
+    }
+}
+
+static void
+print_plan(const struct qmeld_plan_report *r, bool verbose)
 {
     if (r->nothing_to_do) {
         puts("nothing to do: no layer above the base holds anything");
@@ -175,6 +188,8 @@ print_plan(const struct qmeld_plan_report *r)
     print_layers(r);
     if (!r->already_merged)
         print_work(r);
+    if (verbose)
+        print_routes(r);
     print_rooms(r);
     print_modes(r);
 }
@@ -199,6 +214,8 @@ layers_json(const struct qmeld_plan_report *r)
         qm_cli_json_add_u64(o, "new-length", l->new_length);
         qm_cli_json_add_u64(o, "old-allocated", l->old_allocated);
         qm_cli_json_add_u64(o, "new-allocated", l->new_allocated);
+        qm_cli_json_add_u64(o, "bytes-shared", l->bytes_shared);
+        qm_cli_json_add_u64(o, "bytes-copied", l->bytes_copied);
         json_object_array_add(layers, o);
     }
     return layers;
@@ -272,6 +289,7 @@ plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
         qm_cli_json_add_u64(o, "bytes-copied", r->bytes_copied);
         qm_cli_json_add_u64(o, "bytes-filled", r->bytes_filled);
         qm_cli_json_add_u64(o, "bytes-zeroed", r->bytes_zeroed);
+        qm_cli_json_add_u64(o, "bytes-shared", r->bytes_shared);
         qm_cli_json_add_u64(o, "bytes-read", r->bytes_read);
         qm_cli_json_add_u64(o, "bytes-written", r->bytes_written);
         qm_cli_json_add_u64(o, "metadata-written", r->metadata_written);
@@ -306,7 +324,7 @@ run(int argc, char **argv)
     if (merging.output == QM_OUTPUT_JSON)
         qm_cli_json_print(plan_json(&report, rc < 0 ? &err : NULL));
     else if (report.complete && !merging.quiet)
-        print_plan(&report);
+        print_plan(&report, merging.verbose);
     if (merging.output != QM_OUTPUT_JSON)
         print_obstacles(&report);
     code = rc < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;

@@ -38,13 +38,15 @@ print_notes(const struct qm_live_notes *notes)
 }
 
 static void
-print_report(const struct qm_live_report *report, const char *sentence)
+print_report(const struct qm_live_report *report, const char *sentence, bool verbose)
 {
     QM_CLI_FREE char *base = report->base ? qm_cli_quote(report->base) : NULL;
 
     puts(sentence);
     if (!report->running && report->end != QM_LIVE_NOTHING)
         printf("    %s copied\n", qm_cli_size(report->merge.bytes_copied).text);
+    if (verbose)
+        qm_cli_outcome_print_routes(&report->merge);
     for (size_t i = 0; i < report->n_files; i++) {
         QM_CLI_FREE char *path = qm_cli_quote(report->files[i].path);
 
@@ -107,6 +109,6 @@ qm_cli_domain_report(const struct qm_cli_merging *merging, const struct qm_live_
     if (merging->quiet)
         return;
     if (!err)
-        print_report(report, sentence);
+        print_report(report, sentence, merging->verbose);
     print_notes(&report->notes);
 }

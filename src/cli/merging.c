@@ -74,6 +74,9 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
     case 'q':
         merging->quiet = true;
         return true;
+    case 'v':
+        merging->verbose = true;
+        return true;
     case QM_OPT_OUTPUT:
         return qm_cli_parse_output(merging->command, optarg, &merging->output);
     default:
@@ -245,7 +248,7 @@ qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
     if (merging->output == QM_OUTPUT_JSON)
         qm_cli_json_print(qm_cli_outcome_json(&report, code == QM_EXIT_DONE ? NULL : &err));
     else if (code == QM_EXIT_DONE && !merging->quiet)
-        qm_cli_outcome_print(&report);
+        qm_cli_outcome_print(&report, merging->verbose);
     qmeld_commit_report_free(&report);
     return code;
 }

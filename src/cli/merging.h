@@ -20,6 +20,7 @@ struct qm_cli_merging {
     enum qm_cli_progress_mode mode;
     enum qm_cli_output output;
     bool quiet;
+    bool verbose; /* how the bytes of each layer went is told, too */
     bool
         never_live; /* of commit: a running machine's image is refused, not merged through libvirt */
     bool has_deadline;
@@ -38,13 +39,13 @@ enum {
     QM_OPT_MERGING_FIRST, /* a command's own begin here */
 };
 
-#define QM_CLI_MERGING_LETTERS "q"
+#define QM_CLI_MERGING_LETTERS "qv"
 #define QM_CLI_MERGING_OPTIONS                                                                     \
     {"bandwidth", required_argument, NULL, QM_OPT_BANDWIDTH},                                      \
         {"threads", required_argument, NULL, QM_OPT_THREADS},                                      \
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},                                    \
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},                                    \
-        {"verify", no_argument, NULL, QM_OPT_VERIFY},                                              \
+        {"verify", no_argument, NULL, QM_OPT_VERIFY}, {"verbose", no_argument, NULL, 'v'},         \
     {                                                                                              \
         "quiet", no_argument, NULL, 'q'                                                            \
     }
@@ -63,6 +64,7 @@ int qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli
     "                               before a merged layer is touched\n"                            \
     "        --progress=auto|bar|json|none\n"                                                      \
     "                               on stderr; auto: a bar if that is a terminal\n"                \
+    "    -v, --verbose              tell, too, how the bytes of each layer got into the base\n"    \
     "    -q, --quiet                no report, no bar; errors only\n"                              \
     "        --output=human|json    form of the report\n"                                          \
     "    -h, --help                 this text\n"

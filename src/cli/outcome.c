@@ -120,6 +120,10 @@ print_sum(const struct qmeld_commit_report *report)
     }
     printf("%s: %s copied", report->resumed ? "resumed, and merged" : "merged",
            qm_cli_size(report->bytes_copied).text);
+    if (report->bytes_shared)
+        printf(" (%s of it shared, not read and written)", qm_cli_size(report->bytes_shared).text);
+    if (report->bytes_offloaded)
+        printf(" (%s of it by the file system)", qm_cli_size(report->bytes_offloaded).text);
     if (report->bytes_zeroed)
         printf(", %s zeroed", qm_cli_size(report->bytes_zeroed).text);
     if (report->bytes_filled)
@@ -147,9 +151,46 @@ print_layers(const struct qmeld_commit_report *report)
 }
 
 void
-qm_cli_outcome_print(const struct qmeld_commit_report *report)
+qm_cli_outcome_print_route(size_t i, const char *path, uint64_t shared, uint64_t offloaded,
+                           uint64_t copied)
+{
+    const struct {
+        uint64_t bytes;
+        const char *how;
+    } ways[] = {
+        {shared, "shared (reflink)"}, {offloaded, "copied by the file system"}, {copied, "copied"}};
+    const char *before = "";
+
+    if (shared + offloaded + copied == 0)
+        return;
+    printf("  [%zu] %s -> base: ", i, path);
+    for (size_t k = 0; k < sizeof ways / sizeof *ways; k++) {
+        if (ways[k].bytes == 0)
+            continue;
+        printf("%s%s %s", before, qm_cli_size(ways[k].bytes).text, ways[k].how);
+        before = ", ";
+    }
+    putchar('\n');
+}
+
+void
+qm_cli_outcome_print_routes(const struct qmeld_commit_report *report)
+{
+    for (size_t i = report->n_layers; i-- > 0;) {
+        const struct qmeld_commit_layer *l = &report->layers[i];
+        QM_CLI_FREE char *path = qm_cli_quote(l->path ? l->path : "");
+
+        qm_cli_outcome_print_route(i + 1, path, l->bytes_shared, l->bytes_offloaded,
+                                   l->bytes_copied);
+    }
+}
+
+void
+qm_cli_outcome_print(const struct qmeld_commit_report *report, bool verbose)
 {
     print_sum(report);
+    if (verbose)
+        qm_cli_outcome_print_routes(report);
     print_layers(report);
     if (report->reclaimed && !report->nothing_to_do)
         puts("--reclaim: the merged layers gave up their data as the merge went; there is no way "
@@ -182,6 +223,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
     qm_cli_json_add_u64(object, "bytes-copied", report->bytes_copied);
     qm_cli_json_add_u64(object, "bytes-filled", report->bytes_filled);
     qm_cli_json_add_u64(object, "bytes-zeroed", report->bytes_zeroed);
+    qm_cli_json_add_u64(object, "bytes-shared", report->bytes_shared);
+    qm_cli_json_add_u64(object, "bytes-offloaded", report->bytes_offloaded);
     qm_cli_json_add_bool(object, "verified", report->verified);
     qm_cli_json_add_u64(object, "bytes-verified", report->bytes_verified);
     qm_cli_json_add_u64(object, "base-old-size", report->base_old_size);
@@ -194,6 +237,9 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
         qm_cli_json_add(layer, "filename", qm_cli_json_string(report->layers[i].path));
         qm_cli_json_add(layer, "fate",
                         json_object_new_string(qm_cli_outcome_fate(report->layers[i].fate)));
+        qm_cli_json_add_u64(layer, "bytes-shared", report->layers[i].bytes_shared);
+        qm_cli_json_add_u64(layer, "bytes-offloaded", report->layers[i].bytes_offloaded);
+        qm_cli_json_add_u64(layer, "bytes-copied", report->layers[i].bytes_copied);
         if (report->layers[i].moved_to)
             qm_cli_json_add(layer, "moved-to", qm_cli_json_string(report->layers[i].moved_to));
         json_object_array_add(layers, layer);

@@ -268,6 +268,8 @@ add_report(struct qm_stopped *s, struct qmeld_commit_report *one)
     all->bytes_copied += one->bytes_copied;
     all->bytes_filled += one->bytes_filled;
     all->bytes_zeroed += one->bytes_zeroed;
+    all->bytes_shared += one->bytes_shared;
+    all->bytes_offloaded += one->bytes_offloaded;
     qm_lib->commit_report_free(one);
 }
 

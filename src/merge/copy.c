@@ -2,6 +2,7 @@
 #include "copy.h"
 
 #include "pace.h"
+#include "route.h"
 #include "shadow.h"
 #include "work.h"
 
@@ -14,11 +15,13 @@
     (1ull << 20) /* a worker's portion: large enough to stream, small enough to share */
 #define WINDOW_BYTES (16ull << 20) /* mapped at once, per worker */
 #define QUEUE_LEN    64u
+#define SHARE_BYTES  (1ull << 30) /* shared by one call: it cannot be stopped */
 
 struct piece {
-    enum { DATA, COMPRESSED, ZERO, VERIFY } kind;
+    enum { DATA, SHARE, COMPRESSED, ZERO, VERIFY } kind;
     const struct qm_image *from;
-    struct qm_extent ext; /* DATA: .host and .len only */
+    struct qm_route *route; /* DATA, SHARE and COMPRESSED */
+    struct qm_extent ext;   /* DATA and SHARE: .host only */
     uint64_t to;
     uint64_t len;
     uint64_t worth; /* guest bytes in the progress */
@@ -39,6 +42,7 @@ struct qm_copy {
     uint64_t piece_bytes;
     struct worker_state *workers; /* each its worker's own */
     /* the calling thread's */
+    struct qm_routes routes;
     struct piece held; /* DATA that the next move may continue; len 0: none */
     struct qm_pace pace;
     struct qm_copy_costs costs;
@@ -60,21 +64,95 @@ bytes_inside(const struct piece *p)
     return off < size ? qm_min(p->len, size - off) : 0;
 }
 
+/* Bytes that the file has; read through the worker's window if nobody else copies them. */
 static int
-write_data(struct qm_copy *c, struct worker_state *w, const struct piece *p,
-           struct qmeld_error *err)
+write_inside(struct qm_copy *c, struct worker_state *w, const struct piece *p, uint64_t inside,
+             struct qmeld_error *err)
 {
     const struct qm_file *file = p->from->file;
-    const uint64_t off = p->ext.host.h, inside = bytes_inside(p);
+    uint64_t done = 0;
 
+    if (qm_route_offloads(p->route)) {
+        qm_share_offload(c->cfg.target, p->to, file, p->ext.host.h, inside, &done);
+        atomic_fetch_add(&p->route->offloaded, done);
+        if (done < inside)
+            p->route->no_offload = true;
+    }
     if (w->window.file != file) {
         qm_window_release(&w->window);
         qm_window_init(&w->window, file, WINDOW_BYTES);
     }
-    if (inside > 0 && qm_window_write(&w->window, off, c->cfg.target, p->to, inside, err) < 0)
+    atomic_fetch_add(&p->route->copied, inside - done);
+    return qm_window_write(&w->window, p->ext.host.h + done, c->cfg.target, p->to + done,
+                           inside - done, err);
+}
+
+static int
+write_data(struct qm_copy *c, struct worker_state *w, const struct piece *p,
+           struct qmeld_error *err)
+{
+    const uint64_t inside = bytes_inside(p);
+
+    if (inside > 0 && write_inside(c, w, p, inside, err) < 0)
         return -1;
     return inside < p->len ? qm_zero(c->cfg.target, p->to + inside, p->len - inside, false, err)
                            : 0;
+}
+
+/* The share of a piece's n first bytes in what it is worth. */
+static uint64_t
+worth_of(const struct piece *p, uint64_t n)
+{
+    return p->worth / p->len * n + p->worth % p->len * n / p->len;
+}
+
+static struct piece
+part_of(const struct piece *p, uint64_t skip, uint64_t len)
+{
+    struct piece part = *p;
+
+    part.worth = p->len ? worth_of(p, skip + len) - worth_of(p, skip) : 0;
+    part.ext.host.h += skip;
+    part.to += skip;
+    part.len = len;
+    return part;
+}
+
+/* *out_done false: not any more, with these two files. */
+static int
+share(struct qm_copy *c, const struct piece *p, bool *out_done, struct qmeld_error *err)
+{
+    *out_done = false;
+    if (p->route->refused)
+        return 0;
+    if (qm_share_range(c->cfg.target, p->to, p->from->file, p->ext.host.h, p->len, out_done, err) <
+        0)
+        return -1;
+    if (*out_done)
+        atomic_fetch_add(&p->route->shared, p->len);
+    else
+        p->route->refused = true;
+    return 0;
+}
+
+static int
+share_or_copy(struct qm_copy *c, struct worker_state *w, const struct piece *p,
+              struct qmeld_error *err)
+{
+    bool done;
+
+    if (share(c, p, &done, err) < 0)
+        return -1;
+    for (uint64_t at = 0, n; !done && at < p->len; at += n) {
+        struct piece part;
+
+        n = qm_min(p->len - at, c->piece_bytes);
+        part = part_of(p, at, n);
+        if (write_data(c, w, &part, err) < 0)
+            return -1;
+        qm_writeback(c->cfg.target, part.to, part.len);
+    }
+    return 0;
 }
 
 static int
@@ -105,10 +183,15 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
     case DATA:
         rc = write_data(c, w, p, err);
         break;
+    case SHARE:
+        rc = share_or_copy(c, w, p, err);
+        break;
     case COMPRESSED:
         rc = inflate(w, p, err);
         if (rc == 0)
             rc = qm_pwrite(c->cfg.target, p->to, w->buf, p->len, err);
+        if (rc == 0)
+            atomic_fetch_add(&p->route->copied, p->len);
         break;
     case VERIFY:
         rc = inflate(w, p, err);
@@ -118,7 +201,7 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
     }
     if (rc < 0)
         return -1;
-    if (p->kind != VERIFY)
+    if (p->kind == DATA || p->kind == COMPRESSED)
         qm_writeback(c->cfg.target, p->to, p->len);
     atomic_fetch_add(&c->done, p->worth);
     return 0;
@@ -159,6 +242,7 @@ qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qm
     if (!c)
         return qm_fail_nomem(err, "the copy");
     c->cfg = *config;
+    qm_routes_init(&c->routes, config->target);
     c->threads = config->threads ? config->threads : qm_processors();
     c->threads = c->threads > MAX_THREADS ? MAX_THREADS : c->threads;
     c->piece_bytes = PIECE_BYTES;
@@ -203,42 +287,88 @@ pretend(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
         return -1;
     if (p->kind == ZERO)
         return qm_shadow_hole(to, p->to, p->len, err);
+    if (p->kind == SHARE) {
+        bool done;
+
+        return share(c, p, &done, err);
+    }
     if (p->kind == DATA)
         bytes = bytes_inside(p);
     c->costs.bytes_read += p->kind == COMPRESSED ? p->ext.payload_len : bytes;
     c->costs.inflated += p->kind == COMPRESSED;
     c->costs.bytes_written += bytes;
+    atomic_fetch_add(&p->route->copied, bytes);
     if (bytes > 0 && qm_shadow_data(to, p->to, bytes, err) < 0)
         return -1;
     return bytes < p->len ? qm_shadow_hole(to, p->to + bytes, p->len - bytes, err) : 0;
 }
 
-/* The share of a piece's n first bytes in what it is worth. */
-static uint64_t
-worth_of(const struct piece *p, uint64_t n)
+static bool
+is_dry(const struct qm_copy *c)
 {
-    return p->worth / p->len * n + p->worth % p->len * n / p->len;
+    return c->cfg.target && c->cfg.target->shadow;
 }
 
+/* To the workers; nothing is shared of it. */
 static int
 give(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
 {
-    struct piece p = *whole;
-    uint64_t left = whole->len, worth = whole->worth;
-
-    if (left > 0 && c->cfg.target && c->cfg.target->shadow)
+    if (whole->len > 0 && is_dry(c))
         return pretend(c, whole, err);
-    while (left > 0) {
-        p.len = whole->kind == DATA ? qm_min(left, c->piece_bytes) : left;
-        p.worth = p.len == left ? worth : worth_of(whole, p.len);
-        if (throttle(c, p.kind == ZERO ? 0 : p.len, err) < 0 || qm_pool_put(c->pool, &p, err) < 0)
+    for (uint64_t at = 0, n; at < whole->len; at += n) {
+        struct piece p;
+
+        n = whole->kind == DATA ? qm_min(whole->len - at, c->piece_bytes) : whole->len;
+        p = part_of(whole, whole->kind == DATA ? at : 0, n);
+        if (throttle(c, p.kind == ZERO ? 0 : n, err) < 0 || qm_pool_put(c->pool, &p, err) < 0)
             return -1;
-        p.ext.host.h += p.kind == DATA ? p.len : 0;
-        p.to += p.len;
-        left -= p.len;
-        worth -= p.worth;
     }
     return 0;
+}
+
+/* The first range of two files is shared here: if it is refused, all else is copied by many threads. */
+static int
+give_shared(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
+{
+    for (uint64_t at = 0, n; at < whole->len; at += n) {
+        struct piece p;
+        bool done = true;
+
+        n = qm_min(whole->len - at, SHARE_BYTES);
+        p = part_of(whole, at, n);
+        p.kind = SHARE;
+        if (is_dry(c)         ? pretend(c, &p, err) < 0
+            : p.route->proven ? qm_pool_put(c->pool, &p, err) < 0
+                              : share(c, &p, &done, err) < 0)
+            return -1;
+        if (!done) {
+            p = part_of(whole, at, whole->len - at);
+            return give(c, &p, err);
+        }
+        if (!is_dry(c) && !p.route->proven) {
+            p.route->proven = true;
+            atomic_fetch_add(&c->done, p.worth);
+        }
+    }
+    return 0;
+}
+
+static int
+give_data(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
+{
+    struct piece head, shared, tail;
+    uint64_t skip = 0, n = 0;
+
+    if (p->len > 0 && qm_route_shares(p->route))
+        n = qm_route_shareable(p->route, p->to, p->ext.host.h, bytes_inside(p), &skip);
+    if (n == 0)
+        return give(c, p, err);
+    head = part_of(p, 0, skip);
+    shared = part_of(p, skip, n);
+    tail = part_of(p, skip + n, p->len - skip - n);
+    if (give(c, &head, err) < 0 || give_shared(c, &shared, err) < 0)
+        return -1;
+    return give(c, &tail, err);
 }
 
 static int
@@ -247,7 +377,7 @@ give_held(struct qm_copy *c, struct qmeld_error *err)
     const struct piece p = c->held;
 
     c->held.len = 0;
-    return give(c, &p, err);
+    return give_data(c, &p, err);
 }
 
 int
@@ -260,8 +390,15 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
                       .worth = move->kind == QM_MOVE_COPY ? move->worth : 0};
     struct piece *held = &copy->held;
 
-    if (move->kind == QM_MOVE_ZERO || move->ext.kind == QM_COMPRESSED) {
-        p.kind = move->kind == QM_MOVE_ZERO ? ZERO : COMPRESSED;
+    if (move->kind == QM_MOVE_ZERO) {
+        p.kind = ZERO;
+        return give(copy, &p, err);
+    }
+    p.route = qm_route_to(&copy->routes, p.from->file);
+    if (!p.route)
+        return qm_fail_nomem(err, "the copy");
+    if (move->ext.kind == QM_COMPRESSED) {
+        p.kind = COMPRESSED;
         return give(copy, &p, err);
     }
     p.kind = DATA;
@@ -269,7 +406,9 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
         held->ext.host.h + held->len == p.ext.host.h) {
         held->len += p.len;
         held->worth += p.worth;
-        return held->len >= PIECE_BYTES ? give_held(copy, err) : 0;
+        return held->len >= (qm_route_shares(p.route) ? SHARE_BYTES : PIECE_BYTES)
+                   ? give_held(copy, err)
+                   : 0;
     }
     if (give_held(copy, err) < 0)
         return -1;
@@ -285,6 +424,32 @@ qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct q
         .kind = VERIFY, .from = from, .ext = *ext, .len = ext->len, .worth = ext->len};
 
     return qm_pool_put(copy->pool, &p, err);
+}
+
+int
+qm_copy_foresee_shared(struct qm_copy *copy, const struct qm_want *want, uint64_t cluster_size,
+                       uint64_t *out, struct qmeld_error *err)
+{
+    const struct qm_route *route;
+    uint64_t size, head;
+
+    *out = 0;
+    if (!want->from || want->ext.kind != QM_DATA)
+        return 0;
+    route = qm_route_to(&copy->routes, want->from->file);
+    if (!route)
+        return qm_fail_nomem(err, "the copy");
+    size = want->from->file->size;
+    if (route->foreseen && cluster_size % route->share.block == 0 && want->ext.host.h < size)
+        *out = qm_route_shareable(route, want->guest.g, want->ext.host.h,
+                                  qm_min(want->len, size - want->ext.host.h), &head);
+    return 0;
+}
+
+struct qm_route_sums
+qm_copy_sums(const struct qm_copy *copy, const struct qm_file *from)
+{
+    return qm_route_sums(&copy->routes, from);
 }
 
 struct qm_copy_costs
@@ -321,5 +486,6 @@ qm_copy_free(struct qm_copy *copy)
         free(copy->workers[i].buf);
     }
     free(copy->workers);
+    qm_routes_release(&copy->routes);
     free(copy);
 }

@@ -3,8 +3,8 @@
  * copy.h - move bytes into the target, with many threads.
  *
  * Why.  The one place where guest data flows.  Moves are joined where they continue each other,
- * cut into pieces, and done by workers: plain data straight from a mapping of the source,
- * compressed clusters through a codec, zeros as holes.  Writeback is started along the way so
+ * cut into pieces, and done by workers: plain data shared with the source where the file system can (route.h),
+ * else straight from a mapping of it, compressed clusters through a codec, zeros as holes.  Writeback is started along the way so
  * that the final sync is short.
  *
  * Calls      new; put moves; drain before anything relies on them; free.
@@ -17,13 +17,14 @@
 #define QM_COPY_H
 
 #include "move.h"
+#include "route.h"
 
 struct qm_copy;
 
 struct qm_copy_config {
     struct qm_file *target;      /* NULL: verify only */
     unsigned threads;            /* 0: as many as processors, at most 16 */
-    uint64_t bandwidth;          /* bytes a second, 0: no limit */
+    uint64_t bandwidth;          /* bytes a second, 0: no limit; what is shared does not count */
     bool finish_when_stopped;    /* the callback's wish is only remembered (qm_copy_stopped), and
                                   * the bandwidth not kept any more: what was put is done */
     uint64_t total_bytes;        /* for progress */
@@ -42,6 +43,14 @@ int qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_e
 /* Inflates a compressed extent to nowhere: can it be read? */
 int qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct qm_extent *ext,
                    struct qmeld_error *err) QM_CHECK;
+
+/* *out: bytes of a want that will be shared, by what is known beforehand: it costs no time to speak of.  The same in
+ * dry runs.  cluster_size: of the target, 0 for raw. */
+int qm_copy_foresee_shared(struct qm_copy *copy, const struct qm_want *want, uint64_t cluster_size,
+                           uint64_t *out, struct qmeld_error *err) QM_CHECK;
+
+/* How the bytes of a file came into the target; in a dry run, how they would. */
+struct qm_route_sums qm_copy_sums(const struct qm_copy *copy, const struct qm_file *from);
 
 /* In a dry run: what the moves would have cost. */
 struct qm_copy_costs {

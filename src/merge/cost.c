@@ -132,6 +132,8 @@ tell_layers(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error
         if (!l->path || (d->commit.layers[i].moved_to && !l->moved_to))
             return qm_fail_nomem(err, "the plan");
         l->fate = d->commit.layers[i].fate;
+        l->bytes_shared = d->commit.layers[i].bytes_shared;
+        l->bytes_copied = d->commit.layers[i].bytes_copied;
         if (!s)
             continue;
         l->block_device = s->blockdev;
@@ -161,7 +163,7 @@ tell_rooms(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error 
                                          .room = p->room.bytes,
                                          .peak = p->peak,
                                          .need = p->sure,
-                                         .change = p->change};
+                                         .change = p->change - (int64_t)p->replaced};
         if (!room->path)
             return qm_fail_nomem(err, "the plan");
     }
@@ -194,6 +196,7 @@ tell_work(const struct dry *d, struct qmeld_plan_report *r)
     r->bytes_copied = d->commit.bytes_copied;
     r->bytes_filled = d->commit.bytes_filled;
     r->bytes_zeroed = d->commit.bytes_zeroed;
+    r->bytes_shared = d->commit.bytes_shared;
     r->bytes_read = c->bytes_read;
     r->bytes_written = c->bytes_written;
     r->clusters_inflated = c->inflated;

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "kept.h"
 
+#include "share.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/stat.h>

@@ -9,7 +9,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#define BATCH_REACH (4ull << 30) /* several times what a batch holds, and tables for it */
+#define BATCH_REACH                                                                                \
+    (32ull << 30) /* several times what a batch copies and shares, and tables for it */
 
 struct qm_seal {
     struct qm_image *img;

@@ -8,15 +8,18 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* A batch ends when it has this much data, lists this long, or took this long.  An interrupted
+/* A batch ends when it has this much data to copy or to share, lists this long, or took this long.  An interrupted
  * merge repeats at most one batch; each costs three syncs. */
 #ifdef QM_TESTING
 struct qm_transfer_limits
 #else
 static const struct qm_transfer_limits
 #endif
-    qm_transfer_limits = {
-        .batch = 512ull << 20, .batch_weight = 32u << 20, .batch_sec = 5, .step = 4ull << 20};
+    qm_transfer_limits = {.batch = 512ull << 20,
+                          .batch_shared = 8ull << 30,
+                          .batch_weight = 32u << 20,
+                          .batch_sec = 5,
+                          .step = 4ull << 20};
 
 /* Zeros behind the base's old end are wanted in portions of this: where there are tables, their entries
  * are held in memory, 12 MiB at the worst. */
@@ -37,7 +40,8 @@ struct run {
     time_t started;         /* when the batch began */
     /* Since clusters were released last; a batch that ends by the clock does not count, so that
      * what is allocated where depends on the images alone. */
-    uint64_t bytes;
+    uint64_t bytes;  /* that were copied */
+    uint64_t shared; /* by what is known beforehand */
     /* give_up: what the target takes for this batch at most, tables left out; and the most it may */
     uint64_t gain;
     uint64_t limit;
@@ -446,7 +450,7 @@ end_batch(struct run *r, bool release, bool last, struct qmeld_error *err)
         return -1;
     r->given_up = cursor.done;
     if (release)
-        r->bytes = 0;
+        r->bytes = r->shared = 0;
     return begin_batch(r, err);
 }
 
@@ -462,7 +466,7 @@ may_end(const struct run *r, guest_off next)
 static bool
 is_full(const struct run *r)
 {
-    return r->bytes >= qm_transfer_limits.batch ||
+    return r->bytes >= qm_transfer_limits.batch || r->shared >= qm_transfer_limits.batch_shared ||
            qm_seal_weight(r->seal) >= qm_transfer_limits.batch_weight;
 }
 
@@ -507,9 +511,15 @@ static int
 run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_error *err)
 {
     const bool stopped = qm_copy_stopped(r->copy);
-    const bool no_room = r->t->give_up && r->gain > 0 && r->gain + gain_of(r, want) > r->limit;
-    bool ends = may_end(r, want->guest);
+    uint64_t shared, gain;
+    bool no_room, ends = may_end(r, want->guest);
 
+    if (qm_copy_foresee_shared(r->copy, want, r->t->chain->layers[r->t->target].img->cluster_size,
+                               &shared, err) < 0)
+        return -1;
+    gain = gain_of(r, want);
+    gain -= qm_min(gain, shared);
+    no_room = r->t->give_up && r->gain > 0 && r->gain + gain > r->limit;
     if (ends && !stopped && !no_room && !is_full(r) && is_late(r, &ends, err) < 0)
         return -1;
     if (ends) {
@@ -526,8 +536,9 @@ run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_err
         r->t->report->bytes_copied += want->len;
     else if (asked)
         r->t->report->bytes_zeroed += want->len;
-    r->bytes += want->from ? want->len : 0;
-    r->gain += gain_of(r, want);
+    r->bytes += want->from ? want->len - shared : 0;
+    r->shared += shared;
+    r->gain += gain;
     if (want->from)
         r->gain_end = qm_align_up(want->guest.g + want->len, unit_of(r));
     r->end = want->guest.g + want->len;
@@ -617,9 +628,31 @@ take_limits_of_test(void)
     if (!batch)
         return;
     qm_transfer_limits.batch = strtoull(batch, NULL, 0);
+    qm_transfer_limits.batch_shared = qm_transfer_limits.batch * 4;
     while (qm_transfer_limits.step > qm_max(qm_transfer_limits.batch, 512))
         qm_transfer_limits.step /= 2;
 #endif
+}
+
+/* How the bytes of each layer came into the base. */
+static void
+tell_routes(const struct qm_transfer *t, const struct qm_copy *copy)
+{
+    struct qmeld_commit_report *report = t->report;
+
+    for (size_t i = 0; copy && i < report->n_layers; i++) {
+        struct qmeld_commit_layer *layer = &report->layers[i];
+        struct qm_route_sums sums;
+
+        if (!t->chain->layers[i].img)
+            continue;
+        sums = qm_copy_sums(copy, t->chain->layers[i].img->file);
+        layer->bytes_shared += sums.shared;
+        layer->bytes_offloaded += sums.offloaded;
+        layer->bytes_copied += sums.copied;
+        report->bytes_shared += sums.shared;
+        report->bytes_offloaded += sums.offloaded;
+    }
 }
 
 int
@@ -639,6 +672,7 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
         rc = run_all(&r, plan, err);
     if (rc == 0)
         t->costs = qm_copy_costs(r.copy);
+    tell_routes(t, r.copy);
     qm_plan_close(plan);
     qm_copy_free(r.copy);
     qm_vec_release(&r.moves.list);

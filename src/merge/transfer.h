@@ -83,10 +83,11 @@ int qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journ
 /* ---- test builds only ---- */
 
 struct qm_transfer_limits {
-    uint64_t batch;      /* bytes of guest data */
-    size_t batch_weight; /* bytes of memory */
-    unsigned batch_sec;  /* seconds */
-    uint64_t step;       /* a long want is worked in steps of this; a power of two */
+    uint64_t batch;        /* bytes of guest data that are copied */
+    uint64_t batch_shared; /* and that are shared, by what is known beforehand */
+    size_t batch_weight;   /* bytes of memory */
+    unsigned batch_sec;    /* seconds */
+    uint64_t step;         /* a long want is worked in steps of this; a power of two */
 };
 
 #ifdef QM_TESTING

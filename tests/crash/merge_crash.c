@@ -218,6 +218,8 @@ print_commit(FILE *f, const char *recipe, uint64_t seed)
             seed % 3 ? "" : " sec=0");
     if (seed % 4 != 3 && seed / 3 % 2) /* not with quarantine */
         fputs(" reclaim=yes", f);
+    if (seed % 5 == 0)
+        fputs(" share=512", f);
     if (layers >= 3 && seed % 2) {
         const unsigned base = (unsigned)(seed / 2 % (layers - 2));
 

@@ -62,7 +62,8 @@ struct fault {
     size_t after;
     size_t seen;
     bool hit;
-    bool next; /* half of a call was done; what comes now fails */
+    bool spared; /* it hit a range that is shared: that may be copied instead */
+    bool next;   /* half of a call was done; what comes now fails */
 };
 
 struct harness {
@@ -79,13 +80,13 @@ inject(const struct qm_io_event *ev, void *opaque)
     struct fault *f = opaque;
     size_t n;
 
-    (void)ev;
     if (f->kind->victim != CHANGE)
         return 0;
     n = f->seen++;
     if (n < f->after || (n > f->after && !f->kind->stays))
         return 0;
     f->hit = true;
+    f->spared = ev->from != NULL;
     return f->kind->error;
 }
 
@@ -215,11 +216,12 @@ files_are_old(const struct job *j, const struct fault *f, const char **why)
     return true;
 }
 
-/* Only a part was done, and the rest after it: no failure; nor is a read that was not needed. */
+/* Only a part was done, and the rest after it: no failure; nor is a read that was not needed, or a range that was
+ * not shared, and then copied. */
 static bool
 may_succeed(const struct fault *f)
 {
-    return f->kind->error == 0 || f->kind->victim == READ ||
+    return f->kind->error == 0 || f->kind->victim == READ || (f->spared && !f->kind->stays) ||
            f->next; /* what was to fail did not come */
 }
 

@@ -5,6 +5,7 @@
 #include "stage_int.h"
 
 #include "forge_recipe.h"
+#include "share.h"
 #include "torn.h"
 #include "transfer.h"
 
@@ -63,6 +64,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
         s->dirty_base = true;
     } else if (!strcmp(key, "batch") && qm_forge_number(value, 0, &v)) {
         limits->batch = v;
+    } else if (!strcmp(key, "share") && qm_forge_number(value, 0, &v)) {
+        qm_share_pretended_block = v;
     } else if (!strcmp(key, "weight") && qm_forge_number(value, 0, &v)) {
         limits->batch_weight = v;
     } else if (!strcmp(key, "sec") && qm_forge_number(value, 0, &v)) {
@@ -80,6 +83,7 @@ set_options(struct stage *s, const char *line)
         .batch = 8192, .batch_weight = 8192, .batch_sec = 1000, .step = 512};
     char words[1024], *save = NULL;
 
+    qm_share_pretended_block = 0;
     snprintf(words, sizeof words, "%.*s", (int)strcspn(line, "\n"), line);
     for (char *w = strtok_r(words, " ", &save); w; w = strtok_r(NULL, " ", &save)) {
         char *equals = strchr(w, '=');
@@ -91,6 +95,7 @@ set_options(struct stage *s, const char *line)
         *equals = '\0';
         set_option(s, w, equals + 1, &limits);
     }
+    limits.batch_shared = 2 * limits.batch;
     while (limits.step < limits.batch)
         limits.step *= 2;
     qm_transfer_limits = limits;

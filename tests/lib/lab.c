@@ -263,6 +263,7 @@ struct event {
     char file[32]; /* last component of its path */
     uint64_t off;
     uint64_t len;
+    bool shared;
 };
 
 static QM_VEC(struct event) events;
@@ -271,7 +272,7 @@ static int
 note(const struct qm_io_event *ev, void *opaque)
 {
     const char *slash = strrchr(ev->path, '/');
-    struct event e = {.op = ev->op, .off = ev->off, .len = ev->len};
+    struct event e = {.op = ev->op, .off = ev->off, .len = ev->len, .shared = ev->from != NULL};
 
     (void)opaque;
     snprintf(e.file, sizeof e.file, "%s", slash ? slash + 1 : ev->path);
@@ -299,6 +300,25 @@ qm_lab_written(const char *path)
     QM_VEC_EACH (e, &events)
         n += e->op == QM_IO_WRITE && strcmp(e->file, path) == 0 ? e->len : 0;
     return n;
+}
+
+struct qm_lab_io
+qm_lab_io(const char *path)
+{
+    struct qm_lab_io io = {.writes = 0};
+
+    QM_VEC_EACH (e, &events) {
+        if (strcmp(e->file, path) != 0)
+            continue;
+        io.syncs += e->op == QM_IO_SYNC;
+        if (e->op != QM_IO_WRITE)
+            continue;
+        io.shares += e->shared;
+        io.writes += !e->shared;
+        io.bytes_shared += e->shared ? e->len : 0;
+        io.bytes_written += e->shared ? 0 : e->len;
+    }
+    return io;
 }
 
 size_t

@@ -63,6 +63,16 @@ void qm_lab_unwatch(void);
 uint64_t qm_lab_written(const char *path);
 size_t qm_lab_syncs(const char *path);
 
+/* What was asked of the kernel for a file. */
+struct qm_lab_io {
+    size_t writes;
+    uint64_t bytes_written;
+    size_t shares; /* ranges of another file that it shares now */
+    uint64_t bytes_shared;
+    size_t syncs;
+};
+struct qm_lab_io qm_lab_io(const char *path);
+
 /* Length of the write that starts at off of path; 0: none does.  Fails if there are two. */
 uint64_t qm_lab_write_at(const char *path, uint64_t off);
 
