@@ -28,6 +28,8 @@ struct qm_edit_table {
     uint64_t l1_idx;
     host_off old; /* .h == 0: there was none */
     host_off new;
+    size_t from; /* the entries it gets */
+    size_t to;
 };
 
 #define QM_EDIT_NO_LAYER UINT32_MAX

@@ -3,9 +3,12 @@
  * qcow2_edit_tables.c - L1 and L2 tables of an edited image, and their way to the disk.
  *
  * A batch's new entries are kept as a list, ascending.  An L2 table that exists and is ours alone
- * gets them in place, run by run: an entry never crosses a 512-byte sector, so it is never torn.
- * A table that does not exist, or that an internal snapshot shares, is written whole to a new
- * cluster first and becomes live with its L1 entry.
+ * gets them in place: an entry never crosses a 512-byte sector, so it is never torn.  Entries that
+ * lie near each other go in one write with those between them, which stay what they are.
+ * A table that does not exist, or that an internal snapshot shares, is written to a new
+ * cluster first and becomes live with its L1 entry.  New tables lie side by side and are written so;
+ * behind the end the file had they are zeros already, and only the parts that are not are written: a
+ * table of scattered clusters is one block of 64 KiB, not all of them.
  */
 #include "qcow2_edit_int.h"
 
@@ -16,7 +19,10 @@
 #include <string.h>
 
 #define SLICE_BYTES 4096u
-#define RUN_BYTES   (64u << 10)
+#define RUN_BYTES   (64u << 10) /* of a table that is live: one write at most */
+#define NEAR_BYTES  4096u       /* entries no further apart go in one write */
+#define TABLE_BYTES (1u << 20)  /* of new tables: one write, but one table at least */
+#define BLOCK_BYTES 4096u       /* of a new table: written, or left a hole, as a whole */
 
 /* ---- L1 ---- */
 
@@ -210,83 +216,210 @@ end_of_table(const struct qm_edit *e, size_t i)
 
 /* ---- before the commit point ---- */
 
-/* Writes the new version of one table, with entries [from, to), to a new cluster. */
+/* Which tables have to be new. */
 static int
-write_new_table(struct qm_edit *e, host_off old, size_t from, size_t to, struct qmeld_error *err)
+list_tables(struct qm_edit *e, struct qmeld_error *err)
 {
-    struct qm_edit_table t = {.l1_idx = l1_of(e, e->entries.at[from].idx), .old = old};
-    QM_FREE unsigned char *buf = calloc(1, e->geo->cluster_size);
-    uint64_t n;
+    for (size_t i = 0, end; i < e->entries.n; i = end) {
+        struct qm_edit_table t = {.l1_idx = l1_of(e, e->entries.at[i].idx), .from = i};
+        uint64_t count = 0;
+
+        t.to = end = end_of_table(e, i);
+        t.old = l2_of(e, t.l1_idx);
+        if (t.old.h != 0 && qm_refs_get(e->refs, t.old.h >> e->geo->cluster_bits, &count, err) < 0)
+            return -1;
+        if (count == 1 && qm_stage_may_write(e->q, t.old.h))
+            continue;
+        if (!qm_vec_push(&e->tables, &t))
+            return qm_fail_nomem(err, "new L2 tables");
+    }
+    return 0;
+}
+
+static int
+place_tables(struct qm_edit *e, struct qmeld_error *err)
+{
+    for (size_t i = 0; i < e->tables.n;) {
+        host_off at;
+        uint64_t n;
+
+        if (qm_refs_alloc(e->refs, e->tables.n - i, &at, &n, err) < 0)
+            return -1;
+        for (; n > 0; n--, at.h += e->geo->cluster_size)
+            e->tables.at[i++].new = at;
+    }
+    return 0;
+}
+
+static int
+make_table(const struct qm_edit *e, const struct qm_edit_table *t, unsigned char *out,
+           struct qmeld_error *err)
+{
+    if (t->old.h != 0 && qm_qcow2_read_cluster(e->q, t->old, out, err) < 0)
+        return -1;
+    for (size_t i = t->from; i < t->to; i++)
+        put_entry(e, out + place_in_l2(e, e->entries.at[i].idx), &e->entries.at[i]);
+    return 0;
+}
+
+/* The blocks that are not zeros, each run in one write. */
+static int
+write_blocks(struct qm_edit *e, uint64_t off, const unsigned char *buf, uint64_t len,
+             struct qmeld_error *err)
+{
+    static const unsigned char zeros[BLOCK_BYTES];
+    uint64_t from = 0, to;
+
+    while (from < len) {
+        for (to = from; to < len; to += BLOCK_BYTES)
+            if (memcmp(buf + to, zeros, qm_min(BLOCK_BYTES, len - to)) == 0)
+                break;
+        to = qm_min(to, len);
+        if (to > from && qm_pwrite(e->q->img.file, off + from, buf + from, to - from, err) < 0)
+            return -1;
+        from = to == from ? from + BLOCK_BYTES : to;
+    }
+    return 0;
+}
+
+/* Adjacent new tables [from, to); virgin: the file never had anything there. */
+static int
+write_tables(struct qm_edit *e, size_t from, size_t to, bool virgin, struct qmeld_error *err)
+{
+    const uint64_t cs = e->geo->cluster_size, len = (to - from) * cs;
+    const uint64_t off = e->tables.at[from].new.h;
+    QM_FREE unsigned char *buf = calloc(to - from, cs);
 
     if (!buf)
-        return qm_fail_nomem(err, "an L2 table");
-    if (old.h != 0 && qm_qcow2_read_cluster(e->q, old, buf, err) < 0)
-        return -1;
+        return qm_fail_nomem(err, "new L2 tables");
     for (size_t i = from; i < to; i++)
-        put_entry(e, buf + place_in_l2(e, e->entries.at[i].idx), &e->entries.at[i]);
-    if (qm_refs_alloc(e->refs, 1, &t.new, &n, err) < 0 ||
-        qm_pwrite(e->q->img.file, t.new.h, buf, e->geo->cluster_size, err) < 0)
-        return -1;
-    return qm_vec_push(&e->tables, &t) ? 0 : qm_fail_nomem(err, "new L2 tables");
+        if (make_table(e, &e->tables.at[i], buf + (i - from) * cs, err) < 0)
+            return -1;
+    if (virgin)
+        return write_blocks(e, off, buf, len, err);
+    return qm_pwrite(e->q->img.file, off, buf, len, err);
+}
+
+/* What is behind `end`, the file's, is zeros when it becomes longer. */
+static int
+write_new_tables(struct qm_edit *e, uint64_t end, struct qmeld_error *err)
+{
+    const uint64_t cs = e->geo->cluster_size;
+    const size_t most = qm_max(TABLE_BYTES / cs, 1);
+
+    for (size_t i = 0, n; i < e->tables.n; i += n) {
+        const struct qm_edit_table *t = &e->tables.at[i];
+        const bool virgin = t->new.h >= end && !e->q->img.file->blockdev;
+
+        for (n = 1; n < most && i + n < e->tables.n; n++)
+            if (t[n].new.h != t[n - 1].new.h + cs || (t[n].new.h >= end) != (t->new.h >= end))
+                break;
+        if (write_tables(e, i, i + n, virgin, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* A cluster that ends in zeros may never be written to its end; a reader would not mind, but a
+ * check calls an entry that points behind the file's end corrupt.  Whoever still copies
+ * writes below host_end, so this cannot cut anything off. */
+static int
+reach(struct qm_edit *e, uint64_t end, struct qmeld_error *err)
+{
+    return end > e->q->img.file->size ? qm_truncate(e->q->img.file, end, err) : 0;
 }
 
 int
 qm_edit_prepare(struct qm_edit *e, struct qmeld_error *err)
 {
-    /* A cluster that ends in zeros may never be written to its end; a reader would not mind, but a
-     * check calls an entry that points behind the file's end corrupt.  Whoever still copies
-     * writes below host_end, so this cannot cut anything off. */
-    if (e->host_end > e->q->img.file->size && qm_truncate(e->q->img.file, e->host_end, err) < 0)
-        return -1;
-    for (size_t i = 0, end; i < e->entries.n; i = end) {
-        const host_off l2 = l2_of(e, l1_of(e, e->entries.at[i].idx));
-        uint64_t count = 0;
+    uint64_t end, tables_end = 0;
 
-        end = end_of_table(e, i);
-        if (l2.h != 0 && qm_refs_get(e->refs, l2.h >> e->geo->cluster_bits, &count, err) < 0)
-            return -1;
-        if ((count != 1 || !qm_stage_may_write(e->q, l2.h)) &&
-            write_new_table(e, l2, i, end, err) < 0)
-            return -1;
-    }
+    if (reach(e, e->host_end, err) < 0)
+        return -1;
+    end = e->q->img.file->size;
+    if (list_tables(e, err) < 0 || place_tables(e, err) < 0)
+        return -1;
+    QM_VEC_EACH (t, &e->tables)
+        tables_end = qm_max(tables_end, t->new.h + e->geo->cluster_size);
+    if (reach(e, tables_end, err) < 0 || write_new_tables(e, end, err) < 0)
+        return -1;
     return qm_refs_write(e->refs, err);
 }
 
 /* ---- the commit point ---- */
 
-/* Entries [from, to) of one live table, each run of neighbours in one write. */
+/* How many of the entries [from, to) of one live table go in one write. */
+static size_t
+count_near(const struct qm_edit *e, size_t from, size_t to)
+{
+    const uint64_t first = place_in_l2(e, e->entries.at[from].idx);
+    uint64_t last = first;
+    size_t n = 1;
+
+    for (; from + n < to; n++) {
+        const uint64_t next = place_in_l2(e, e->entries.at[from + n].idx);
+
+        if (next - last > NEAR_BYTES || next + e->geo->l2_entry_len - first > RUN_BYTES)
+            break;
+        last = next;
+    }
+    return n;
+}
+
+/* Entries [from, to) of one live table.  What stands between them is written as it is. */
 static int
 write_in_place(struct qm_edit *e, host_off l2, size_t from, size_t to, struct qmeld_error *err)
 {
-    const size_t len = e->geo->l2_entry_len, room = RUN_BYTES / len;
+    const size_t len = e->geo->l2_entry_len;
     QM_FREE unsigned char *buf = malloc(RUN_BYTES);
 
     if (!buf)
         return qm_fail_nomem(err, "L2 entries");
     while (from < to) {
-        const uint64_t first = e->entries.at[from].idx;
-        size_t n = 0;
+        const size_t n = count_near(e, from, to);
+        const uint64_t first = place_in_l2(e, e->entries.at[from].idx);
+        const uint64_t bytes = place_in_l2(e, e->entries.at[from + n - 1].idx) + len - first;
 
-        assert((l2.h + place_in_l2(e, first)) % len == 0); /* S5: no entry in two sectors */
-        while (from + n < to && n < room && e->entries.at[from + n].idx == first + n) {
-            put_entry(e, buf + n * len, &e->entries.at[from + n]);
-            n++;
-        }
-        if (qm_pwrite(e->q->img.file, l2.h + place_in_l2(e, first), buf, n * len, err) < 0)
+        assert((l2.h + first) % len == 0); /* S5: no entry in two sectors */
+        if (bytes > n * len && qm_pread_padded(e->q->img.file, l2.h + first, buf, bytes, err) < 0)
+            return -1;
+        for (size_t i = from; i < from + n; i++)
+            put_entry(e, buf + (place_in_l2(e, e->entries.at[i].idx) - first), &e->entries.at[i]);
+        if (qm_pwrite(e->q->img.file, l2.h + first, buf, bytes, err) < 0)
             return -1;
         from += n;
     }
     return 0;
 }
 
+/* The L1 entries of all new tables; near ones in one write, with those between them. */
 static int
-write_l1_entry(struct qm_edit *e, const struct qm_edit_table *t, struct qmeld_error *err)
+write_l1_entries(struct qm_edit *e, struct qmeld_error *err)
 {
-    be64 entry;
+    const uint64_t near = NEAR_BYTES / sizeof(be64), room = RUN_BYTES / sizeof(be64);
+    const struct qm_edit_table *t = e->tables.at;
+    QM_FREE be64 *buf = malloc(RUN_BYTES);
+    size_t i = 0;
 
-    be64_put(&entry, t->new.h | QCOW2_COPIED);
-    return qm_pwrite(e->q->img.file, e->q->hdr.l1_off + t->l1_idx * sizeof entry, &entry,
-                     sizeof entry, err);
+    if (!buf)
+        return qm_fail_nomem(err, "L1 entries");
+    while (i < e->tables.n) {
+        const uint64_t first = t[i].l1_idx;
+        uint64_t n = 0;
+
+        do {
+            while (first + n < t[i].l1_idx) {
+                be64_put(&buf[n], e->l1[first + n]);
+                n++;
+            }
+            be64_put(&buf[n++], t[i++].new.h | QCOW2_COPIED);
+        } while (i < e->tables.n && t[i].l1_idx - t[i - 1].l1_idx <= near &&
+                 t[i].l1_idx - first < room);
+        if (qm_pwrite(e->q->img.file, e->q->hdr.l1_off + first * sizeof *buf, buf, n * sizeof *buf,
+                      err) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 static int
@@ -329,13 +462,13 @@ qm_edit_publish(struct qm_edit *e, bool release, struct qmeld_error *err)
         const uint64_t l1_idx = l1_of(e, e->entries.at[i].idx);
 
         end = end_of_table(e, i);
-        if (t < e->tables.n && e->tables.at[t].l1_idx == l1_idx) {
-            if (write_l1_entry(e, &e->tables.at[t++], err) < 0)
-                return -1;
-        } else if (write_in_place(e, l2_of(e, l1_idx), i, end, err) < 0) {
+        if (t < e->tables.n && e->tables.at[t].l1_idx == l1_idx)
+            t++;
+        else if (write_in_place(e, l2_of(e, l1_idx), i, end, err) < 0)
             return -1;
-        }
     }
+    if (write_l1_entries(e, err) < 0)
+        return -1;
     if (qm_sync(e->q->img.file, err) < 0 || note_tables(e, err) < 0 ||
         (release && release_frees(e, err) < 0))
         return -1;

@@ -10,6 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define WRITE_BYTES   (1u << 20) /* of blocks: one write, but one block at least */
+#define WRITE_ENTRIES 512u       /* of the table, likewise */
+
 /* ---- to the disk ---- */
 
 static uint64_t
@@ -52,6 +55,35 @@ place_table(struct qm_refs *r, struct qmeld_error *err)
     return 0;
 }
 
+/* Block i if it is dirty, and what lies behind it in the file and in the table; *out_n: how many. */
+static int
+write_blocks(struct qm_refs *r, uint64_t i, uint64_t *out_n, struct qmeld_error *err)
+{
+    const uint64_t cs = qm_refs_cluster_size(r), most = qm_max(WRITE_BYTES / cs, 1);
+    QM_FREE unsigned char *buf = NULL;
+    uint64_t n = 1;
+
+    *out_n = 1;
+    if (!r->blocks[i].dirty)
+        return 0;
+    while (n < most && i + n < r->n_entries && r->blocks[i + n].dirty &&
+           r->table[i + n] == r->table[i] + n * cs)
+        n++;
+    if (n > 1 && !(buf = malloc(n * cs)))
+        return qm_fail_nomem(err, "refcount blocks");
+    for (uint64_t k = 0; n > 1 && k < n; k++)
+        memcpy(buf + k * cs, r->blocks[i + k].data, cs);
+    if (qm_pwrite(r->q->img.file, r->table[i], n > 1 ? buf : r->blocks[i].data, n * cs, err) < 0)
+        return -1;
+    for (uint64_t k = i; k < i + n; k++) {
+        r->blocks[k].dirty = false;
+        r->blocks[k].written = true;
+    }
+    r->clean_bytes += n * cs;
+    *out_n = n;
+    return 0;
+}
+
 int
 qm_refs_write(struct qm_refs *refs, struct qmeld_error *err)
 {
@@ -59,18 +91,9 @@ qm_refs_write(struct qm_refs *refs, struct qmeld_error *err)
 
     if ((below || refs->n_entries > refs->disk_entries) && place_table(refs, err) < 0)
         return -1;
-    for (uint64_t i = 0; i < refs->n_entries; i++) {
-        struct block *b = &refs->blocks[i];
-
-        if (!b->dirty)
-            continue;
-        if (qm_pwrite(refs->q->img.file, refs->table[i], b->data, qm_refs_cluster_size(refs), err) <
-            0)
+    for (uint64_t i = 0, n; i < refs->n_entries; i += n)
+        if (write_blocks(refs, i, &n, err) < 0)
             return -1;
-        b->dirty = false;
-        b->written = true;
-        refs->clean_bytes += qm_refs_cluster_size(refs);
-    }
     refs->n_left = refs->moved.n;
     return refs->new_table.n > 0 ? write_new_table(refs, err) : 0;
 }
@@ -91,21 +114,38 @@ link_table(struct qm_refs *r, struct qmeld_error *err)
     return qm_refs_free(r, old, old_len, err);
 }
 
-/* Entries of the table that is in use, each an aligned eight bytes: never torn. */
+static bool
+is_to_link(const struct qm_refs *r, uint64_t i)
+{
+    return r->table[i] != 0 && !r->blocks[i].linked && r->blocks[i].written;
+}
+
+static bool
+counts_itself(const struct qm_refs *r, uint64_t i)
+{
+    return (r->table[i] >> r->q->geo.cluster_bits) / r->per_block == i;
+}
+
+/* Entries of the table that is in use, each an aligned eight bytes: never torn.  Neighbours that all
+ * count themselves go in one write. */
 static int
 link_entries(struct qm_refs *r, struct qmeld_error *err)
 {
-    for (uint64_t i = 0; i < r->n_entries; i++) {
-        const uint64_t counted_by = (r->table[i] >> r->q->geo.cluster_bits) / r->per_block;
-        be64 entry;
+    be64 entries[WRITE_ENTRIES];
 
-        if (r->table[i] == 0 || r->blocks[i].linked || !r->blocks[i].written)
+    for (uint64_t i = 0, n; i < r->n_entries; i += n) {
+        n = 1;
+        if (!is_to_link(r, i))
             continue;
-        if (counted_by != i && qm_sync(r->q->img.file, err) < 0)
+        if (!counts_itself(r, i) && qm_sync(r->q->img.file, err) < 0)
             return -1;
-        be64_put(&entry, r->table[i]);
-        if (qm_pwrite(r->q->img.file, r->q->hdr.reftable_off + i * sizeof entry, &entry,
-                      sizeof entry, err) < 0)
+        be64_put(&entries[0], r->table[i]);
+        for (; n < WRITE_ENTRIES && i + n < r->n_entries && is_to_link(r, i + n) &&
+               counts_itself(r, i + n);
+             n++)
+            be64_put(&entries[n], r->table[i + n]);
+        if (qm_pwrite(r->q->img.file, r->q->hdr.reftable_off + i * sizeof *entries, entries,
+                      n * sizeof *entries, err) < 0)
             return -1;
     }
     return qm_sync(r->q->img.file, err);

@@ -211,7 +211,7 @@ first_table(const char *path)
 }
 
 static void
-merge_io__entries_in_a_row_become_one_write(void **state)
+merge_io__entries_near_each_other_become_one_write(void **state)
 {
     struct qm_forge *f = qm_lab_make("top  | AB.CDE. cluster=4k\n"
                                      "base | ......F cluster=4k\n");
@@ -222,8 +222,48 @@ merge_io__entries_in_a_row_become_one_write(void **state)
     qm_lab_commit("top", &into_base);
     qm_lab_unwatch();
     assert_int_equal(first_table("base"), table);
-    assert_int_equal(qm_lab_write_at("base", table), 16);
-    assert_int_equal(qm_lab_write_at("base", table + 24), 24);
+    assert_int_equal(qm_lab_write_at("base", table), 48); /* with the one between them */
+    qm_lab_looks("base", 4096, "DD.DDDD");
+    qm_forge_free(f);
+}
+
+static void
+merge_io__adjacent_new_tables_become_one_write(void **state)
+{
+    struct qm_forge *f = qm_lab_make("top  | - size=128k cluster=4k\n"
+                                     "  fill 0 32 C\n"
+                                     "base | - size=128k cluster=512\n");
+    uint64_t table;
+
+    (void)state;
+    qm_lab_watch();
+    qm_lab_commit("top", &into_base);
+    qm_lab_unwatch();
+    table = first_table("base");
+    assert_int_equal(qm_lab_write_at("base", table), 4 * 512); /* 64 entries each */
+    assert_string_equal(qm_lab_story("base"), "2BDt|R|1|||");
+    qm_lab_reads_as("base", f, 0);
+    qm_lab_clean("base");
+    qm_forge_free(f);
+}
+
+static void
+merge_io__of_a_new_table_only_what_is_not_zeros_is_written(void **state)
+{
+    struct qm_forge *f = qm_lab_make("top  | - size=512M cluster=64k\n"
+                                     "  fill 256M 2 C\n"
+                                     "base | - size=512M cluster=64k\n");
+    uint64_t table;
+
+    (void)state;
+    qm_lab_watch();
+    qm_lab_commit("top", &into_base);
+    qm_lab_unwatch();
+    table = first_table("base");
+    assert_int_equal(qm_lab_write_at("base", table), 0);
+    assert_int_equal(qm_lab_write_at("base", table + 32 * KIB), 4 * KIB);
+    assert_true(qm_lab_host("base", 256 << 20) != 0);
+    qm_lab_clean("base");
     qm_forge_free(f);
 }
 
@@ -612,7 +652,9 @@ main(void)
         T(merge_io__a_raw_target_is_synced_at_the_end),
         T(merge_io__neighbours_in_source_and_target_become_one_write),
         T(merge_io__what_is_adjacent_in_the_source_alone_becomes_one_write),
-        T(merge_io__entries_in_a_row_become_one_write),
+        T(merge_io__entries_near_each_other_become_one_write),
+        T(merge_io__adjacent_new_tables_become_one_write),
+        T(merge_io__of_a_new_table_only_what_is_not_zeros_is_written),
         T(merge_io__kept_overlays_are_not_touched),
         T(merge_io__overlays_are_removed_from_the_top_when_the_child_is_durable),
         T(merge_io__overlays_are_put_aside_from_the_top_when_the_child_is_durable),
