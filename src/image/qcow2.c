@@ -18,7 +18,7 @@
 #include <inttypes.h>
 
 #define SLICE    4096u
-#define WIDE     64u         /* words that are looked at at once */
+#define WIDE     64u         /* zeros are passed over so many words at once */
 #define SCAN_LEN (64u << 10) /* a sparse table is read in pieces of this size; on the stack */
 
 struct slice {
@@ -104,64 +104,63 @@ find_table(const struct qm_qcow2 *q, struct qm_qcow2_walk *w, uint64_t guest, ui
     return *out & (q->geo.cluster_size - 1) ? bad_l2_table(q, idx, *out, err) : 0;
 }
 
-/* True if one of so many words has a bit of mask, which is in the byte order of the words.  The count is
- * known to the compiler, which makes it wide instructions. */
-static inline bool
-any_set(const be64 *word, uint64_t mask)
-{
-    uint64_t any = 0, v;
-
-    for (unsigned k = 0; k < WIDE; k++) {
-        memcpy(&v, &word[k], sizeof v);
-        any |= v;
-    }
-    return any & mask;
-}
-
 /* First word in [i, n) with a bit of mask; n if none has.  Most of a sparse image's tables is zero. */
 static uint32_t
 first_set(const be64 *word, uint32_t i, uint32_t n, uint64_t mask)
 {
-    uint64_t v;
-    be64 m;
-
-    be64_put(&m, mask);
-    memcpy(&mask, &m, sizeof mask); /* in the byte order of the disk, as the words are */
     for (;;) {
-        while (n - i >= WIDE && !any_set(&word[i], mask))
+        uint32_t end;
+
+        while (n - i >= WIDE && qm_is_zero(&word[i], WIDE * sizeof *word))
             i += WIDE;
-        /* one of the next words, or the rest */
-        for (uint32_t end = i + (uint32_t)qm_min(n - i, WIDE); i < end; i++) {
-            memcpy(&v, &word[i], sizeof v);
-            if (v & mask)
+        end = i + (uint32_t)qm_min(n - i, WIDE);
+        for (; i < end; i++)
+            if (be64_get(&word[i]) & mask)
                 return i;
-        }
         if (i == n)
             return n;
     }
+}
+
+/* The first entry in [idx, stop) of the L1 that names a table; stop if none does.  What the slice at hand does
+ * not show is read in passing, in long pieces. */
+static int
+next_table(const struct asking *a, uint64_t idx, uint64_t stop, uint64_t *out,
+           struct qmeld_error *err)
+{
+    const struct qm_qcow2 *q = a->q;
+    const struct slice *s = &a->w->l1;
+    be64 piece[SCAN_LEN / sizeof(be64)];
+
+    while (idx < stop) {
+        const uint64_t off = q->hdr.l1_off + idx * sizeof(be64);
+        const bool at_hand = off >= s->off && off - s->off < s->n * sizeof(be64);
+        const uint32_t begin = at_hand ? (uint32_t)((off - s->off) / sizeof(be64)) : 0;
+        const uint32_t n =
+            at_hand ? s->n : (uint32_t)qm_min(stop - idx, sizeof piece / sizeof *piece);
+        uint32_t found;
+
+        if (!at_hand && qm_pread_padded(q->img.file, off, piece, n * sizeof *piece, err) < 0)
+            return -1;
+        found = first_set(at_hand ? s->word : piece, begin, n, QCOW2_OFFSET_MASK);
+        idx += found - begin;
+        if (found < n)
+            break;
+    }
+    *out = idx;
+    return 0;
 }
 
 /* Sets w->absent_*: from a->at, which has no L2 table, to the next guest offset that has one. */
 static int
 scan_absent(const struct asking *a, struct qmeld_error *err)
 {
-    const struct qm_qcow2 *q = a->q;
-    const uint64_t span = qcow2_l2_span(&q->geo);
+    const uint64_t span = qcow2_l2_span(&a->q->geo);
     const uint64_t stop = qm_div_up(a->end, span); /* <= l1_entries: decoding saw to it */
-    uint64_t idx = l1_idx_of(q, a->at);
+    uint64_t idx;
 
-    while (idx < stop) {
-        const uint64_t off = q->hdr.l1_off + idx * sizeof(be64);
-        uint32_t begin, found;
-
-        if (load_slice(q, &a->w->l1, q->hdr.l1_off, l1_bytes(q), off, err) < 0)
-            return -1;
-        begin = (uint32_t)((off - a->w->l1.off) / sizeof(be64));
-        found = first_set(a->w->l1.word, begin, a->w->l1.n, QCOW2_OFFSET_MASK);
-        idx += found - begin;
-        if (found < a->w->l1.n)
-            break;
-    }
+    if (next_table(a, l1_idx_of(a->q, a->at), stop, &idx, err) < 0)
+        return -1;
     a->w->absent_from = qm_align_down(a->at, span);
     a->w->absent_to = idx * span;
     return 0;
