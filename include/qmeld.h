@@ -588,10 +588,16 @@ struct qmeld_flatten_options {
                                                 * compression, extended_l2, lazy_refcounts; the rest is refused */
     const char *
         compress; /* "zlib" or "zstd": data is stored compressed, where it gets shorter; NULL: it is not */
-    int compress_level;   /* zlib 1 to 9, zstd 1 to 19; 0: a good one */
-    bool keep_zeros;      /* zeros that are stored as data become data, not holes */
-    bool force;           /* what is called out may be replaced */
-    bool restart;         /* what an interrupted run left is thrown away, not gone on with */
+    int compress_level; /* zlib 1 to 9, zstd 1 to 19; 0: a good one */
+    bool keep_zeros;    /* zeros that are stored as data become data, not holes */
+    bool force;         /* what is called out may be replaced */
+    bool restart;       /* what an interrupted run left is thrown away, not gone on with */
+    const char *
+        manifest; /* NULL, or a file to be written: of every byte where it is from, and digests of all
+                           * (docs/manifest.md) */
+    uint64_t leaf; /* a digest for each so many bytes: a power of two, 4 KiB to 64 MiB; 0: 1 MiB */
+    const char *const
+        *command;         /* for the manifest: the command line, NULL-terminated; may be NULL */
     qmeld_bytes_fn *sink; /* takes the bytes, in place of out, which is NULL then */
     void *sink_opaque;
     unsigned threads;            /* 0: as many as there are processors, at most 16 */
@@ -605,6 +611,8 @@ struct qmeld_flatten_report {
     uint64_t bytes_compressed; /* what the compressed part of it takes */
     bool resumed;              /* an interrupted run was gone on with, from guest byte resumed_at */
     uint64_t resumed_at;
+    char sha256[65];      /* with a manifest: of the disk's bytes, hexadecimal; else empty */
+    char merkle_root[65]; /* likewise, of the tree over its leaves */
     uint64_t seconds_x1000;
 };
 
@@ -616,6 +624,33 @@ QMELD_API int qmeld_flatten(const char *path, const char *out,
                             const struct qmeld_flatten_options *opts,
                             struct qmeld_flatten_report *report,
                             struct qmeld_error *err) QMELD_CHECK;
+
+/* ---- verify ---- */
+
+struct qmeld_verify_options {
+    const char *output;          /* the image, if it is not where the manifest says; NULL: it is */
+    unsigned threads;            /* 0: as many as there are processors, at most 16 */
+    qmeld_progress_fn *progress; /* may be NULL */
+    void *opaque;
+    qmeld_finding_fn *finding; /* called for whatever is not as the manifest has it; may be NULL */
+    void *finding_opaque;
+};
+
+struct qmeld_verify_result {
+    uint64_t leaves;        /* that the manifest has */
+    uint64_t leaves_differ; /* of them, those that the image does not have */
+    uint64_t inputs;
+    uint64_t inputs_differ;
+    uint64_t spans_differ; /* that the inputs' tables do not lead to any more */
+    uint64_t
+        digests_differ; /* of the disk, and of the tree: one or both do not follow from the leaves, or the image */
+    uint64_t unreadable; /* files that could not be read: what is in them is not known */
+};
+
+/* Derives all that a manifest says anew, from the image and the inputs at the paths that it names.  Takes no lock and
+ * writes nothing.  0 also if something differs: see *out.  USAGE: path is no manifest. */
+QMELD_API int qmeld_verify(const char *path, const struct qmeld_verify_options *opts,
+                           struct qmeld_verify_result *out, struct qmeld_error *err) QMELD_CHECK;
 
 #ifdef __cplusplus
 }

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <json-c/json.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -39,6 +40,10 @@ static const char help[] =
     "                                 19 (3); -c is --compress=zlib\n"
     "        --no-detect-zeroes       zeros that are stored as data stay data; otherwise they\n"
     "                                 become holes\n"
+    "        --manifest=FILE          also write where every byte is from, and SHA-256 of the "
+    "disk,\n"
+    "                                 of its leaves and of every input file; see qmeld verify\n"
+    "        --leaf=SIZE              a digest for each so many bytes: 4k to 64M (1M)\n"
     "        --force                  replace OUT, when the new one is complete; write to a\n"
     "                                 block device\n"
     "        --restart                begin anew where an earlier run was interrupted\n"
@@ -62,6 +67,8 @@ static const char help[] =
 enum {
     OPT_COMPRESS = QM_OPT_MERGING_FIRST,
     OPT_NO_DETECT_ZEROES,
+    OPT_MANIFEST,
+    OPT_LEAF,
     OPT_FORCE,
     OPT_RESTART,
     OPT_BACKING_FORMAT,
@@ -123,6 +130,14 @@ take_option(struct request *r, int c)
     case OPT_NO_DETECT_ZEROES:
         r->flatten.keep_zeros = true;
         return true;
+    case OPT_MANIFEST:
+        r->flatten.manifest = optarg;
+        return true;
+    case OPT_LEAF:
+        if (qm_cli_parse_size(optarg, &r->flatten.leaf) && r->flatten.leaf > 0)
+            return true;
+        qm_cli_usage("flatten", "--leaf is a size, not \"%s\"", optarg);
+        return false;
     case OPT_FORCE:
         r->flatten.force = true;
         return true;
@@ -178,6 +193,8 @@ take_options(struct request *r, int argc, char **argv)
         {"lazy-refcounts", required_argument, NULL, OPT_CREATE + 5},
         {"compress", required_argument, NULL, OPT_COMPRESS},
         {"no-detect-zeroes", no_argument, NULL, OPT_NO_DETECT_ZEROES},
+        {"manifest", required_argument, NULL, OPT_MANIFEST},
+        {"leaf", required_argument, NULL, OPT_LEAF},
         {"force", no_argument, NULL, OPT_FORCE},
         {"restart", no_argument, NULL, OPT_RESTART},
         {"format", required_argument, NULL, 'f'},
@@ -239,6 +256,8 @@ print_report(const struct request *r, const struct qmeld_flatten_report *report)
     if (report->resumed)
         printf("; gone on with at %s", qm_cli_size(report->resumed_at).text);
     printf("\n");
+    if (report->sha256[0])
+        printf("SHA-256 %s\nMerkle root %s\n", report->sha256, report->merkle_root);
 }
 
 static void
@@ -257,6 +276,10 @@ print_json(const struct request *r, const struct qmeld_flatten_report *report,
     qm_cli_json_add_bool(object, "resumed", report->resumed);
     if (report->resumed)
         qm_cli_json_add_u64(object, "resumed-at", report->resumed_at);
+    if (report->sha256[0]) {
+        qm_cli_json_add(object, "sha256", qm_cli_json_string(report->sha256));
+        qm_cli_json_add(object, "merkle-root", qm_cli_json_string(report->merkle_root));
+    }
     qm_cli_json_add_u64(object, "milliseconds", report->seconds_x1000);
     qm_cli_json_print(object);
 }
@@ -276,16 +299,39 @@ explain(const struct request *r, const struct qmeld_error *err)
     return qm_cli_exit_code(err);
 }
 
+/* For the manifest: options are taken apart in argv itself.  NULL: no memory; then it is not told. */
+static char **
+copy_words(int n, char **words)
+{
+    char **copy = calloc((size_t)n + 1, sizeof *copy);
+
+    for (int i = 0; copy && i < n; i++)
+        copy[i] = strdup(words[i]);
+    return copy;
+}
+
+static void
+free_words(char **words)
+{
+    for (size_t i = 0; words && words[i]; i++)
+        free(words[i]);
+    free(words);
+}
+
 static int
 run(int argc, char **argv)
 {
     struct request r = {.flatten = {.target = &r.target}};
     struct qmeld_flatten_report report;
     struct qmeld_error err;
+    char **command = copy_words(argc + 1, argv - 1); /* main's: the program's name is in front */
     int code = take_options(&r, argc, argv);
 
-    if (code >= 0)
+    if (code >= 0) {
+        free_words(command);
         return code;
+    }
+    r.flatten.command = (const char *const *)command;
     qm_cli_merging_begin(&r.merging);
     r.flatten.threads = r.merging.options.threads;
     r.flatten.progress = r.merging.options.progress;
@@ -297,6 +343,7 @@ run(int argc, char **argv)
     qm_cli_progress_begin(&r.merging.progress, r.merging.mode);
     code = qmeld_flatten(r.image, r.to_stdout ? NULL : r.out, &r.flatten, &report, &err);
     qm_cli_progress_end(&r.merging.progress);
+    free_words(command);
     code = code < 0 ? explain(&r, &err) : QM_EXIT_DONE;
     if (r.merging.output == QM_OUTPUT_JSON)
         print_json(&r, &report, code == QM_EXIT_DONE ? NULL : &err);

@@ -19,6 +19,7 @@ static const struct qm_cli_command *const commands[] = {
     &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
     &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure, &qm_cli_snapshot_delete,
     &qm_cli_revert,  &qm_cli_finalize,    &qm_cli_compare, &qm_cli_flatten,
+    &qm_cli_verify,
 };
 
 static const char overview[] =
@@ -34,6 +35,7 @@ static const char overview[] =
     "    plan IMAGE      what commit with the same options would do, and cost, to the byte\n"
     "    measure --onto BASE IMAGE\n"
     "                    how long the base's file will be\n"
+    "    verify MANIFEST is all still as a manifest of flatten says?\n"
     "    status [PATH]   which merges are unfinished, and what their files are worth\n"
     "\n"
     "Change:\n"

@@ -82,6 +82,22 @@ take_target(struct qm_flatten *f, const char *out, struct qmeld_error *err)
 }
 
 static int
+take_leaf(struct qm_flatten *f, struct qmeld_error *err)
+{
+    const uint64_t leaf = f->opts->leaf ? f->opts->leaf : QM_MANIFEST_LEAF;
+
+    if (!f->opts->manifest && f->opts->leaf)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "a leaf size is for a manifest, and none is asked for");
+    if (leaf < QM_MANIFEST_MIN_LEAF || leaf > QM_MANIFEST_MAX_LEAF || (leaf & (leaf - 1)))
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "a leaf is a power of two from 4 KiB to 64 MiB, not %" PRIu64 " bytes",
+                       leaf);
+    f->leaf = f->opts->manifest ? leaf : 0;
+    return 0;
+}
+
+static int
 open_chain(struct qm_flatten *f, struct qmeld_error *err)
 {
     const struct qm_chain_options look = {.mode = f->opts->share ? QM_CHAIN_LOOK : QM_CHAIN_READ,
@@ -125,6 +141,9 @@ describe_request(const struct qm_flatten *f)
         json_object_object_add(j, "lazy", json_object_new_boolean(f->create.lazy_refcounts));
         json_object_object_add(j, "compress", json_object_new_boolean(o->compress != NULL));
         json_object_object_add(j, "level", json_object_new_int(o->compress_level));
+        if (o->manifest)
+            json_object_object_add(j, "manifest", json_object_new_string(o->manifest));
+        json_object_object_add(j, "leaf", json_object_new_uint64(f->leaf));
         json_object_object_add(j, "zeros", json_object_new_boolean(o->keep_zeros));
         text = strdup(json_object_to_json_string_ext(j, JSON_C_TO_STRING_PLAIN));
     }
@@ -181,7 +200,8 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
     const bool device = f->output.file && f->output.file->blockdev;
     const struct qm_stream_config config = {
         .chain = f->chain,
-        .from = qm_guest(f->output.done),
+        .from = qm_guest(f->manifest ? 0 : f->output.done),
+        .leaf = f->leaf,
         .chunk = f->chunk,
         .threads = f->opts->threads,
         .keep_zeros = f->opts->keep_zeros,
@@ -189,7 +209,7 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
         .type = f->create.compression,
         .level = f->opts->compress_level,
         .raw = to_raw ? f->output.file : NULL,
-        .raw_from = qm_guest(device ? f->chunk : 0),
+        .raw_from = qm_guest(device ? f->chunk : f->output.done),
         .phase = "flatten",
         .progress = f->opts->progress,
         .opaque = f->opts->opaque,
@@ -201,7 +221,8 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
 static int
 copy_all(struct qm_flatten *f, struct qmeld_error *err)
 {
-    uint64_t done = f->output.done;
+    const uint64_t from = f->output.done;
+    uint64_t done = from;
 
     for (;;) {
         struct qm_chunk *c;
@@ -211,7 +232,11 @@ copy_all(struct qm_flatten *f, struct qmeld_error *err)
         if (!c)
             break;
         done = c->guest.g + c->len;
-        if (qm_flatten_put(f, c, err) < 0)
+        if (f->manifest && qm_manifest_add(f->manifest, c, err) < 0)
+            return -1;
+        if (c->guest.g < from) /* it is there already, and was read for its digest */
+            qm_stream_give_back(f->stream, c);
+        else if (qm_flatten_put(f, c, err) < 0)
             return -1;
         if ((qm_flatten_is_full(f) || qm_stream_stopped(f->stream)) &&
             qm_flatten_publish(f, done, err) < 0)
@@ -259,6 +284,20 @@ unit_of(const struct qm_flatten *f)
     return unit;
 }
 
+/* Up to the image's last byte, and the manifest's. */
+static int
+work(struct qm_flatten *f, const struct qm_output_config *config, const char *inputs,
+     struct qmeld_error *err)
+{
+    if (qm_flatten_record_begin(f, err) < 0 ||
+        (f->output.file && qm_flatten_sink_open(f, err) < 0) ||
+        (f->output.file && qm_output_note(&f->output, config, err) < 0))
+        return -1;
+    if (open_stream(f, err) < 0 || copy_all(f, err) < 0 || qm_flatten_record_end(f, err) < 0)
+        return -1;
+    return check_unchanged(f, inputs, err);
+}
+
 static int
 write_output(struct qm_flatten *f, const char *out, struct qmeld_error *err)
 {
@@ -280,25 +319,26 @@ write_output(struct qm_flatten *f, const char *out, struct qmeld_error *err)
         return -1;
     f->report->resumed = f->output.resumed;
     f->report->resumed_at = f->output.done;
-    if (f->output.complete)
-        return qm_output_forget(&f->output, err);
-    if (qm_flatten_sink_open(f, err) < 0 || (out && qm_output_note(&f->output, &config, err) < 0) ||
-        open_stream(f, err) < 0 || copy_all(f, err) < 0 || check_unchanged(f, inputs, err) < 0)
+    if (!f->output.complete && work(f, &config, inputs, err) < 0)
         return -1;
-    if (!out)
-        return 0;
-    return qm_output_finish(&f->output, err) < 0 ? -1 : qm_output_forget(&f->output, err);
+    if (out && qm_output_finish(&f->output, err) < 0)
+        return -1;
+    if (qm_flatten_record_name(f, err) < 0) {
+        qm_err_disk(err, QMELD_DISK_NEW);
+        return -1;
+    }
+    return out ? qm_output_forget(&f->output, err) : 0;
 }
 
 static int
 flatten(struct qm_flatten *f, const char *out, struct qmeld_error *err)
 {
-    if (take_target(f, out, err) < 0 || open_chain(f, err) < 0)
+    if (take_target(f, out, err) < 0 || take_leaf(f, err) < 0 || open_chain(f, err) < 0)
         return -1;
     f->create.size = f->size;
     if (f->is_qcow2 && qm_qcow2_create_check(out, &f->create, err) < 0)
         return -1;
-    f->chunk = qm_max(CHUNK_BYTES, f->create.cluster_size);
+    f->chunk = qm_max(qm_max(CHUNK_BYTES, f->create.cluster_size), f->leaf);
     take_limits_of_test(f);
     return write_output(f, out, err);
 }
@@ -329,6 +369,7 @@ qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_opti
     qm_flatten_sink_close(&f);
     if (rc < 0)
         qm_output_fail(&f.output, err);
+    qm_flatten_record_close(&f, rc < 0);
     qm_output_close(&f.output);
     qm_chain_close(f.chain);
     f.report->seconds_x1000 = now_ms() - began;

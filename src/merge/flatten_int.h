@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * flatten_int.h - what the files that serve qmeld_flatten share: flatten.c and flatten_sink.c.  Nobody else includes it.
+ * flatten_int.h - what the files that serve qmeld_flatten share: flatten.c, flatten_sink.c and flatten_record.c.  Nobody else includes it.
  */
 #ifndef QM_FLATTEN_INT_H
 #define QM_FLATTEN_INT_H
 
 #include "create.h"
+#include "evidence.h"
+#include "manifest.h"
 #include "output.h"
 #include "qcow2_append.h"
 #include "stream.h"
@@ -19,6 +21,11 @@ struct qm_flatten {
     uint64_t chunk;
     struct qm_output output;
     struct qm_stream *stream;
+    /* with a manifest */
+    uint64_t leaf;
+    struct qm_output record; /* its file */
+    struct qm_manifest *manifest;
+    struct qm_evidence *evidence;
     /* qcow2 */
     bool is_qcow2; /* and not to a sink */
     struct qm_qcow2_create create;
@@ -44,5 +51,15 @@ bool qm_flatten_is_full(const struct qm_flatten *f);
 /* After the last publish. */
 int qm_flatten_complete(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
 void qm_flatten_sink_close(struct qm_flatten *f);
+
+/* ---- flatten_record.c ---- */
+
+/* The manifest is begun, and its inputs' digests; without one nothing is done here and below. */
+int qm_flatten_record_begin(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+
+/* It is complete and durable, and may get its name when the image has its own. */
+int qm_flatten_record_end(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+int qm_flatten_record_name(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+void qm_flatten_record_close(struct qm_flatten *f, bool failed);
 
 #endif

@@ -322,6 +322,19 @@ qm_output_finish(struct qm_output *o, struct qmeld_error *err)
 }
 
 int
+qm_output_adopt(const char *path, struct qmeld_error *err)
+{
+    struct qm_output o = {0};
+    struct stat st;
+    int rc = name_all(&o, path, err);
+
+    if (rc == 0 && lstat(o.partial, &st) == 0)
+        rc = qm_replace(o.partial, o.path, err);
+    qm_output_close(&o);
+    return rc;
+}
+
+int
 qm_output_forget(struct qm_output *o, struct qmeld_error *err)
 {
     if (!o->noted || qmeld_note_remove(o->note, err) < 0)

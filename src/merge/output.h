@@ -57,6 +57,10 @@ int qm_output_advance(struct qm_output *o, uint64_t done, struct qmeld_error *er
 int qm_output_finish(struct qm_output *o, struct qmeld_error *err) QM_CHECK;
 int qm_output_forget(struct qm_output *o, struct qmeld_error *err) QM_CHECK;
 
+/* What an earlier run has completed under its other name, and had not named yet: it gets its name.  That there is none is
+ * no failure. */
+int qm_output_adopt(const char *path, struct qmeld_error *err) QM_CHECK;
+
 /* After an error: what cannot be gone on with, or is not worth it, is removed.  Raises err->disk if it stays. */
 void qm_output_fail(struct qm_output *o, struct qmeld_error *err);
 

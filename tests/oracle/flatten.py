@@ -8,17 +8,22 @@
     flatten.py --kill   the same, killed in front of a random change, up to three times: no name
                         until it is whole, and the same command goes on
 
-Options as chains.py has them.
+    flatten.py --trace  with a manifest, under strace: nothing is opened for writing but the new files
+
+Half of all write a manifest, which is verified twice: by qmeld, and by verify_manifest.py; then a byte of an input, of the
+image and of the manifest is changed, and has to be found.  Options as chains.py has them.
 """
 
 import functools
 import json
 import os
+import re
 import sys
 import tempfile
 
 import chains
 import oracle
+import verify_manifest
 from oracle import Fail
 
 KINDS = ["raw", "qcow2", "stdout"]
@@ -54,6 +59,10 @@ class Case:
             self.args.append("--no-detect-zeroes")
         if rng.random() < 0.5:
             self.args += ["--threads", str(rng.choice([1, 2, 5]))]
+        self.manifest = rng.random() < 0.5
+        if self.manifest:
+            self.args += ["--manifest=" + os.path.join(chain.folder, "flat.json"),
+                          "--leaf=" + rng.choice(["4k", "64k", "1M", "2M"])]
         self.env = {"QMELD_TEST_BATCH": str(rng.choice([4096, 1 << 16, 1 << 20, 512 << 20])),
                     "QMELD_TEST_NO_SYNC": "1"}
 
@@ -173,10 +182,72 @@ def view_and_check(rng, chain, qmeld, story):
         raise Fail("times of the chain's files changed")
     if oracle.digests(chain.paths()) != digests:
         raise Fail("the chain's files changed")
-    nothing_left(chain.folder, names | {"flat"})
+    nothing_left(chain.folder, names | {"flat"} | ({"flat.json"} if case.manifest else set()))
     compare(case, out, want)
+    if case.manifest:
+        tampered(rng, case, out, want, story)
     refused_and_forced(rng, case, out, want, story)
     return "merged"
+
+
+def manifest_of(case, out, want, story):
+    """Written beside the image; verified by us, and by fifty lines that share nothing with us."""
+    record, raw = out + ".json", os.path.join(case.chain.folder, "want")
+    with open(raw, "wb") as f:
+        f.write(want)
+    told = verify_manifest.load(record)
+    bad = list(verify_manifest.verify(told, want))
+    if bad:
+        raise Fail("the independent verifier: " + "; ".join(bad[:5]))
+    argv = [case.qmeld, "verify", *(["--image", out] if case.kind == "stdout" else []), record]
+    r = oracle.run(argv, case.chain.folder)
+    story.append(f"verify: rc {r.rc}: {r.out} {r.err}")
+    if r.rc != 0:
+        raise Fail(f"verify: rc {r.rc}: {r.out}{r.err}")
+    return argv, told, raw
+
+
+def flip(path, at):
+    with open(path, "r+b") as f:
+        f.seek(at)
+        old = f.read(1)
+        f.seek(at)
+        f.write(bytes([old[0] ^ 0x41]))
+
+
+def tampered(rng, case, out, want, story):
+    """A byte of an input or of the disk is another: verify says so, and which."""
+    argv, told, raw = manifest_of(case, out, want, story)
+    files = [p for p in case.chain.paths()[:case.top.index + 1] if os.path.getsize(p)]
+    if files:
+        path = rng.choice(files)
+        at = rng.randrange(os.path.getsize(path))
+        st = os.stat(path)
+        flip(path, at)
+        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+        r = oracle.run(argv, case.chain.folder)
+        if r.rc != 1 or os.path.basename(path) not in r.out:
+            raise Fail(f"byte {at} of {path} changed: rc {r.rc}: {r.out}{r.err}")
+        flip(path, at)
+    if case.kind != "qcow2" and want:
+        at = rng.randrange(len(want))
+        flip(out, at)
+        r = oracle.run(argv, case.chain.folder)
+        leaf = at // told["leaf_size"]
+        if r.rc != 1 or f"leaf {leaf} differs" not in r.out:
+            raise Fail(f"byte {at} of the image changed: rc {r.rc}: {r.out}{r.err}")
+        flip(out, at)
+    os.unlink(raw)
+    record = out + ".json"
+    with open(record, "r+b") as f:  # a digit of a digest
+        text = f.read()
+        f.seek(text.index(b'"sha256":"') + 10)
+        f.write(b"0" if text[f.tell():f.tell() + 1] != b"0" else b"1")
+    r = oracle.run(argv, case.chain.folder)
+    if r.rc not in (1, 2) or (want and r.rc != 1):
+        raise Fail(f"the manifest changed: rc {r.rc}: {r.out}{r.err}")
+    os.unlink(record)
+    case.args = [a for a in case.args if not a.startswith(("--manifest", "--leaf"))]
 
 
 def refused_and_forced(rng, case, out, want, story):
@@ -202,6 +273,58 @@ def refused_and_forced(rng, case, out, want, story):
     compare(case, out, want)
 
 
+TOUCHES = ("open", "openat", "creat", "truncate", "unlink", "unlinkat", "rename", "renameat", "renameat2", "link",
+           "linkat", "symlink", "symlinkat", "mkdir", "mkdirat", "chmod", "fchmodat", "chown", "fchownat", "utimensat",
+           "setxattr", "mknod", "mknodat")
+HARMLESS = ("/dev/null", "/proc/", "/sys/")
+
+
+def written(trace, cwd):
+    """Names that system calls could change, or change what they lead to."""
+    for line in trace.splitlines():
+        m = re.match(r"(?:\d+ +)?(\w+)\(", line)
+        if not m or m.group(1) not in TOUCHES or re.search(r"= -1 E", line):
+            continue
+        if m.group(1) in ("open", "openat") and not re.search(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC", line):
+            continue
+        for name in re.findall(r'"((?:[^"\\]|\\.)*)"', line)[:2]:
+            path = os.path.join(cwd, name)
+            if not path.startswith(HARMLESS):
+                yield path, line
+
+
+def trace_and_check(rng, chain, qmeld, story):
+    """A forensic run opens nothing for writing but the image, the manifest, and its own two files."""
+    case = Case(rng, chain, qmeld)
+    case.kind = "qcow2" if case.kind == "stdout" else case.kind
+    if case.kind == "qcow2" and "-O" not in case.args:
+        case.args += ["-O", "qcow2"]
+    missing = format_is_missing(case)
+    if missing:
+        case.args += ["--backing-format", chain.layers[missing.index - 1].fmt]
+    place = os.path.join(chain.folder, "there")
+    os.mkdir(place)
+    out, record, trace = (os.path.join(place, n) for n in ("flat", "case.json", "trace"))
+    case.args = [a for a in case.args if not a.startswith("--manifest")] + ["--manifest=" + record]
+    argv = ["strace", "-f", "-o", trace, *case.command(out)]
+    r = oracle.run(argv, chain.folder)
+    if r.rc != 0 and "ptrace" in r.err:
+        return "strace may not trace here"
+    if r.rc != 0:
+        raise Fail(f"rc {r.rc}: {r.err}")
+    ours = {os.path.join(place, n) for n in ("flat", "case.json", ".flat.qmeld-partial", ".flat.qmeld-flatten",
+                                             ".case.json.qmeld-partial")}
+    with open(trace, encoding="utf-8", errors="backslashreplace") as f:
+        found = list(written(f.read(), chain.folder))
+    if not found:
+        raise oracle.Broken("strace saw nothing")
+    bad = [line for path, line in found if path not in ours]
+    if bad:
+        raise Fail("opened for writing, or changed: " + "; ".join(bad[:5]))
+    nothing_left(place, {"flat", "case.json", "trace"})
+    return "merged"
+
+
 def kill_and_check(rng, chain, qmeld, story, shim=None):
     case = Case(rng, chain, qmeld)
     case.kind = "qcow2" if case.kind == "stdout" else case.kind
@@ -222,6 +345,8 @@ def kill_and_check(rng, chain, qmeld, story, shim=None):
     if r.rc != 0:
         raise Fail(f"rc {r.rc}: {r.err}")
     os.unlink(out)
+    if case.manifest:
+        os.unlink(out + ".json")
     with open(count, encoding="ascii") as f:
         most = int(f.read())
     for _ in range(rng.randint(1, 3)):
@@ -238,12 +363,19 @@ def kill_and_check(rng, chain, qmeld, story, shim=None):
     if r.rc != 0:
         raise Fail(f"going on: rc {r.rc}: {r.err}")
     compare(case, out, want)
-    nothing_left(chain.folder, names | {"flat"})
+    if case.manifest:
+        os.unlink(manifest_of(case, out, want, story)[2])
+    nothing_left(chain.folder, names | {"flat"} | ({"flat.json"} if case.manifest else set()))
     return "merged"
 
 
 def main():
     check = view_and_check
+    if "--trace" in sys.argv:
+        sys.argv.remove("--trace")
+        oracle.need("strace")
+        os.environ["QMELD"] = oracle.qmeld_program("release", "plain")  # leak detection cannot be traced
+        check = trace_and_check
     if "--kill" in sys.argv:
         sys.argv.remove("--kill")
         os.environ["QMELD"] = oracle.qmeld_program("plain", "release")  # a sanitizer wants to be preloaded first
