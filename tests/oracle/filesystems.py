@@ -6,6 +6,8 @@ killed     SIGKILL at a random moment, sometimes again while the same command go
 cut        the power fails: the file system stops at once (FS_IOC_SHUTDOWN without flushing its log), and
            what is on the disk after it is mounted again is all there is (ext4, XFS)
 full       another file takes all free space while the merge runs
+shared     data is shared, not copied (XFS, btrfs): no space is taken, also where there is none; what is on the disk
+           when the merge says that it is done is all of it
 verified   commit --verify asks the disk, not the page cache, and finds a byte that changed there (ext4)
 
 After each: the top reads the same, qemu-img check finds no corruption, `qmeld status` says what is unfinished,
@@ -35,6 +37,7 @@ from oracle import Fail, MIB, Qcow2
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2  # FS_IOC_SHUTDOWN
 FIBMAP = 1
 
+SHARES = ("xfs", "btrfs")
 # name: the least size its mkfs takes, and whether it can be shut down
 FILE_SYSTEMS = {"ext4": (96, True), "xfs": (320, True), "btrfs": (160, False)}
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"],
@@ -405,6 +408,94 @@ def finds_a_bad_sector(qmeld, chain, fs, d):
         raise Fail(f"a bad sector, written again: rc {r.rc}: {r.err}")
 
 
+# ---- sharing ----
+
+def shared_chain(rng, d, base_fmt, sector):
+    """20 MiB in two layers: long runs, scattered clusters, compressed ones, and an end that is no whole block.
+    Returns what is compressed, as inflated."""
+    size = 40 * MIB + sector
+    shutil.rmtree(d, ignore_errors=True)
+    os.mkdir(d)
+    oracle.must(["qemu-img", "create", "-q", "-f", base_fmt, "base", str(size)], d)
+    oracle.qemu_io("base", ["write -P 9 0 12M"], cwd=d, fmt=base_fmt)
+    for name, below, fmt in (("mid", "base", base_fmt), ("top", "mid", "qcow2")):
+        oracle.must(["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", fmt, name, str(size)], d)
+        scattered = [64 * 1024 * i for i in rng.sample(range(256, 600), 60)]
+        start = MIB * rng.randrange(4)
+        oracle.qemu_io(name, [f"write -P {rng.randrange(1, 99)} {start} 8M",
+                              *(f"write -P {rng.randrange(100, 255)} {at} 64k" for at in scattered),
+                              f"write -P 7 {size - 70000 // 512 * 512} {70000 // 512 * 512}"], cwd=d)
+    oracle.qemu_io("top", [f"write -c -P 33 {39 * MIB} 64k", f"write -c -P 34 {39 * MIB + 65536} 64k"], cwd=d)
+    oracle.must(["sync", "-f", d])
+    return 2 * 65536
+
+
+def free_space(d):
+    oracle.must(["sync", "-f", d])
+    st = os.statvfs(d)
+    return st.f_bavail * st.f_frsize
+
+
+def snapshot_of_disk(fs, folder):
+    """What is on the disk at this moment, mounted elsewhere."""
+    at, disk = os.path.join(folder, "cut"), os.path.join(folder, "cut.disk")
+    oracle.must(["cp", "--sparse=always", fs.file, disk])
+    os.makedirs(at, exist_ok=True)
+    fs.unmount()  # two file systems with one name cannot be mounted at a time
+    if oracle.run(["mount", "-o", "loop", disk, at]).rc != 0:
+        raise Fail("the disk as it was when the merge was done cannot be mounted")
+    return at, disk
+
+
+def shared(rng, qmeld, fs, base_fmt, folder):
+    d = os.path.join(fs.at, "try")
+    inflated = shared_chain(rng, d, base_fmt, 512 * rng.randrange(1, 8))
+    want = oracle.view("top", "qcow2", d)
+    before = free_space(d)
+    plan = json.loads(oracle.must([qmeld, "plan", "--output=json", "top"], d).out)
+    r = oracle.run([qmeld, "commit", "--progress=none", "--output=json", "top"], d)
+    at, disk = snapshot_of_disk(fs, folder)
+    try:
+        if oracle.view("base", base_fmt, os.path.join(at, "try")) != want:
+            raise Fail("what is on the disk when the merge is done is not all of it")
+    finally:
+        oracle.must(["umount", at])
+        os.unlink(disk)
+        fs.mount()
+    done = json.loads(r.out)
+    if r.rc != 0 or oracle.view("base", base_fmt, d) != want:
+        raise Fail(f"rc {r.rc}, or base reads otherwise than top: {r.err}")
+    copied = done["bytes-copied"] + done["bytes-filled"] - done["bytes-shared"]
+    if done["bytes-shared"] != plan["bytes-shared"] or copied > inflated + 2 * MIB:
+        raise Fail(f"{done['bytes-shared']} bytes were shared, {plan['bytes-shared']} planned, {copied} copied")
+    if sum(x["bytes-shared"] for x in done["layers"]) != done["bytes-shared"]:
+        raise Fail(f"the layers' sums are not the merge's: {done}")
+    taken = before - free_space(d)
+    if taken > copied + 2 * MIB:
+        raise Fail(f"{taken} bytes of space were taken, and only {copied} copied")
+    if base_fmt == "qcow2" and oracle.check("base", cwd=d)[0] != 0:
+        raise Fail("base is not clean")
+    return True
+
+
+def shared_without_room(rng, qmeld, fs, base_fmt):
+    """Room for what is copied and for metadata, and for nothing else."""
+    d, eater = os.path.join(fs.at, "try"), os.path.join(fs.at, "eater")
+    shared_chain(rng, d, base_fmt, 0)
+    want = oracle.view("top", "qcow2", d)
+    with open(eater, "wb") as f:
+        os.posix_fallocate(f.fileno(), 0, free_space(d) - 8 * MIB)
+    oracle.must(["sync", "-f", d])
+    r = oracle.run([qmeld, "commit", "--progress=none", "--overlays=delete", "--output=json", "top"], d)
+    os.unlink(eater)
+    if r.rc != 0 or oracle.view("base", base_fmt, d) != want:
+        raise Fail(f"rc {r.rc}, or base reads otherwise than top: {r.err}")
+    done = json.loads(r.out)
+    if done["bytes-shared"] * 10 < done["bytes-copied"] * 9:
+        raise Fail(f"{done['bytes-shared']} bytes were shared of {done['bytes-copied']}")
+    return True
+
+
 # ---- all of it ----
 
 def known_modes(qmeld):
@@ -455,6 +546,11 @@ class Run:
                 self.merges(fs, chain)
                 self.one(f"{kind} {chain.base_fmt} full", 0, lambda _, chain=chain: full(
                     Trial(self.qmeld, chain, MODES["delete"], d), fs))
+            for fmt in ("raw", "qcow2") if kind in SHARES else ():
+                self.one(f"{kind} {fmt} shared", f"{self.opts.seed} {kind} {fmt}",
+                         lambda rng, fmt=fmt: shared(rng, self.qmeld, fs, fmt, self.folder))
+                self.one(f"{kind} {fmt} shared without room", f"{self.opts.seed} {kind} {fmt}",
+                         lambda rng, fmt=fmt: shared_without_room(rng, self.qmeld, fs, fmt))
             if kind == "ext4":
                 self.one("ext4 verified reads the disk", 0,
                          lambda _: reads_the_disk(self.qmeld, chains["raw"], d))
