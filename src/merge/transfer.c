@@ -9,7 +9,8 @@
 #include <time.h>
 
 /* A batch ends when it has this much data to copy or to share, lists this long, or took this long.  An interrupted
- * merge repeats at most one batch; each costs three syncs. */
+ * merge repeats at most one batch; each costs three syncs.  The clock has little say (is_late), so where the
+ * bandwidth is limited a batch has no more data than fits into that time. */
 #ifdef QM_TESTING
 struct qm_transfer_limits
 #else
@@ -47,6 +48,7 @@ struct run {
     uint64_t limit;
     uint64_t gain_end;  /* guest bytes in front of it are in that */
     guest_off given_up; /* so are they in batches that ended */
+    uint64_t batch;     /* bytes to copy that end a batch */
 };
 
 struct qm_plan_config
@@ -380,6 +382,17 @@ now(void)
     return t.tv_sec;
 }
 
+static uint64_t
+batch_of(const struct qm_transfer *t)
+{
+    const uint64_t rate = t->opts->bandwidth, seconds = qm_transfer_limits.batch_sec;
+    const uint64_t most = qm_transfer_limits.batch;
+
+    if (rate == 0 || seconds == 0 || rate >= most / seconds)
+        return most;
+    return qm_min(most, qm_max(rate * seconds, qm_transfer_limits.step));
+}
+
 /* With give_up half of the room there is, so that tables, bitmaps and others' files have some, too. */
 static int
 begin_batch(struct run *r, struct qmeld_error *err)
@@ -388,7 +401,7 @@ begin_batch(struct run *r, struct qmeld_error *err)
     uint64_t room;
 
     r->gain = 0;
-    r->limit = qm_transfer_limits.batch;
+    r->limit = r->batch;
     r->started = now();
     if (!r->t->give_up || file->blockdev)
         return 0;
@@ -466,7 +479,7 @@ may_end(const struct run *r, guest_off next)
 static bool
 is_full(const struct run *r)
 {
-    return r->bytes >= qm_transfer_limits.batch || r->shared >= qm_transfer_limits.batch_shared ||
+    return r->bytes >= r->batch || r->shared >= qm_transfer_limits.batch_shared ||
            qm_seal_weight(r->seal) >= qm_transfer_limits.batch_weight;
 }
 
@@ -485,7 +498,7 @@ is_late(struct run *r, bool *out, struct qmeld_error *err)
 static bool
 is_short_of_room(const struct run *r)
 {
-    return r->limit < qm_transfer_limits.batch;
+    return r->limit < r->batch;
 }
 
 static uint64_t
@@ -664,6 +677,7 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
     int rc = open_copy(t, "copy", true, &r.copy, err);
 
     take_limits_of_test();
+    r.batch = batch_of(t);
     if (rc == 0)
         rc = begin_batch(&r, err);
     if (rc == 0)

@@ -586,6 +586,37 @@ merge_io__bandwidth_is_a_limit_and_not_much_less(void **state)
     assert_in_range(r.seconds_x1000, 700, 20000);
 }
 
+/* What a crash would have repeated is seconds of work, at whatever rate. */
+static void
+merge_io__a_slow_merge_ends_batches_early(void **state)
+{
+    const struct qmeld_commit_options slow = {.bandwidth = RATE};
+    const struct qm_transfer_limits limits = qm_transfer_limits;
+    size_t batches[2];
+
+    (void)state;
+    qm_transfer_limits.batch_sec = 1;
+    qm_transfer_limits.step = 4096;
+    for (int i = 0; i < 2; i++) {
+        const char *story;
+
+        qm_forge_free(qm_lab_make("top  | AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA cluster=64k\n"
+                                  "base | - cluster=64k\n"));
+        qm_lab_watch();
+        qm_lab_commit("top", i ? &slow : &into_base);
+        qm_lab_unwatch();
+        story = qm_lab_story("base");
+        batches[i] = 0;
+        while ((story = strchr(story, 'D'))) {
+            batches[i]++;
+            story += strspn(story, "D");
+        }
+    }
+    qm_transfer_limits = limits;
+    assert_int_equal(batches[0], 1);
+    assert_int_equal(batches[1], 2); /* RATE bytes, and what is left */
+}
+
 /* ---- bitmaps ---- */
 
 /* The bits of path's bitmap number i, as text; all are within one cluster. */
@@ -666,6 +697,7 @@ main(void)
         T(merge_io__a_stopped_merge_can_be_finished),
         T(merge_io__any_number_of_threads_makes_the_same_file),
         T(merge_io__bandwidth_is_a_limit_and_not_much_less),
+        T(merge_io__a_slow_merge_ends_batches_early),
         T(merge_io__bitmaps_are_told_what_was_asked_and_no_more),
     };
 
