@@ -197,7 +197,7 @@ class Loop:
     """A file system in a sparse file of `folder`, mounted while the context lasts."""
 
     def __init__(self, folder, kind, size):
-        self.kind, self.size = kind, max(size, 512 * MIB)
+        self.kind, self.size = kind, max(-(-size // MIB) * MIB, 512 * MIB)
         self.file = os.path.join(folder, f"{kind}.disk")
         self.at = os.path.join(folder, kind)
         self.device = None
