@@ -269,6 +269,8 @@ struct qmeld_commit_options {
     bool undo;                  /* as atomic; of a raw base what is overwritten is kept beside the
                                  * journal, so that it can be brought back */
     bool keep_relative;         /* refuse rather than write an absolute backing name */
+    bool skip_equal;            /* bytes that the base reads as already are not written */
+    bool detect_zeroes;         /* data that is zeros becomes holes, or clusters that say zero */
     bool verify; /* read back what was written, from the disk where the page cache can
                                  * be got out of the way, before any overlay is settled */
     enum qmeld_overlays overlays;
@@ -320,8 +322,10 @@ struct qmeld_commit_report {
     uint64_t bytes_zeroed; /* guest bytes that became holes, zero clusters or zeros */
     uint64_t
         bytes_shared; /* of copied and filled ones: not read and written, but shared with the layer's file */
-    uint64_t bytes_offloaded; /* likewise: copied by the file system, on its server */
-    bool verified;            /* all of it was read back, and is what was to be written */
+    uint64_t bytes_offloaded;  /* likewise: copied by the file system, on its server */
+    uint64_t bytes_zero_found; /* with detect_zeroes: of these, what a layer had as data */
+    uint64_t bytes_skipped;    /* with skip_equal: guest bytes that the base read as already */
+    bool verified;             /* all of it was read back, and is what was to be written */
     uint64_t bytes_verified;
     uint64_t base_old_size; /* virtual size before and after */
     uint64_t base_new_size;
@@ -388,7 +392,9 @@ struct qmeld_plan_report {
     uint64_t bytes_copied; /* as in struct qmeld_commit_report */
     uint64_t bytes_filled;
     uint64_t bytes_zeroed;
-    uint64_t bytes_shared;      /* by what is known without trying; a file system may share more */
+    uint64_t bytes_shared; /* by what is known without trying; a file system may share more */
+    uint64_t bytes_zero_found;
+    uint64_t bytes_skipped;
     uint64_t bytes_read;        /* of data, compressed clusters as they are stored */
     uint64_t bytes_written;     /* of data */
     uint64_t metadata_written;  /* tables, refcounts, headers, bitmaps, the journal */
@@ -400,7 +406,7 @@ struct qmeld_plan_report {
     struct qmeld_plan_layer *layers;
     size_t n_rooms;
     struct qmeld_plan_room *rooms;
-    size_t n_modes;
+    size_t n_modes; /* with skip_equal or detect_zeroes: 0, if there is room */
     struct qmeld_plan_mode *modes;
     size_t
         n_obstacles; /* what would stop a commit at this moment: somebody uses a layer, or we may not write */

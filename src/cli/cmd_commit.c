@@ -41,6 +41,8 @@ static const char help[] =
     "                               or quarantine the way back ends with the merge\n"
     "        --undo                 the same for any base: what is overwritten in a raw one is\n"
     "                               kept beside the journal\n"
+    "        --skip-equal           what the base reads as already is not written again\n"
+    "        --detect-zeroes        data that is zeros becomes holes, or clusters that say zero\n"
     "        --live=auto|never      if a running machine uses IMAGE: merge through libvirt, as\n"
     "                               blockcommit --pivot does (default), or refuse\n"
     "        --keep-relative        refuse rather than store an absolute backing name\n"
@@ -62,6 +64,8 @@ enum {
     OPT_RECLAIM,
     OPT_ATOMIC,
     OPT_UNDO,
+    OPT_SKIP_EQUAL,
+    OPT_DETECT_ZEROES,
     OPT_KEEP_RELATIVE,
     OPT_BACKING_FORMAT,
     OPT_LIVE,
@@ -126,6 +130,12 @@ take_option(struct qm_cli_merging *merging, int c)
     case OPT_RECLAIM:
         options->reclaim = true;
         return true;
+    case OPT_SKIP_EQUAL:
+        options->skip_equal = true;
+        return true;
+    case OPT_DETECT_ZEROES:
+        options->detect_zeroes = true;
+        return true;
     case OPT_KEEP_RELATIVE:
         options->keep_relative = true;
         return true;
@@ -153,6 +163,8 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"reclaim", no_argument, NULL, OPT_RECLAIM},
         {"atomic", no_argument, NULL, OPT_ATOMIC},
         {"undo", no_argument, NULL, OPT_UNDO},
+        {"skip-equal", no_argument, NULL, OPT_SKIP_EQUAL},
+        {"detect-zeroes", no_argument, NULL, OPT_DETECT_ZEROES},
         {"keep-relative", no_argument, NULL, OPT_KEEP_RELATIVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         {"format", required_argument, NULL, 'f'},

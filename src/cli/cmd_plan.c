@@ -22,7 +22,7 @@ static const char help[] =
     "What commit would refuse is refused here, in the same words and with the same exit code;\n"
     "that an image is in use, or may not be written to, is only told.  Compressed clusters are\n"
     "inflated, to see that they can be read; other data is not read, unless to see that it is\n"
-    "merged already.\n"
+    "merged already, or for --skip-equal and --detect-zeroes.\n"
     "\n"
     "        --base=LAYER           as in commit, and so are the others\n"
     "        --top=LAYER\n"
@@ -31,6 +31,8 @@ static const char help[] =
     "        --atomic\n"
     "        --undo\n"
     "        --reclaim\n"
+    "        --skip-equal\n"
+    "        --detect-zeroes\n"
     "        --keep-relative\n"
     "        --journal-dir=DIR      space there counts, too\n"
     "    -f, --format=FMT\n"
@@ -119,6 +121,10 @@ print_work(const struct qmeld_plan_report *r)
     printf("; %s of metadata written", qm_cli_size(r->metadata_written).text);
     if (r->bytes_zeroed)
         printf("; %s become zeros", qm_cli_size(r->bytes_zeroed).text);
+    if (r->bytes_zero_found)
+        printf(" (%s of them are stored as data)", qm_cli_size(r->bytes_zero_found).text);
+    if (r->bytes_skipped)
+        printf("; %s skipped as the base has them", qm_cli_size(r->bytes_skipped).text);
     if (r->clusters_inflated)
         printf("; %" PRIu64 " compressed clusters inflated", r->clusters_inflated);
     putchar('\n');
@@ -290,6 +296,8 @@ plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
         qm_cli_json_add_u64(o, "bytes-filled", r->bytes_filled);
         qm_cli_json_add_u64(o, "bytes-zeroed", r->bytes_zeroed);
         qm_cli_json_add_u64(o, "bytes-shared", r->bytes_shared);
+        qm_cli_json_add_u64(o, "bytes-zero-found", r->bytes_zero_found);
+        qm_cli_json_add_u64(o, "bytes-skipped", r->bytes_skipped);
         qm_cli_json_add_u64(o, "bytes-read", r->bytes_read);
         qm_cli_json_add_u64(o, "bytes-written", r->bytes_written);
         qm_cli_json_add_u64(o, "metadata-written", r->metadata_written);

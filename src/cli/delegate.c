@@ -51,14 +51,14 @@ translate(const struct qm_cli_merging *merging, const char *path, const struct q
         .bandwidth = options->bandwidth,
     };
     if (options->overlays == QMELD_OVERLAYS_KEEP || out->remove)
-        if (!options->reclaim && !options->verify)
+        if (!options->reclaim && !options->verify && !options->skip_equal &&
+            !options->detect_zeroes)
             return true;
     fprintf(
         stderr,
         "qmeld: a running machine has the image, and QEMU, which then merges, can neither empty, "
-        "rename nor read back: use --overlays=keep or delete, without --reclaim and --verify, or "
-        "stop "
-        "the machine\n");
+        "rename nor read back, and looks at no bytes: use --overlays=keep or delete, without "
+        "--reclaim, --verify, --skip-equal and --detect-zeroes, or stop the machine\n");
     return false;
 }
 

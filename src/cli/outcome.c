@@ -126,6 +126,10 @@ print_sum(const struct qmeld_commit_report *report)
         printf(" (%s of it by the file system)", qm_cli_size(report->bytes_offloaded).text);
     if (report->bytes_zeroed)
         printf(", %s zeroed", qm_cli_size(report->bytes_zeroed).text);
+    if (report->bytes_zero_found)
+        printf(" (%s of them were stored as data)", qm_cli_size(report->bytes_zero_found).text);
+    if (report->bytes_skipped)
+        printf(", %s skipped as the base had them", qm_cli_size(report->bytes_skipped).text);
     if (report->bytes_filled)
         printf(", %s of old content copied along", qm_cli_size(report->bytes_filled).text);
     if (report->verified)
@@ -225,6 +229,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
     qm_cli_json_add_u64(object, "bytes-zeroed", report->bytes_zeroed);
     qm_cli_json_add_u64(object, "bytes-shared", report->bytes_shared);
     qm_cli_json_add_u64(object, "bytes-offloaded", report->bytes_offloaded);
+    qm_cli_json_add_u64(object, "bytes-zero-found", report->bytes_zero_found);
+    qm_cli_json_add_u64(object, "bytes-skipped", report->bytes_skipped);
     qm_cli_json_add_bool(object, "verified", report->verified);
     qm_cli_json_add_u64(object, "bytes-verified", report->bytes_verified);
     qm_cli_json_add_u64(object, "base-old-size", report->base_old_size);

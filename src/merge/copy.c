@@ -452,6 +452,12 @@ qm_copy_sums(const struct qm_copy *copy, const struct qm_file *from)
     return qm_route_sums(&copy->routes, from);
 }
 
+void
+qm_copy_spare(struct qm_copy *copy, uint64_t bytes)
+{
+    atomic_fetch_add(&copy->done, bytes);
+}
+
 struct qm_copy_costs
 qm_copy_costs(const struct qm_copy *copy)
 {

@@ -51,6 +51,8 @@ int qm_copy_foresee_shared(struct qm_copy *copy, const struct qm_want *want, uin
 
 /* How the bytes of a file came into the target; in a dry run, how they would. */
 struct qm_route_sums qm_copy_sums(const struct qm_copy *copy, const struct qm_file *from);
+/* Bytes of the total that need no copying: they count as done. */
+void qm_copy_spare(struct qm_copy *copy, uint64_t bytes);
 
 /* In a dry run: what the moves would have cost. */
 struct qm_copy_costs {

@@ -197,6 +197,8 @@ tell_work(const struct dry *d, struct qmeld_plan_report *r)
     r->bytes_filled = d->commit.bytes_filled;
     r->bytes_zeroed = d->commit.bytes_zeroed;
     r->bytes_shared = d->commit.bytes_shared;
+    r->bytes_zero_found = d->commit.bytes_zero_found;
+    r->bytes_skipped = d->commit.bytes_skipped;
     r->bytes_read = c->bytes_read;
     r->bytes_written = c->bytes_written;
     r->clusters_inflated = c->inflated;
@@ -338,6 +340,9 @@ plan(struct dry *d, const char *path, const struct qmeld_commit_options *opts,
     end_dry(d);
     if (report->nothing_to_do || report->already_merged || report->resumed)
         return fits;
+    /* where bytes are looked at, each way reads them all once more: for who needs one only */
+    if (fits == 0 && (opts->skip_equal || opts->detect_zeroes))
+        return 0;
     if (fits == 0)
         return tell_ways(path, opts, report, err);
     if (tell_ways(path, opts, report, &(struct qmeld_error){0}) == 0 &&

@@ -90,6 +90,10 @@ intent_to_json(const struct qm_intent *i)
     if (i->verify)
         json_object_object_add(o, "verify", json_object_new_boolean(true));
     json_object_object_add(o, "reclaim", json_object_new_boolean(i->reclaim));
+    if (i->skip_equal)
+        json_object_object_add(o, "skip-equal", json_object_new_boolean(true));
+    if (i->detect_zeroes)
+        json_object_object_add(o, "detect-zeroes", json_object_new_boolean(true));
     json_object_object_add(o, "overlays", json_object_new_int((int)i->overlays));
     json_object_object_add(o, "base", json_object_new_uint64(i->base));
     json_object_object_add(o, "top", json_object_new_uint64(i->top));
@@ -166,6 +170,12 @@ get_bool(struct json_object *o, const char *key, bool *out)
         return false;
     *out = json_object_get_boolean(v);
     return true;
+}
+
+static bool
+get_if_there(struct json_object *o, const char *key, bool *out)
+{
+    return !json_object_object_get_ex(o, key, NULL) || get_bool(o, key, out);
 }
 
 /* Not there: NULL. */
@@ -286,7 +296,8 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     if (!json_object_is_type(o, json_type_object))
         return false;
     if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
-        (json_object_object_get_ex(o, "verify", NULL) && !get_bool(o, "verify", &i->verify)) ||
+        !get_if_there(o, "verify", &i->verify) || !get_if_there(o, "skip-equal", &i->skip_equal) ||
+        !get_if_there(o, "detect-zeroes", &i->detect_zeroes) ||
         !get_bool(o, "reclaim", &i->reclaim) || !get_way(o, i) ||
         !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
         !get_number(o, "base", &base) || !get_number(o, "top", &top) ||

@@ -154,6 +154,8 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
     t->new_size = intent->new_size;
     t->verify = !qm_shadow_now() && (intent->verify || m->opts->verify);
     t->give_up = intent->reclaim;
+    t->skip_equal = intent->skip_equal;
+    t->detect_zeroes = intent->detect_zeroes;
     m->report->reclaimed = intent->reclaim;
     m->report->base_old_size = intent->base_size;
     m->report->base_new_size = t->new_size;
@@ -300,6 +302,7 @@ work_in_batches(struct qm_merge *m, struct qm_seal *seal, bool resumed, struct q
 {
     struct qm_transfer *t = &m->transfer;
 
+    t->resumed = resumed;
     if (qm_merge_open_reclaim(m, false, err) < 0 || qm_transfer_grow(t, seal, err) < 0 ||
         (resumed && qm_transfer_mark(t, seal, err) < 0))
         return -1;

@@ -267,6 +267,8 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
                               .keep_relative = o->keep_relative,
                               .verify = o->verify,
                               .reclaim = o->reclaim,
+                              .skip_equal = o->skip_equal,
+                              .detect_zeroes = o->detect_zeroes,
                               .atomic = o->atomic,
                               .undo = o->undo,
                               .overlays = o->overlays,

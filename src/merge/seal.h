@@ -51,8 +51,8 @@ struct qm_seal_config {
 int qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out,
                   struct qmeld_error *err) QM_CHECK;
 
-/* A layer asked for these guest bytes, in a batch that an earlier run published: enabled bitmaps are
- * told.  Between begin and the first batch. */
+/* A layer asked for these guest bytes, which an earlier run has written, or may have: enabled bitmaps
+ * are told.  After begin. */
 int qm_seal_mark(struct qm_seal *s, guest_off from, uint64_t len, struct qmeld_error *err) QM_CHECK;
 
 /* asked: a layer asked for it, so enabled bitmaps are told. */

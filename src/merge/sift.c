@@ -16,7 +16,7 @@
 
 /* What is known of a unit; over all that is wanted of it. */
 enum {
-    DIFFERS = 1, /* some byte is not what the base reads as */
+    DIFFERS = 1, /* some byte is not what the target reads as */
     NONZERO = 2, /* some byte is not 0 */
     HAS_DATA = 4,
 };
@@ -26,7 +26,7 @@ struct part {
     bool asked;
 };
 
-/* What the base reads as; from NULL: zeros. */
+/* What the target reads as; from NULL: zeros. */
 struct span {
     guest_off guest;
     uint64_t len;
@@ -39,10 +39,10 @@ struct span {
 struct job {
     guest_off from; /* a multiple of the job length */
     QM_VEC(struct part) parts;
-    QM_VEC(struct span) base; /* without gaps, from the first part on, as far as it could be told */
-    unsigned char *flags;     /* of each unit */
-    bool decided;             /* nothing to look at: */
-    enum qm_verdict verdict;  /* of all parts */
+    QM_VEC(struct span) had; /* without gaps, from the first part on, as far as it could be told */
+    unsigned char *flags;    /* of each unit */
+    bool decided;            /* nothing to look at: */
+    enum qm_verdict verdict; /* of all parts */
 };
 
 struct worker_state {
@@ -127,13 +127,13 @@ read_wanted(struct qm_sift *s, const struct worker_state *w, const struct job *j
 
 /* Of one part; what cannot be read differs. */
 static void
-read_base_of(struct qm_sift *s, const struct worker_state *w, const struct job *job,
-             const struct qm_want *want)
+read_had(struct qm_sift *s, const struct worker_state *w, const struct job *job,
+         const struct qm_want *want)
 {
     const uint64_t end = want->guest.g + want->len;
     uint64_t told = want->guest.g;
 
-    QM_VEC_EACH (b, &job->base) {
+    QM_VEC_EACH (b, &job->had) {
         const uint64_t from = qm_max(b->guest.g, want->guest.g),
                        to = qm_min(b->guest.g + b->len, end);
         struct qmeld_error unheard = {0};
@@ -198,7 +198,7 @@ look(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
         return -1;
     QM_VEC_EACH (p, &job->parts) {
         if (s->cfg.skip_equal)
-            read_base_of(s, w, job, &p->want);
+            read_had(s, w, job, &p->want);
         compare(s, w, job, &p->want);
     }
     if (s->unit == s->cluster)
@@ -228,7 +228,7 @@ tick(void *shared)
 static void
 set_units(struct qm_sift *s)
 {
-    const struct qm_image *target = s->cfg.plan.chain->layers[s->cfg.plan.base].img;
+    const struct qm_image *target = s->cfg.plan.chain->layers[s->cfg.plan.target].img;
     const struct qm_qcow2 *q = qm_qcow2_of((struct qm_image *)(uintptr_t)target);
 
     s->cluster = q ? q->geo.cluster_size : RAW_UNIT;
@@ -297,7 +297,7 @@ qm_sift_close(struct qm_sift *s)
     qm_plan_close(s->plan);
     for (size_t i = 0; i < JOBS; i++) {
         qm_vec_release(&s->jobs[i].parts);
-        qm_vec_release(&s->jobs[i].base);
+        qm_vec_release(&s->jobs[i].had);
         free(s->jobs[i].flags);
     }
     for (unsigned i = 0; s->workers && i < s->threads; i++) {
@@ -337,7 +337,7 @@ new_job(struct qm_sift *s)
 
     job->from = qm_guest(qm_align_down(s->rest.want.guest.g, s->job_len));
     qm_vec_clear(&job->parts);
-    qm_vec_clear(&job->base);
+    qm_vec_clear(&job->had);
     job->decided = false;
     return job;
 }
@@ -358,11 +358,11 @@ reads_zero(const struct qm_map_span *span)
     return span->ext.kind == QM_ZERO || span->ext.kind == QM_ABSENT;
 }
 
-/* How much of a zero want at hand the base reads as zeros, known without its bytes. */
+/* How much of the zero want at hand the target reads as zeros, known without its bytes. */
 static uint64_t
 zeros_below(const struct qm_sift *s)
 {
-    const struct qm_plan_config *plan = &s->cfg.plan;
+    const uint64_t end = s->cfg.plan.old_size;
     const struct qm_want *want = &s->rest.want;
     struct qmeld_error unheard = {0};
     struct qm_map_span span;
@@ -370,9 +370,9 @@ zeros_below(const struct qm_sift *s)
     uint64_t found = 0;
     bool done;
 
-    if (want->guest.g >= plan->base_size ||
-        qm_map_open(plan->chain, 0, plan->base, want->guest,
-                    qm_min(want->len, plan->base_size - want->guest.g), &map, &unheard) < 0)
+    if (want->guest.g >= end ||
+        qm_map_open(s->cfg.have, 0, s->cfg.have->n - 1, want->guest,
+                    qm_min(want->len, end - want->guest.g), &map, &unheard) < 0)
         return 0;
     if (qm_map_next(map, &span, &done, &unheard) == 0 && !done && reads_zero(&span))
         found = span.len;
@@ -392,25 +392,25 @@ decide_zeros(struct qm_sift *s, bool *out_done, struct qmeld_error *err)
     if (want->from || want->guest.g % s->unit != 0 || whole == 0)
         return 0;
     equal = s->cfg.skip_equal ? qm_align_down(zeros_below(s), s->unit) : 0;
-    *out_done = equal > 0 || !s->cfg.skip_equal || want->guest.g >= s->cfg.plan.base_size;
+    *out_done = equal > 0 || !s->cfg.skip_equal || want->guest.g >= s->cfg.plan.old_size;
     if (!*out_done)
         return 0;
     return equal ? decide(s, equal, QM_SIFT_SKIP, err) : decide(s, whole, QM_SIFT_KEEP, err);
 }
 
-/* What the base has where the job wants something.  What cannot be found out is no part of it. */
+/* What the target has where the job wants something.  What cannot be found out is no part of it. */
 static int
-ask_base(const struct qm_sift *s, struct job *job, struct qmeld_error *err)
+ask_target(const struct qm_sift *s, struct job *job, struct qmeld_error *err)
 {
-    const struct qm_plan_config *plan = &s->cfg.plan;
+    const struct qm_chain *have = s->cfg.have;
     const struct qm_want *first = &job->parts.at[0].want, *last = &qm_vec_last(&job->parts)->want;
-    const uint64_t end = qm_min(last->guest.g + last->len, plan->base_size);
+    const uint64_t end = qm_min(last->guest.g + last->len, s->cfg.plan.old_size);
     struct qmeld_error unheard = {0};
     struct qm_map *map;
     int rc = 0;
 
-    if (first->guest.g >= end || qm_map_open(plan->chain, 0, plan->base, first->guest,
-                                             end - first->guest.g, &map, &unheard) < 0)
+    if (first->guest.g >= end ||
+        qm_map_open(have, 0, have->n - 1, first->guest, end - first->guest.g, &map, &unheard) < 0)
         return 0;
     while (rc == 0) {
         struct qm_map_span found;
@@ -421,10 +421,10 @@ ask_base(const struct qm_sift *s, struct job *job, struct qmeld_error *err)
             break;
         b = (struct span){.guest = found.guest, .len = found.len};
         if (!reads_zero(&found)) {
-            b.from = plan->chain->layers[found.layer].img;
+            b.from = have->layers[found.layer].img;
             b.ext = found.ext;
         }
-        if (!qm_vec_push(&job->base, &b))
+        if (!qm_vec_push(&job->had, &b))
             rc = qm_fail_nomem(err, "the plan");
     }
     qm_map_close(map);
@@ -435,7 +435,7 @@ static int
 submit(struct qm_sift *s, struct job *job, struct qmeld_error *err)
 {
     memset(job->flags, 0, s->job_len / s->unit);
-    if (s->cfg.skip_equal && ask_base(s, job, err) < 0)
+    if (s->cfg.skip_equal && ask_target(s, job, err) < 0)
         return -1;
     while (!s->hurry && qm_pace_is_ahead(&s->pace)) {
         if (qm_pool_tick(s->pool, err) < 0)

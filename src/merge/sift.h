@@ -15,10 +15,10 @@
  * Calls      open; next until it says done; close.
  * Threads    One thread calls; workers inside read and compare.  Nobody writes to what later wants
  *            need, so others may copy what came out before.
- * Ownership  The chain is borrowed.
+ * Ownership  Chains are borrowed.
  * Memory     64 portions of 1 MiB, or of a cluster, are looked at ahead; each worker holds two.
  * Errors     0 or -1 with *err: what the plan says, or what reading the sources says; CANCELED when tick
- *            said so.  What the base has and cannot be read is not equal to anything, and no error.
+ *            said so.  What the target has and cannot be read is not equal to anything, and no error.
  */
 #ifndef QM_SIFT_H
 #define QM_SIFT_H
@@ -27,7 +27,7 @@
 
 enum qm_verdict {
     QM_SIFT_KEEP, /* as the plan has it */
-    QM_SIFT_SKIP, /* the base reads so already */
+    QM_SIFT_SKIP, /* the target reads so already */
     QM_SIFT_ZERO, /* a layer has it as data, and it is zeros: the want says so by now */
 };
 
@@ -37,6 +37,8 @@ typedef int qm_sift_tick_fn(void *opaque);
 
 struct qm_sift_config {
     struct qm_plan_config plan;
+    const struct qm_chain
+        *have; /* whose uppermost layer is the target, over what it will stand on */
     bool skip_equal;
     bool detect_zeroes;
     unsigned threads;   /* 0: as many as processors, at most 16 */

@@ -520,27 +520,35 @@ gain_of(const struct run *r, const struct qm_want *want)
     return want->from && to > from ? to - from : 0;
 }
 
+/* Ends the batch in front of a want that adds so much to the target's file, if it is time. */
+static int
+make_way(struct run *r, guest_off next, uint64_t gain, struct qmeld_error *err)
+{
+    const bool stopped = qm_copy_stopped(r->copy);
+    const bool no_room = r->t->give_up && r->gain > 0 && r->gain + gain > r->limit;
+    bool ends = may_end(r, next);
+
+    if (ends && !stopped && !no_room && !is_full(r) && is_late(r, &ends, err) < 0)
+        return -1;
+    if (!ends)
+        return 0;
+    if (end_batch(r, is_full(r) || is_short_of_room(r), false, err) < 0)
+        return -1;
+    return stopped ? qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request") : 0;
+}
+
 static int
 run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_error *err)
 {
-    const bool stopped = qm_copy_stopped(r->copy);
     uint64_t shared, gain;
-    bool no_room, ends = may_end(r, want->guest);
 
     if (qm_copy_foresee_shared(r->copy, want, r->t->chain->layers[r->t->target].img->cluster_size,
                                &shared, err) < 0)
         return -1;
     gain = gain_of(r, want);
     gain -= qm_min(gain, shared);
-    no_room = r->t->give_up && r->gain > 0 && r->gain + gain > r->limit;
-    if (ends && !stopped && !no_room && !is_full(r) && is_late(r, &ends, err) < 0)
+    if (make_way(r, want->guest, gain, err) < 0)
         return -1;
-    if (ends) {
-        if (end_batch(r, is_full(r) || is_short_of_room(r), false, err) < 0)
-            return -1;
-        if (stopped)
-            return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
-    }
     if (r->t->back && qm_back_ahead(r->t->back, qm_guest(want->guest.g + want->len), err) < 0)
         return -1;
     if (qm_seal_want(r->seal, want, asked, &r->moves, err) < 0 || put_moves(r, err) < 0)
@@ -580,20 +588,80 @@ run_in_steps(struct run *r, const struct qm_want *want, bool asked, struct qmeld
     return 0;
 }
 
+/* The target reads so already, and nothing is written.  If an earlier run has written it, bitmaps have
+ * not heard of that. */
 static int
-run_all(struct run *r, struct qm_plan *plan, struct qmeld_error *err)
+run_skipped(struct run *r, const struct qm_sifted *s, struct qmeld_error *err)
+{
+    const struct qm_want *want = &s->want;
+
+    if (make_way(r, want->guest, 0, err) < 0 ||
+        (s->asked && r->t->resumed && qm_seal_mark(r->seal, want->guest, want->len, err) < 0))
+        return -1;
+    r->t->report->bytes_skipped += want->len;
+    qm_copy_spare(r->copy, want->from ? want->len : 0);
+    r->end = want->guest.g + want->len;
+    return 0;
+}
+
+static int
+run_sifted(struct run *r, const struct qm_sifted *s, struct qmeld_error *err)
+{
+    if (s->verdict == QM_SIFT_SKIP)
+        return run_skipped(r, s, err);
+    if (s->verdict == QM_SIFT_ZERO) {
+        r->t->report->bytes_zero_found += s->want.len;
+        qm_copy_spare(r->copy, s->want.len);
+    }
+    return run_in_steps(r, &s->want, s->asked, err);
+}
+
+static int
+run_all(struct run *r, struct qm_sift *sift, struct qmeld_error *err)
 {
     for (;;) {
-        struct qm_want want;
-        bool asked, done;
+        struct qm_sifted next;
+        bool done;
 
-        if (qm_plan_next(plan, &want, &asked, &done, err) < 0)
+        if (qm_sift_next(sift, &next, &done, err) < 0) {
+            if (err->code == QMELD_CANCELED && qm_copy_tick(r->copy, err) < 0)
+                return -1; /* it was the copy that gave up, and that knows why */
             return -1;
+        }
         if (done)
             return end_batch(r, true, true, err);
-        if (run_in_steps(r, &want, asked, err) < 0)
+        if (run_sifted(r, &next, err) < 0)
             return -1;
     }
+}
+
+/* While the sift looks, the copy goes on, and may fail or be asked to stop. */
+static int
+tick_copy(void *opaque)
+{
+    const struct run *r = opaque;
+    struct qmeld_error unheard = {0};
+
+    if (qm_copy_tick(r->copy, &unheard) < 0)
+        return -1;
+    return qm_copy_stopped(r->copy) ? 1 : 0;
+}
+
+static int
+open_sift(struct run *r, struct qm_sift **out, struct qmeld_error *err)
+{
+    const struct qm_transfer *t = r->t;
+    struct qm_sift_config config = {.plan = qm_transfer_plan(t),
+                                    .have = &t->done,
+                                    .skip_equal = t->skip_equal,
+                                    .detect_zeroes = t->detect_zeroes,
+                                    .threads = t->opts->threads,
+                                    .bandwidth = t->opts->bandwidth,
+                                    .tick = tick_copy,
+                                    .opaque = r};
+
+    config.plan.from = t->from;
+    return qm_sift_open(&config, out, err);
 }
 
 /* Zeros over [at, end), published as often as they get many. */
@@ -673,7 +741,7 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
                 struct qmeld_error *err)
 {
     struct run r = {.t = t, .seal = seal, .journal = journal, .given_up = t->from};
-    struct qm_plan *plan = NULL;
+    struct qm_sift *sift = NULL;
     int rc = open_copy(t, "copy", true, &r.copy, err);
 
     take_limits_of_test();
@@ -681,13 +749,15 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
     if (rc == 0)
         rc = begin_batch(&r, err);
     if (rc == 0)
-        rc = open_plan(t, &plan, err);
+        rc = open_sift(&r, &sift, err);
     if (rc == 0)
-        rc = run_all(&r, plan, err);
-    if (rc == 0)
+        rc = run_all(&r, sift, err);
+    if (rc == 0) {
         t->costs = qm_copy_costs(r.copy);
+        t->costs.bytes_read += qm_sift_bytes_read(sift);
+    }
     tell_routes(t, r.copy);
-    qm_plan_close(plan);
+    qm_sift_close(sift);
     qm_copy_free(r.copy);
     qm_vec_release(&r.moves.list);
     qm_vec_release(&r.filled.list);

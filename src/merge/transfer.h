@@ -19,6 +19,7 @@
 #include "copy.h"
 #include "reclaim.h"
 #include "seal.h"
+#include "sift.h"
 #include "space.h"
 
 struct qm_transfer {
@@ -37,8 +38,11 @@ struct qm_transfer {
     uint64_t total;             /* bytes to copy, from there on; qm_transfer_count sets it */
     struct qm_space space;      /* likewise */
     struct qm_copy_costs costs; /* of qm_transfer_run, in a dry run */
-    bool looked; /* everything that is to be read was read before, and is not for counting */
-    bool verify; /* what is written is to be read back */
+    bool looked;     /* everything that is to be read was read before, and is not for counting */
+    bool verify;     /* what is written is to be read back */
+    bool skip_equal; /* as in sift.h */
+    bool detect_zeroes;
+    bool resumed; /* an earlier run may have written what this one finds there */
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report; /* bytes_* are added up here */
 };

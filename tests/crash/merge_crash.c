@@ -220,6 +220,10 @@ print_commit(FILE *f, const char *recipe, uint64_t seed)
         fputs(" reclaim=yes", f);
     if (seed % 5 == 0)
         fputs(" share=512", f);
+    if (seed / 6 % 2)
+        fputs(" skip-equal=yes", f);
+    if (seed / 12 % 2)
+        fputs(" detect-zeroes=yes", f);
     if (layers >= 3 && seed % 2) {
         const unsigned base = (unsigned)(seed / 2 % (layers - 2));
 

@@ -58,6 +58,10 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
         s->opts.undo = true;
     } else if (!strcmp(key, "verify")) {
         s->opts.verify = true;
+    } else if (!strcmp(key, "skip-equal")) {
+        s->opts.skip_equal = true;
+    } else if (!strcmp(key, "detect-zeroes")) {
+        s->opts.detect_zeroes = true;
     } else if (!strcmp(key, "reclaim")) {
         s->opts.reclaim = true;
     } else if (!strcmp(key, "dirty")) {

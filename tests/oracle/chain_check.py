@@ -61,6 +61,9 @@ def pick_any_merge(rng, chain):
         raw = chain.layers[m.base].fmt == "raw"
         m.back = "--undo" if raw else rng.choice(["--atomic", "--undo"])
         args += [m.back]
+    for option in ("--skip-equal", "--detect-zeroes"):
+        if not chain.easy and rng.random() < 0.3:
+            args += [option]
     m.batch = rng.choice([4096, 65536, 1 << 20, 512 << 20])  # test builds only
     if rng.random() < 0.5:
         args += ["--threads", str(rng.choice([1, 2, 3, 8]))]

@@ -146,6 +146,34 @@ def pick_writes(rng, layer, patterns):
     return cmds
 
 
+def write_again(chain, layer, story):
+    """What the layer reads already, and zeros as data: for --skip-equal and --detect-zeroes.  The choice is
+    the layer's, so that seeds keep their chains."""
+    rng = random.Random(f"{sorted(layer.opts.items())} {layer.size}")
+    cs, path = layer.opts["cluster_size"], os.path.join(chain.folder, layer.path)
+    if layer.size < 512 or rng.random() < 0.6:
+        return
+    try:
+        view, pieces, cmds = oracle.view(layer.path, "qcow2", chain.folder), [], []
+    except oracle.Fail:
+        return  # QEMU has broken it already, see add_layer
+    for _ in range(rng.choice([1, 2, 4])):
+        unit = rng.choice([512, 4096, cs, cs])
+        off, length = span(rng, layer.size, min(unit, layer.size // 512 * 512))
+        what = rng.random()
+        if what < 0.3:
+            cmds.append(f"write {rng.choice(['', '-c'])} -P 0 {off} {length}")
+        else:
+            pieces.append(os.path.join(chain.folder, f"again{len(pieces)}"))
+            with open(pieces[-1], "wb") as f:
+                f.write(view[off:off + length])
+            cmds.append(f"write {'-c' if what < 0.45 else ''} -s {pieces[-1]} {off} {length}")
+    oracle.qemu_io(path, cmds, cwd=chain.folder, strict=False)
+    story.append(f"{layer.path}: again: " + "; ".join(cmds))
+    for piece in pieces:
+        os.unlink(piece)
+
+
 def write_raw(rng, path, size, patterns):
     """A raw layer of any length, with holes and written zeros."""
     with open(path, "wb") as f:
@@ -186,6 +214,8 @@ def put_content(rng, chain, layer, patterns, story):
         chain.tags.add("bitmaps")
         story.append(f"{layer.path}: bitmaps")
     write()
+    if not base and not chain.easy:
+        write_again(chain, layer, story)
     if layer.opts.get("refcount_bits", 16) > 2 and layer.size and rng.random() < (
             0.3 if base else 0.04):
         for i in range(rng.choice([1, 1, 2])):

@@ -36,7 +36,7 @@ def one_case(seed, folder, opts, check):
             chain = chain_gen.random_chain(rng, case, opts.patterns, story, opts.easy)
         tags = sorted(chain.tags)
         outcome = check(rng, chain, opts.qmeld, story)
-        return seed, outcome, tags, ""
+        return seed, outcome, sorted(chain.tags), ""
     except (oracle.Fail, oracle.Broken) as e:
         keep = True
         kind = "failed" if isinstance(e, oracle.Fail) else "broken"

@@ -48,6 +48,15 @@ def growing(d):
           "write -P 3 5M 64k", "write -P 4 3001k 3k")
 
 
+def again(d):
+    """Much of the overlay is what the base has, and zeros as data."""
+    image(d, "b", "-o", "cluster_size=4k", size="2M")
+    write(d, "b", "write -P 1 0 256k", "write -c -P 5 512k 64k")
+    image(d, "t", "-o", "cluster_size=4k", size="2M", backing="b")
+    write(d, "t", "write -P 1 0 64k", "write -P 2 64k 32k", "write -P 0 128k 32k", "write -c -P 0 768k 16k",
+          "write -P 5 500k 40k", "write -P 1 200k 10k", "write -P 0 1M 64k")
+
+
 def raw_base(d):
     with open(os.path.join(d, "b"), "wb") as f:
         f.write(b"\x11" * 300000)
@@ -166,6 +175,10 @@ def setups():
         "atomic-intermediate": Setup(intermediate, ["--atomic", "--top", "m", "t"], child="c"),
         "undo-raw": Setup(raw_base, ["--undo", "t"], base_fmt="raw"),
         "undo-raw-delete": Setup(raw_base, ["--undo", "--overlays=delete", "t"], base_fmt="raw"),
+        "skip": Setup(again, ["--skip-equal", "--detect-zeroes", "t"]),
+        "skip-raw": Setup(raw_base, ["--skip-equal", "t"], base_fmt="raw"),
+        "skip-bitmaps": Setup(bitmaps, ["--skip-equal", "t"]),
+        "skip-reclaim": Setup(again, ["--skip-equal", "--detect-zeroes", "--reclaim", "t"]),
         "reclaim-growing": Setup(growing, ["--reclaim", "t"]),
         "reclaim-raw": Setup(raw_base, ["--reclaim", "--overlays=delete", "t"], base_fmt="raw"),
         "reclaim-compressed": Setup(compressed, ["--reclaim", "t"]),
