@@ -6,7 +6,7 @@
  * image keeps only two small slices in memory, 4 KiB of its L1 table and 4 KiB of one L2 table,
  * which makes a scattered look-up one small read, and a sweep's reads sequential; runs
  * are found by comparing raw entries, which are decoded only where a run begins.  Of a table that
- * turns out to be sparse it also keeps which slices are zeros, one bit each, from one long read: they are
+ * turns out to be sparse it also keeps which slices are zeros, one bit each, from a long read: they are
  * neither read again nor looked at, so that a sweep over such tables costs little more than having
  * them copied into memory once.
  *
@@ -19,7 +19,7 @@
 
 #define SLICE    4096u
 #define WIDE     64u         /* zeros are passed over so many words at once */
-#define SCAN_LEN (64u << 10) /* a sparse table is read in pieces of this size; on the stack */
+#define SCAN_LEN (64u << 10) /* of sparse tables so much is read at once; on the stack */
 
 struct slice {
     uint64_t off; /* of the first byte, in the file */
@@ -30,8 +30,9 @@ struct slice {
 struct qm_qcow2_walk {
     struct slice l1;
     struct slice l2;
-    /* a sparse L2 table, 0: none; and its slices in which no bit is set */
+    /* a sparse L2 table, 0: none; the end of what was read of it; its slices in which no bit is set */
     uint64_t scanned;
+    uint64_t scanned_to;
     uint64_t zero[(1u << QCOW2_MAX_CLUSTER_BITS) / SLICE / 64];
     /* guest range known to have no L2 tables; what the last scan of the L1 found */
     uint64_t absent_from;
@@ -267,29 +268,27 @@ run_at(struct asking *a, struct qm_extent *out, struct qmeld_error *err)
     return 0;
 }
 
-/* Reads the table that answers for a->at from byte `from` on, a multiple of SLICE, and notes which slices are
- * zero in every bit.  What cannot be read is not zero: it is left to run_at, which can tell. */
+/* Reads the next piece of the table that answers for a->at, from byte `from` on, a multiple of SLICE, and notes
+ * which slices are zero in every bit.  What cannot be read is not zero: it is left to run_at, which can tell. */
 static void
-scan_table(const struct asking *a, uint64_t from)
+scan_piece(const struct asking *a, uint64_t from)
 {
-    const uint64_t size = a->q->geo.cluster_size;
+    struct qm_qcow2_walk *w = a->w;
     struct qmeld_error later = {.disk = QMELD_DISK_OLD};
     unsigned char buf[SCAN_LEN];
+    const uint64_t len = qm_min(a->q->geo.cluster_size - from, sizeof buf);
 
-    memset(a->w->zero, 0, sizeof a->w->zero);
-    a->w->scanned = a->table;
-    while (from < size) {
-        const uint64_t len = qm_min(size - from, sizeof buf);
+    if (w->scanned != a->table)
+        memset(w->zero, 0, sizeof w->zero);
+    w->scanned = a->table;
+    w->scanned_to = from + len;
+    if (qm_pread_padded(a->q->img.file, a->table + from, buf, len, &later) < 0)
+        return;
+    for (uint64_t at = 0; at < len; at += SLICE) {
+        const uint64_t k = (from + at) / SLICE;
 
-        if (qm_pread_padded(a->q->img.file, a->table + from, buf, len, &later) < 0)
-            return;
-        for (uint64_t at = 0; at < len; at += SLICE) {
-            const uint64_t k = (from + at) / SLICE;
-
-            if (qm_is_zero(buf + at, SLICE))
-                a->w->zero[k / 64] |= 1ull << (k % 64);
-        }
-        from += len;
+        if (qm_is_zero(buf + at, SLICE))
+            w->zero[k / 64] |= 1ull << (k % 64);
     }
 }
 
@@ -300,16 +299,19 @@ skip_zero_slices(struct asking *a, struct qm_extent *out)
 {
     const struct qcow2_geo *g = &a->q->geo;
     const uint64_t in_table = (a->at & (qcow2_l2_span(g) - 1)) >> g->cluster_bits;
-    const uint64_t off = in_table * g->l2_entry_len;
-    uint64_t k = off / SLICE;
+    uint64_t off = in_table * g->l2_entry_len;
 
     if (!a->table || out->kind != QM_ABSENT || out->has_host || off == 0 || off % SLICE)
         return;
-    if (a->w->scanned != a->table)
-        scan_table(a, off);
-    while (k < g->cluster_size / SLICE && a->w->zero[k / 64] >> (k % 64) & 1)
-        k++;
-    a->at += (k * SLICE - off) / g->l2_entry_len << g->cluster_bits;
+    for (; a->at < a->end && off < g->cluster_size; off += SLICE) {
+        const uint64_t k = off / SLICE;
+
+        if (a->w->scanned != a->table || off >= a->w->scanned_to)
+            scan_piece(a, off);
+        if (!(a->w->zero[k / 64] >> (k % 64) & 1))
+            break;
+        a->at += (uint64_t)(SLICE / g->l2_entry_len) << g->cluster_bits;
+    }
     a->at = qm_min(a->at, a->end);
     out->len = a->at - out->guest.g;
 }

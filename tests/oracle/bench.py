@@ -89,8 +89,8 @@ def counts_bytes(qmeld):
         if rc != 0 or "failed" in row:
             raise oracle.Fail(f"exit {rc}: {said}")
         for who in ("ours", "other") if row["file_system"] != "tmpfs" else ():
-            if row[who]["written"] < row["file_bytes"]:
-                raise oracle.Fail(f"{row[who]['written']} bytes written, of {row['file_bytes']}")
+            if row[who]["written"] < row["guest_bytes"]:
+                raise oracle.Fail(f"{row[who]['written']} bytes written, of {row['guest_bytes']}")
 
 
 def notices(folder, qmeld, how, row):
