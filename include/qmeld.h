@@ -314,6 +314,7 @@ struct qmeld_commit_report {
     bool already_merged; /* the base held all of it before: no guest byte was written */
     bool reclaimed;      /* with qmeld_commit_options.reclaim */
     bool resumed;        /* an interrupted merge was gone on with */
+    bool rebased;        /* by qmeld_resume: it was a rebase */
     bool held;           /* merged, and it can be taken back: qmeld_revert, or qmeld_finalize */
     bool reverted;       /* it was taken back: every layer is what it was before */
     uint64_t
@@ -430,6 +431,48 @@ struct qmeld_measure {
 QMELD_API int qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
                                  struct qmeld_measure *out, struct qmeld_error *err) QMELD_CHECK;
 
+/* ---- rebase ---- */
+
+struct qmeld_rebase_options {
+    const char *format; /* of the image; NULL: by content */
+    const char
+        *backing; /* the new backing file, as its header is to name it: relative to the image;
+                                 * NULL: none, everything is pulled in */
+    const char *backing_format; /* of the new backing file; required with backing */
+    const char
+        *chain_format;  /* of layers for which no overlay stores a format; NULL: refuse those */
+    bool unsafe;        /* the header only: nothing is compared or copied, nothing else is opened */
+    bool keep_relative; /* store a relative name that leads there, or refuse */
+    bool dry_run;       /* nothing is written; the report tells what would be */
+    const char *journal_dir;     /* NULL: beside the image */
+    unsigned threads;            /* 0: as many as there are processors, at most 16 */
+    uint64_t bandwidth;          /* bytes a second: for comparing, and for copying; 0: no limit */
+    qmeld_progress_fn *progress; /* may be NULL; in guest bytes that were gone over */
+    void *opaque;
+};
+
+struct qmeld_rebase_report {
+    bool resumed;            /* an interrupted one was gone on with */
+    char *stored;            /* the backing name that the header has now; NULL: none */
+    uint64_t bytes_copied;   /* data that the image has got, compressed clusters as inflated */
+    uint64_t bytes_compared; /* read for that, of both sides */
+    uint64_t
+        bytes_shared; /* known to be equal, as both chains read it from the same place of a file */
+    uint64_t old_length; /* of the image's file */
+    uint64_t new_length;
+    uint64_t peak; /* dry_run: bytes of extra space that are needed at a time */
+    uint64_t seconds_x1000;
+};
+
+/* Gives a qcow2 image another backing file.  The image reads the same at every instant, a crash included: first it
+ * gets what reads differently there, then its header is changed, in one sector.  The image is locked as by a
+ * writer, both chains as by readers, until everything is durable.  An interrupted one is gone on with by the
+ * same call, or by qmeld_resume.  *report may be NULL; otherwise qmeld_rebase_report_free, also after a
+ * failure. */
+QMELD_API int qmeld_rebase(const char *path, const struct qmeld_rebase_options *opts,
+                           struct qmeld_rebase_report *report, struct qmeld_error *err) QMELD_CHECK;
+QMELD_API void qmeld_rebase_report_free(struct qmeld_rebase_report *report);
+
 /* ---- unfinished merges ---- */
 
 /* A merge that was interrupted, as its journal tells it.  Strings live during the call of fn. */
@@ -438,11 +481,13 @@ struct qmeld_unfinished {
     const struct qmeld_error *problem; /* NULL, or why the journal cannot be gone by: it is damaged,
                                         * or not ours; then nothing below is set */
 
-    bool running;       /* a process is at work on it now */
-    const char *active; /* the chain's active layer: it reads as before, always */
-    const char *base;   /* what is merged into */
-    const char *top;    /* the uppermost layer that is merged */
-    bool complete;      /* the base holds all of it; headers and overlays are being settled */
+    bool rebase; /* no merge: active gets another backing file; base and top are active, too */
+    const char *new_backing; /* its name; NULL: none */
+    bool running;            /* a process is at work on it now */
+    const char *active;      /* the chain's active layer: it reads as before, always */
+    const char *base;        /* what is merged into */
+    const char *top;         /* the uppermost layer that is merged */
+    bool complete;           /* the base holds all of it; headers and overlays are being settled */
     bool
         base_intact; /* all layers, the base too, read as before by themselves until it is complete */
     bool held; /* all is done; it can be taken back, or made final: this is no unfinished work */

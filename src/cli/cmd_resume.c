@@ -259,6 +259,8 @@ print_done(const struct qmeld_commit_report *report, const char *journal)
 {
     QM_CLI_FREE char *shown = qm_cli_quote(journal);
 
+    if (report->rebased)
+        printf("%s: finished: the image has its new backing file\n", shown);
     for (size_t i = 0; i < report->n_layers; i++)
         if (report->layers[i].fate == QMELD_FATE_MERGED_INTO) {
             QM_CLI_FREE char *base = qm_cli_quote(report->layers[i].path);

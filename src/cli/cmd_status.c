@@ -54,7 +54,7 @@ worth_of(const struct qmeld_unfinished *merge, size_t layer)
 {
     const bool merged = layer > merge->base_layer && layer <= merge->top_layer;
 
-    if (merge->base_intact)
+    if (merge->base_intact || merge->rebase)
         return READS_AS_BEFORE;
     if (layer == merge->base_layer)
         return merge->complete ? COMPLETE : HALF;
@@ -127,8 +127,18 @@ print_merge(const struct qmeld_unfinished *merge)
     QM_CLI_FREE char *top = qm_cli_quote(merge->top);
     QM_CLI_FREE char *journal = qm_cli_shell_word(merge->journal);
 
-    printf("%s: the merge of %s down into %s\n", title_of(merge), top, base);
-    if (merge->held)
+    if (merge->rebase) {
+        QM_CLI_FREE char *name = merge->new_backing ? qm_cli_quote(merge->new_backing) : NULL;
+
+        printf("%s: the rebase of %s onto %s\n", title_of(merge), top, name ? name : "nothing");
+    } else {
+        printf("%s: the merge of %s down into %s\n", title_of(merge), top, base);
+    }
+    if (merge->rebase && merge->complete)
+        puts("  all that is needed is copied; the header is still to be changed");
+    else if (merge->rebase)
+        puts("  what the image is to hold by itself is being copied");
+    else if (merge->held)
         puts("  all is merged, and can be taken back until it is made final");
     else if (merge->reverting)
         puts("  the base is becoming again what it was before the merge");
@@ -215,6 +225,9 @@ merge_json(const struct qmeld_unfinished *merge)
         return object;
     }
     qm_cli_json_add_bool(object, "running", merge->running);
+    qm_cli_json_add(object, "work", json_object_new_string(merge->rebase ? "rebase" : "merge"));
+    if (merge->rebase)
+        qm_cli_json_add(object, "new-backing", qm_cli_json_string(merge->new_backing));
     qm_cli_json_add(object, "active", qm_cli_json_string(merge->active));
     qm_cli_json_add(object, "base", qm_cli_json_string(merge->base));
     qm_cli_json_add(object, "top", qm_cli_json_string(merge->top));

@@ -185,13 +185,14 @@ take_journal(const struct qmeld_unfinished *merge, void *opaque)
     return 1;
 }
 
-static void
-explain(const struct qm_cli_merging *merging, const char *path, bool is_journal,
-        const struct qmeld_error *err)
+void
+qm_cli_merging_explain(const struct qm_cli_merging *merging, const char *path, bool is_journal,
+                       const struct qmeld_error *err)
 {
     QM_CLI_FREE char *found = NULL;
     struct qmeld_error unheard;
-    struct qm_cli_failure failure = {.err = err,
+    struct qm_cli_failure failure = {.rebase = merging->rebase,
+                                     .err = err,
                                      .path = path,
                                      .journal = is_journal ? path : NULL,
                                      .began = merging->began,
@@ -233,7 +234,7 @@ qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, qm_cli_merg
         explain_unverified(path);
     if (rc == 0)
         return QM_EXIT_DONE;
-    explain(merging, path, call != qmeld_commit, err);
+    qm_cli_merging_explain(merging, path, call != qmeld_commit, err);
     return qm_cli_exit_code(err);
 }
 

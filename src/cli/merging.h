@@ -21,6 +21,7 @@ struct qm_cli_merging {
     enum qm_cli_output output;
     bool quiet;
     bool verbose; /* how the bytes of each layer went is told, too */
+    bool rebase;  /* not a merge, but stopped and told of like one */
     bool
         never_live; /* of commit: a running machine's image is refused, not merged through libvirt */
     bool has_deadline;
@@ -78,6 +79,10 @@ bool qm_cli_merging_take(struct qm_cli_merging *merging, int c);
 
 /* After the options: signals are caught from now on, and the deadline's time runs. */
 void qm_cli_merging_begin(struct qm_cli_merging *merging);
+
+/* Why it failed, and what can be done, on stderr.  path: the image, or the journal. */
+void qm_cli_merging_explain(const struct qm_cli_merging *merging, const char *path, bool is_journal,
+                            const struct qmeld_error *err);
 
 /* A signal or the deadline asked to stop. */
 bool qm_cli_merging_stopped(const struct qm_cli_merging *merging);

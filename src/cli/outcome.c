@@ -95,7 +95,10 @@ print_fate(const struct qmeld_commit_report *report, const struct range *range, 
         break;
     }
     case QMELD_FATE_REPOINTED:
-        printf("reads as before; its backing file is [%zu] now", range->base + 1);
+        if (report->rebased)
+            printf("reads as before, on its new backing file");
+        else
+            printf("reads as before; its backing file is [%zu] now", range->base + 1);
         break;
     }
 }
@@ -111,6 +114,11 @@ print_sum(const struct qmeld_commit_report *report)
     }
     if (report->reverted) {
         puts("taken back: every layer is what it was before the merge");
+        return;
+    }
+    if (report->rebased) {
+        printf("resumed: the image has its new backing file; %s copied\n",
+               qm_cli_size(report->bytes_copied).text);
         return;
     }
     if (report->already_merged) {
@@ -222,6 +230,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
     if (err)
         qm_cli_json_add(object, "error", qm_cli_json_error(err));
     qm_cli_json_add_bool(object, "resumed", report->resumed);
+    if (report->rebased)
+        qm_cli_json_add_bool(object, "rebased", true);
     qm_cli_json_add_bool(object, "reclaimed", report->reclaimed);
     qm_cli_json_add_bool(object, "held", report->held);
     qm_cli_json_add_u64(object, "bytes-copied", report->bytes_copied);
@@ -261,13 +271,14 @@ explain_half_done(const struct qm_cli_failure *f, const char *path)
 {
     QM_CLI_FREE char *journal = f->journal ? qm_cli_shell_word(f->journal) : NULL;
 
-    fprintf(stderr, "qmeld: %s: the merge is half done; the active layer reads as before: ", path);
+    fprintf(stderr, "qmeld: %s: the %s is half done; the active layer reads as before: ", path,
+            f->rebase ? "rebase" : "merge");
     if (f->err->code == QMELD_STALE && journal)
         fprintf(
             stderr,
             "nothing was done now; if that change was meant, remove the journal %s and give the "
-            "merge command again, which begins anew\n",
-            journal);
+            "%s command again, which begins anew\n",
+            journal, f->rebase ? "rebase" : "merge");
     else if (journal)
         fprintf(stderr, "the same command again finishes it, and so does `qmeld resume %s`\n",
                 journal);
@@ -294,9 +305,9 @@ qm_cli_outcome_explain(const struct qm_cli_failure *failure)
         break;
     case QMELD_DISK_NEW:
         fprintf(stderr,
-                "qmeld: %s: the merge itself is done and safe, only what came after it failed: "
+                "qmeld: %s: the %s itself is done and safe, only what came after it failed: "
                 "the same command again tries that\n",
-                path);
+                path, failure->rebase ? "rebase" : "merge");
         break;
     }
 }

@@ -32,6 +32,7 @@ struct json_object *qm_cli_outcome_json(const struct qmeld_commit_report *report
 const char *qm_cli_outcome_fate(enum qmeld_fate fate);
 
 struct qm_cli_failure {
+    bool rebase; /* it was no merge */
     const struct qmeld_error *err;
     const char *path;    /* as named on the command line */
     const char *journal; /* of the merge, NULL: there is none, or it is not known */

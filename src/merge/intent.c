@@ -22,6 +22,8 @@ qm_intent_release(struct qm_intent *i)
     free(i->base_arg);
     free(i->top_arg);
     free(i->backing_format);
+    free(i->new_backing);
+    free(i->new_format);
     QM_VEC_EACH (l, &i->layers)
         qm_journal_layer_release(l);
     qm_vec_release(&i->layers);
@@ -103,6 +105,13 @@ intent_to_json(const struct qm_intent *i)
         json_object_object_add(o, "atomic", json_object_new_boolean(i->atomic));
         json_object_object_add(o, "undo", json_object_new_boolean(i->undo));
         json_object_object_add(o, "way-back", way_to_json(&i->back));
+    }
+    if (i->rebase) {
+        struct json_object *onto = json_object_new_object();
+
+        json_object_object_add(onto, "backing-name", string_or_null(i->new_backing));
+        json_object_object_add(onto, "backing-format", string_or_null(i->new_format));
+        json_object_object_add(o, "rebase", onto);
     }
     QM_VEC_EACH (l, &i->layers)
         json_object_array_add(layers, layer_to_json(l));
@@ -233,6 +242,18 @@ get_way(struct json_object *o, struct qm_intent *i)
 }
 
 static bool
+get_rebase(struct json_object *o, struct qm_intent *i)
+{
+    struct json_object *onto;
+
+    i->rebase = json_object_object_get_ex(o, "rebase", &onto);
+    return !i->rebase || (json_object_is_type(onto, json_type_object) &&
+                          get_string(onto, "backing-name", &i->new_backing) &&
+                          get_string(onto, "backing-format", &i->new_format) &&
+                          (i->new_backing != NULL) == (i->new_format != NULL));
+}
+
+static bool
 layer_from_json(struct json_object *o, struct qm_intent *i)
 {
     struct qm_journal_layer l = {.path = NULL};
@@ -310,8 +331,9 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
-           i->base < i->top && i->top < i->layers.n && i->base_size <= i->new_size &&
-           new_names_fit(i);
+           get_rebase(o, i) &&
+           (i->rebase ? i->base == i->top && i->top + 1 == i->layers.n : i->base < i->top) &&
+           i->top < i->layers.n && i->base_size <= i->new_size && new_names_fit(i);
 }
 
 char *

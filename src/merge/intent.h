@@ -60,6 +60,10 @@ struct qm_intent {
     bool atomic;
     bool undo;
     enum qmeld_overlays overlays;
+    bool rebase; /* no merge: base, top and target are the active layer, which gets another backing
+                        * file, of this name and format; NULL: none */
+    char *new_backing;
+    char *new_format;
     /* what it came to */
     size_t base;
     size_t top;

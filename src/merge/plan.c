@@ -17,7 +17,8 @@ struct qm_plan {
     uint64_t below_size; /* of what the target will stand on; 0: of nothing */
     enum part part;
     struct qm_map *map;
-    struct qm_map_span rest; /* of the last span; len 0: none */
+    struct qm_map_span rest;   /* of the last span; len 0: none */
+    struct qm_onto_walk *onto; /* or all of it is this */
 };
 
 static uint64_t
@@ -42,6 +43,14 @@ qm_plan_open(const struct qm_plan_config *config, struct qm_plan **out, struct q
     if (!p)
         return qm_fail_nomem(err, "the plan");
     p->cfg = *config;
+    if (config->onto) {
+        *out = p;
+        if (qm_onto_open(config->chain, config->target, config->onto, &p->onto, err) == 0)
+            return 0;
+        qm_plan_close(p);
+        *out = NULL;
+        return -1;
+    }
     p->below_size = config->base > 0 ? size_of(p, config->base - 1) : 0;
     /* a base that is the target is not asked: what nobody above it answers, it keeps */
     if (qm_map_open(config->chain, config->base + !is_up(p), config->top, config->from, UINT64_MAX,
@@ -160,6 +169,10 @@ int
 qm_plan_next(struct qm_plan *plan, struct qm_want *out, bool *out_asked, bool *out_done,
              struct qmeld_error *err)
 {
+    if (plan->onto) {
+        *out_asked = false; /* nobody will read anything else there than before */
+        return qm_onto_next(plan->onto, out, out_done, err);
+    }
     *out_done = false;
     while (plan->part != NOTHING) {
         struct qm_map_span span;
@@ -196,6 +209,7 @@ qm_plan_close(struct qm_plan *plan)
 {
     if (!plan)
         return;
+    qm_onto_close(plan->onto);
     qm_map_close(plan->map);
     free(plan);
 }

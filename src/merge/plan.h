@@ -6,7 +6,8 @@
  * Layers above the target come down into it, and what layers of the range below it answer is pulled up:
  * the target stands on what is below base when all is done, and has to answer for them by itself.
  * It writes nothing and looks at nothing but the map, so counting the cost and doing the
- * work are two walks over the same plan.
+ * work are two walks over the same plan.  (A target that only gets another backing file: onto.h, which may
+ * have to compare bytes.)
  *
  * Calls      qm_plan_open; qm_plan_next until done; qm_plan_close.
  * Threads    One thread.
@@ -18,9 +19,13 @@
 
 #include "map.h"
 #include "move.h"
+#include "onto.h"
 
 struct qm_plan_config {
     const struct qm_chain *chain;
+    const struct qm_onto
+        *onto; /* not NULL: no merge.  target, the chain's uppermost layer, is to stand on
+                                 * this; base and top are target, too */
     size_t
         base; /* layers base .. top become one, which reads as the view of top over what is below base */
     size_t top;

@@ -8,6 +8,8 @@
  */
 #include "request.h"
 
+#include "rebase.h"
+
 #include "qcow2.h"
 
 #include <dirent.h>
@@ -114,11 +116,18 @@ visit_chain(const struct qm_chain *chain, const char *active, const char *dir, f
 
 /* ---- an interrupted merge that is meant ---- */
 
+struct rebase_words {
+    bool any;
+    const char *backing;
+    const char *format;
+};
+
 struct wanted {
     const char *active;           /* path as given */
     const struct qm_chain *chain; /* NULL: it cannot be opened, for a file is missing */
     const struct qmeld_commit_options *opts;
-    bool exact; /* the journal found lies where one of this chain has to */
+    const struct rebase_words *rebase; /* not NULL: a rebase is meant, or, without words, nothing */
+    bool exact;                        /* the journal found lies where one of this chain has to */
     struct qm_journal *found;
 };
 
@@ -131,9 +140,18 @@ same_text(const char *a, const char *b)
 static bool
 same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
 {
-    return same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
+    return !i->rebase && same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
            i->shallow == o->shallow && i->reclaim == o->reclaim && i->overlays == o->overlays &&
            i->keep_relative == o->keep_relative && i->atomic == o->atomic && i->undo == o->undo;
+}
+
+static bool
+is_meant(const struct qm_intent *i, const struct wanted *w)
+{
+    if (!w->rebase)
+        return same_request(i, w->opts);
+    return w->rebase->any && i->rebase && same_text(i->new_backing, w->rebase->backing) &&
+           same_text(i->new_format, w->rebase->format);
 }
 
 /* By inode where both exist; the active layer itself may be gone (deleted as merged). */
@@ -183,7 +201,7 @@ is_wanted(struct find *f, void *opaque, struct qmeld_error *err)
     }
     i = qm_journal_intent(f->j);
     if (same_file(w->active, i->layers.at[i->layers.n - 1].path)) {
-        if (same_request(i, w->opts)) {
+        if (is_meant(i, w)) {
             w->found = QM_TAKE(f->j);
             return 1;
         }
@@ -196,8 +214,8 @@ is_wanted(struct find *f, void *opaque, struct qmeld_error *err)
                        "`qmeld finalize %s` first, or `qmeld revert` in the same way",
                        i->layers.at[i->base].path, f->path);
     return qm_fail(err, QMELD_USAGE, qm_in(w->active),
-                   "another merge of this chain, into %s, is unfinished: finish it first with "
-                   "`qmeld resume %s`",
+                   "%s %s, is unfinished: finish it first with `qmeld resume %s`",
+                   i->rebase ? "a rebase in this chain, of" : "another merge of this chain, into",
                    i->layers.at[i->base].path, f->path);
 }
 
@@ -218,6 +236,35 @@ find_interrupted(struct wanted *w, struct qmeld_error *err)
     }
     w->exact = true;
     return w->chain && visit_chain(w->chain, w->active, dir, is_wanted, w, err) < 0 ? -1 : 0;
+}
+
+int
+qm_request_find_rebase(const char *active, const struct qm_chain *chain, const char *backing,
+                       const char *backing_format, const char *journal_dir, struct qm_journal **out,
+                       struct qmeld_error *err)
+{
+    const struct qmeld_commit_options where = {.journal_dir = journal_dir};
+    const struct rebase_words words = {true, backing, backing_format};
+    struct wanted w = {.active = active, .chain = chain, .opts = &where, .rebase = &words};
+
+    if (find_interrupted(&w, err) < 0)
+        return -1;
+    *out = w.found;
+    return 0;
+}
+
+int
+qm_request_check_finished(const struct qm_chain *chain, const char *journal_dir,
+                          struct qmeld_error *err)
+{
+    const struct qmeld_commit_options where = {.journal_dir = journal_dir};
+    const struct rebase_words nothing = {.any = false};
+    struct wanted w = {.active = chain->layers[chain->n - 1].path,
+                       .chain = chain,
+                       .opts = &where,
+                       .rebase = &nothing};
+
+    return find_interrupted(&w, err);
 }
 
 /* ---- a new merge ---- */
@@ -392,7 +439,11 @@ load_journal(const char *path, struct qm_merge *m, struct qmeld_error *err)
 static int
 resume(const char *path, struct qm_merge *m, struct qmeld_error *err)
 {
-    return load_journal(path, m, err) < 0 ? -1 : qm_merge_resume(m, err);
+    if (load_journal(path, m, err) < 0)
+        return -1;
+    if (qm_journal_intent(m->journal)->rebase)
+        return qm_rebase_resume(QM_TAKE(m->journal), m->opts, m->report, err);
+    return qm_merge_resume(m, err);
 }
 
 static int
@@ -516,6 +567,8 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     const struct qm_cursor c = qm_journal_cursor(j);
 
     out->running = qm_journal_is_held(j);
+    out->rebase = i->rebase;
+    out->new_backing = i->new_backing;
     out->active = i->layers.at[i->layers.n - 1].path;
     out->base = i->layers.at[i->base].path;
     out->top = i->layers.at[i->top].path;

@@ -74,7 +74,7 @@ size_below(const struct qm_seal_config *c)
     const uint64_t now = c->target > 0 ? c->chain->layers[c->target - 1].img->size : 0;
     const uint64_t then = c->base > 0 ? c->chain->layers[c->base - 1].img->size : 0;
 
-    return qm_max(now, then);
+    return qm_max(qm_max(now, then), c->below_size);
 }
 
 static int

@@ -39,6 +39,8 @@ struct qm_seal_config {
     struct qm_chain *chain;
     size_t target;
     size_t base; /* what lies below it is what the target will stand on; the target, or below it */
+    uint64_t
+        below_size; /* and of what it will stand on, if that is none of the chain: its size; or 0 */
     uint64_t new_size; /* >= the target's virtual size */
     bool resumed;      /* an earlier run may have left leaks, which are mended first, and bitmaps in
                         * use that are good: those in trusted_bitmaps */

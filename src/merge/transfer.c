@@ -58,6 +58,7 @@ qm_transfer_plan(const struct qm_transfer *t)
                                    .base = t->base,
                                    .top = t->top,
                                    .target = t->target,
+                                   .onto = t->onto,
                                    .old_size = t->old_size,
                                    .new_size = t->new_size,
                                    .hidden_end = t->hidden_end};

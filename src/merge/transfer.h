@@ -30,6 +30,7 @@ struct qm_transfer {
     uint64_t old_size;
     uint64_t new_size;
     uint64_t hidden_end;
+    const struct qm_onto *onto; /* as in plan.h */
     struct qm_chain done;       /* the target over what it is to stand on; layers are the chain's */
     bool give_up;               /* --reclaim: layers give up what the base holds, batch by batch */
     struct qm_reclaim *reclaim; /* with give_up, from qm_transfer_grow on; borrowed */
