@@ -447,7 +447,7 @@ struct qmeld_rebase_options {
     const char *journal_dir;     /* NULL: beside the image */
     unsigned threads;            /* 0: as many as there are processors, at most 16 */
     uint64_t bandwidth;          /* bytes a second: for comparing, and for copying; 0: no limit */
-    qmeld_progress_fn *progress; /* may be NULL; in guest bytes that were gone over */
+    qmeld_progress_fn *progress; /* may be NULL; of data that may differ */
     void *opaque;
 };
 

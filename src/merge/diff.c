@@ -320,6 +320,7 @@ add_piece(struct qm_diff *d, const struct piece *p, struct qmeld_error *err)
     e.job = d->n_jobs - 1;
     d->jobs[e.job].n++;
     d->pace.done += (p->a.img ? p->len : 0) + (p->b.img ? p->len : 0);
+    d->costs.compared += p->len;
     if (!qm_vec_push(&d->pieces, p))
         return qm_fail_nomem(err, "comparing");
     return add_event(d, &e, err);

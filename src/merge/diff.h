@@ -52,6 +52,7 @@ struct qm_diff_range {
 /* What it cost. */
 struct qm_diff_costs {
     uint64_t bytes_read;  /* of both sides; compressed clusters as inflated */
+    uint64_t compared;    /* guest bytes that this was for */
     uint64_t same_by_map; /* guest bytes that nobody had to read; not those of holes */
     bool reading;         /* the call that failed was reading data, not tables */
 };

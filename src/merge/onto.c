@@ -84,11 +84,10 @@ qm_onto_next(struct qm_onto_walk *w, struct qm_want *out, bool *out_done, struct
             return 0;
         if (qm_diff_next(w->diff, &r, out_done, err) < 0)
             return -1;
-        if (*out_done) {
-            if (w->onto->costs)
-                *w->onto->costs = qm_diff_costs(w->diff);
+        if (w->onto->costs)
+            *w->onto->costs = qm_diff_costs(w->diff);
+        if (*out_done)
             return 0;
-        }
         *out = (struct qm_want){.guest = r.guest, .len = r.len};
         if (r.zero_a)
             return 0;

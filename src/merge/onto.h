@@ -22,9 +22,9 @@ struct qm_onto {
     bool by_map;                  /* bytes are not compared: what may be wanted is told */
     unsigned threads;             /* 0: as many as processors, at most 16 */
     uint64_t bandwidth;           /* bytes a second for comparing, 0: no limit */
-    qmeld_progress_fn *progress;  /* in guest bytes; may be NULL */
+    qmeld_progress_fn *progress;  /* asked now and then; may be NULL */
     void *opaque;
-    struct qm_diff_costs *costs; /* of a walk that came to its end; may be NULL */
+    struct qm_diff_costs *costs; /* so far; may be NULL */
 };
 
 struct qm_onto_walk;

@@ -105,14 +105,16 @@ qm_rebase_open_onto(struct qm_rebase *r, struct qmeld_error *err)
     return qm_chain_open(path, &how, &r->onto, err) < 0 ? -1 : check_no_loop(r, err);
 }
 
-/* ---- progress: guest bytes that were gone over ---- */
+/* ---- progress: data that may have to be copied, and either was or need not be ---- */
 
 static int
-tell(struct qm_rebase *r)
+tell(const struct qm_rebase *r)
 {
-    const struct qmeld_progress p = {.done_bytes = r->writing ? r->pos : 0,
-                                     .total_bytes = r->writing ? r->transfer.new_size : 0,
-                                     .phase = r->writing ? "copy" : "count"};
+    const uint64_t equal = r->costs.compared - qm_min(r->costs.compared, r->sums.bytes_copied);
+    const struct qmeld_progress p = {
+        .done_bytes = r->writing ? qm_min(r->transfer.total, r->copied + equal) : 0,
+        .total_bytes = r->writing ? r->transfer.total : 0,
+        .phase = r->writing ? "copy" : "count"};
 
     return r->opts->progress(&p, r->opts->opaque);
 }
@@ -121,8 +123,10 @@ tell(struct qm_rebase *r)
 static int
 hear_copy(const struct qmeld_progress *now, void *opaque)
 {
-    (void)now;
-    return tell(opaque);
+    struct qm_rebase *r = opaque;
+
+    r->copied = now->done_bytes;
+    return tell(r);
 }
 
 /* From comparing. */
@@ -131,7 +135,7 @@ hear_diff(const struct qmeld_progress *now, void *opaque)
 {
     struct qm_rebase *r = opaque;
 
-    r->pos = now->done_bytes;
+    (void)now;
     r->stops += tell(r) != 0;
     return r->stops > (r->writing ? PATIENCE : 0);
 }

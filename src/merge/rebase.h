@@ -37,7 +37,7 @@ struct qm_rebase {
     struct qmeld_commit_options copying;
     struct qmeld_commit_report sums;
     struct qm_diff_costs costs;
-    uint64_t pos; /* guest bytes that were gone over, for progress */
+    uint64_t copied; /* for progress */
     bool writing;
     unsigned stops; /* how often the caller was heard to want an end */
 };
