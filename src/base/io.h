@@ -169,6 +169,12 @@ void qm_window_release(struct qm_window *w);
 int qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
                     uint64_t len, struct qmeld_error *err) QM_CHECK;
 
+/* The window is moved so that it has the byte at off, which the file has.  False: it cannot be. */
+bool qm_window_covers(struct qm_window *w, uint64_t off);
+
+/* What was read through the window in [off, + len) is not held on to any more, so that the page cache may forget it. */
+void qm_window_let_go(const struct qm_window *w, uint64_t off, uint64_t len);
+
 /* ---- test builds only ---- */
 
 /* What can happen to a disk. */
@@ -206,7 +212,8 @@ extern bool qm_io_always_map;
 enum qm_io_call {
     QM_IO_CALL_READ,
     QM_IO_CALL_WRITE,
-    QM_IO_CALL_WINDOW /* a read through a mapping, by the write that it is for */
+    QM_IO_CALL_WINDOW, /* a read through a mapping, by the write that it is for */
+    QM_IO_CALL_WAIT    /* for what was written to reach the disk, while more is written */
 };
 
 /* Called before each; how many of the len bytes it may do, at least 1, or a negative errno.

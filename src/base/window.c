@@ -51,6 +51,31 @@ move_to(struct qm_window *w, uint64_t off, struct qmeld_error *err)
     return 0;
 }
 
+static bool
+has(const struct qm_window *w, uint64_t off)
+{
+    return w->base && off >= w->off && off < w->off + w->len;
+}
+
+bool
+qm_window_covers(struct qm_window *w, uint64_t off)
+{
+    struct qmeld_error unheard = {0};
+
+    return has(w, off) || (off < w->file->size && move_to(w, off, &unheard) == 0);
+}
+
+void
+qm_window_let_go(const struct qm_window *w, uint64_t off, uint64_t len)
+{
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t from = qm_max(w->off, qm_align_down(off, page));
+    const uint64_t to = qm_min(w->off + w->len, off + len);
+
+    if (w->base && from < to)
+        (void)madvise(w->base + (from - w->off), to - from, MADV_DONTNEED);
+}
+
 /* A hole of a tmpfs file that is read through a mapping takes a page for good (mm/shmem.c,
  * shmem_fault): space that a merge has no right to, and may not find.  So those are read. */
 static int
@@ -106,7 +131,7 @@ qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t 
         if (off >= w->file->size)
             return qm_fail(err, QMELD_IO, qm_at(w->file->path, off),
                            "offset %" PRIu64 " is past the end of the file", off);
-        if ((!w->base || off < w->off || off >= w->off + w->len) && move_to(w, off, err) < 0)
+        if (!has(w, off) && move_to(w, off, err) < 0)
             return -1;
         n = qm_min(len, w->off + w->len - off);
         if (write_mapped(w, off, to, to_off, n, err) < 0) {

@@ -2,6 +2,7 @@
 #include "copy.h"
 
 #include "pace.h"
+#include "pagecache.h"
 #include "route.h"
 #include "shadow.h"
 #include "work.h"
@@ -25,6 +26,9 @@ struct piece {
     uint64_t to;
     uint64_t len;
     uint64_t worth; /* guest bytes in the progress */
+    /* what of it the page cache had before (pagecache.h) */
+    uint64_t from_there;
+    uint64_t to_there;
 };
 
 struct worker_state {
@@ -41,7 +45,10 @@ struct qm_copy {
     unsigned threads;
     uint64_t piece_bytes;
     struct worker_state *workers; /* each its worker's own */
+    struct qm_behind *behind;     /* NULL: nothing is written */
     /* the calling thread's */
+    struct qm_window from_ahead; /* to look ahead of the workers; nothing is read through them */
+    struct qm_window to_ahead;
     struct qm_routes routes;
     struct piece held; /* DATA that the next move may continue; len 0: none */
     struct qm_pace pace;
@@ -83,8 +90,14 @@ write_inside(struct qm_copy *c, struct worker_state *w, const struct piece *p, u
         qm_window_init(&w->window, file, WINDOW_BYTES);
     }
     atomic_fetch_add(&p->route->copied, inside - done);
-    return qm_window_write(&w->window, p->ext.host.h + done, c->cfg.target, p->to + done,
-                           inside - done, err);
+    if (qm_window_write(&w->window, p->ext.host.h + done, c->cfg.target, p->to + done,
+                        inside - done, err) < 0)
+        return -1;
+    if (p->from_there != QM_CACHE_ALL) {
+        qm_window_let_go(&w->window, p->ext.host.h, inside);
+        qm_cache_drop(file, p->ext.host.h, p->len, p->from_there);
+    }
+    return 0;
 }
 
 static int
@@ -148,9 +161,9 @@ share_or_copy(struct qm_copy *c, struct worker_state *w, const struct piece *p,
 
         n = qm_min(p->len - at, c->piece_bytes);
         part = part_of(p, at, n);
-        if (write_data(c, w, &part, err) < 0)
+        if (write_data(c, w, &part, err) < 0 ||
+            qm_behind_wrote(c->behind, part.to, part.len, QM_CACHE_ALL, err) < 0)
             return -1;
-        qm_writeback(c->cfg.target, part.to, part.len);
     }
     return 0;
 }
@@ -201,8 +214,9 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
     }
     if (rc < 0)
         return -1;
-    if (p->kind == DATA || p->kind == COMPRESSED)
-        qm_writeback(c->cfg.target, p->to, p->len);
+    if ((p->kind == DATA || p->kind == COMPRESSED) &&
+        qm_behind_wrote(c->behind, p->to, p->len, p->to_there, err) < 0)
+        return -1;
     atomic_fetch_add(&c->done, p->worth);
     return 0;
 }
@@ -255,7 +269,9 @@ qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qm
         free(c);
         return qm_fail_nomem(err, "the copy");
     }
-    if (qm_pool_new(&pool, &c->pool, err) < 0) {
+    if ((config->target && !config->target->shadow &&
+         qm_behind_new(config->target, &c->behind, err) < 0) ||
+        qm_pool_new(&pool, &c->pool, err) < 0) {
         qm_copy_free(c);
         return -1;
     }
@@ -309,6 +325,33 @@ is_dry(const struct qm_copy *c)
     return c->cfg.target && c->cfg.target->shadow;
 }
 
+static uint64_t
+look(struct qm_window *ahead, const struct qm_file *file, uint64_t off, uint64_t len)
+{
+    if (ahead->file != file) {
+        qm_window_release(ahead);
+        qm_window_init(ahead, file, WINDOW_BYTES);
+    }
+    return qm_cache_look(ahead, off, len);
+}
+
+/* The disk begins to read what the workers will come to; the queue is how far that is ahead of them. */
+static void
+look_ahead(struct qm_copy *c, struct piece *p)
+{
+    p->from_there = p->to_there = QM_CACHE_ALL;
+    if (p->kind != DATA && p->kind != COMPRESSED)
+        return;
+    p->to_there = look(&c->to_ahead, c->cfg.target, p->to, p->len);
+    if (p->kind == COMPRESSED) {
+        qm_prefetch(p->from->file, p->ext.host.h, p->ext.payload_len);
+        return;
+    }
+    p->from_there = look(&c->from_ahead, p->from->file, p->ext.host.h, p->len);
+    if (p->from_there != QM_CACHE_ALL)
+        qm_prefetch(p->from->file, p->ext.host.h, p->len);
+}
+
 /* To the workers; nothing is shared of it. */
 static int
 give(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
@@ -320,6 +363,7 @@ give(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
 
         n = whole->kind == DATA ? qm_min(whole->len - at, c->piece_bytes) : whole->len;
         p = part_of(whole, whole->kind == DATA ? at : 0, n);
+        look_ahead(c, &p);
         if (throttle(c, p.kind == ZERO ? 0 : n, err) < 0 || qm_pool_put(c->pool, &p, err) < 0)
             return -1;
     }
@@ -387,6 +431,8 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
                       .ext = move->ext,
                       .to = move->to.h,
                       .len = move->len,
+                      .from_there = QM_CACHE_ALL,
+                      .to_there = QM_CACHE_ALL,
                       .worth = move->kind == QM_MOVE_COPY ? move->worth : 0};
     struct piece *held = &copy->held;
 
@@ -423,6 +469,7 @@ qm_copy_verify(struct qm_copy *copy, const struct qm_image *from, const struct q
     const struct piece p = {
         .kind = VERIFY, .from = from, .ext = *ext, .len = ext->len, .worth = ext->len};
 
+    qm_prefetch(from->file, ext->host.h, ext->payload_len);
     return qm_pool_put(copy->pool, &p, err);
 }
 
@@ -481,6 +528,13 @@ qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err)
 }
 
 void
+qm_copy_synced(struct qm_copy *copy)
+{
+    if (copy->behind)
+        qm_behind_synced(copy->behind);
+}
+
+void
 qm_copy_free(struct qm_copy *copy)
 {
     if (!copy)
@@ -493,5 +547,8 @@ qm_copy_free(struct qm_copy *copy)
     }
     free(copy->workers);
     qm_routes_release(&copy->routes);
+    qm_behind_free(copy->behind);
+    qm_window_release(&copy->from_ahead);
+    qm_window_release(&copy->to_ahead);
     free(copy);
 }

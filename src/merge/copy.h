@@ -4,8 +4,9 @@
  *
  * Why.  The one place where guest data flows.  Moves are joined where they continue each other,
  * cut into pieces, and done by workers: plain data shared with the source where the file system can (route.h),
- * else straight from a mapping of it, compressed clusters through a codec, zeros as holes.  Writeback is started along the way so
- * that the final sync is short.
+ * else straight from a mapping of it, compressed clusters through a codec, zeros as holes.  Reads
+ * run ahead of the workers, and what was written reaches the disk behind them, so that the final sync is short;
+ * the page cache is left as it was found (pagecache.h).
  *
  * Calls      new; put moves; drain before anything relies on them; free.
  * Threads    One thread calls; workers are inside.
@@ -70,6 +71,10 @@ int qm_copy_tick(struct qm_copy *copy, struct qmeld_error *err) QM_CHECK;
 
 /* Waits until all of it is written (not durable: sync the target). */
 int qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err) QM_CHECK;
+
+/* The target was synced after a drain: what was written is forgotten by the page cache, where it had not been there
+ * before. */
+void qm_copy_synced(struct qm_copy *copy);
 
 void qm_copy_free(struct qm_copy *copy); /* NULL is fine */
 

@@ -417,9 +417,10 @@ publish(struct run *r, bool release, struct qmeld_error *err)
 {
     if (qm_seal_want_end(r->seal, &r->moves, err) < 0 || put_moves(r, err) < 0 ||
         qm_seal_prepare(r->seal, err) < 0 || qm_copy_drain(r->copy, err) < 0 ||
-        verify_filled(r, err) < 0)
+        verify_filled(r, err) < 0 || qm_seal_publish(r->seal, release, err) < 0)
         return -1;
-    return qm_seal_publish(r->seal, release, err);
+    qm_copy_synced(r->copy);
+    return 0;
 }
 
 /* Other merges read back when all is complete.  Here it cannot be told any more by then. */

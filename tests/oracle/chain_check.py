@@ -68,6 +68,7 @@ def pick_any_merge(rng, chain):
     if rng.random() < 0.5:
         args += ["--threads", str(rng.choice([1, 2, 3, 8]))]
     m.merge_args = args
+    m.share = rng.choice([None, None, None, 512, 4096])  # blocks of a pretended file system, test builds only
     return m
 
 
@@ -76,7 +77,8 @@ def command(m, qmeld, extra=()):
 
 
 def environment(m):
-    return {"QMELD_TEST_BATCH": str(m.batch)}
+    env = {"QMELD_TEST_BATCH": str(m.batch)}
+    return env | {"QMELD_TEST_SHARE": str(m.share)} if m.share else env
 
 
 def known_reasons(m):

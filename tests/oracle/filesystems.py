@@ -8,6 +8,7 @@ cut        the power fails: the file system stops at once (FS_IOC_SHUTDOWN witho
 full       another file takes all free space while the merge runs
 shared     data is shared, not copied (XFS, btrfs): no space is taken, also where there is none; what is on the disk
            when the merge says that it is done is all of it
+cache      a merge leaves the page cache as it was (ext4)
 verified   commit --verify asks the disk, not the page cache, and finds a byte that changed there (ext4)
 
 After each: the top reads the same, qemu-img check finds no corruption, `qmeld status` says what is unfinished,
@@ -496,6 +497,30 @@ def shared_without_room(rng, qmeld, fs, base_fmt):
     return True
 
 
+# ---- the page cache ----
+
+def cached(path):
+    return int(oracle.must(["fincore", "-b", "-n", "-o", "RES", path]).out)
+
+
+def cache_stays(rng, qmeld, fs, base_fmt):
+    """Who has pages in the cache keeps them; a merge leaves none of its own."""
+    d = os.path.join(fs.at, "try")
+    shared_chain(rng, d, base_fmt, 0)
+    fs.unmount()  # empties the cache
+    fs.mount()
+    for name, n in (("base", 5), ("mid", 3)):
+        with open(os.path.join(d, name), "rb") as f:
+            f.read(n * MIB)
+    before = {name: cached(os.path.join(d, name)) for name in ("base", "mid", "top")}
+    oracle.must([qmeld, "commit", "--progress=none", "top"], d)
+    after = {name: cached(os.path.join(d, name)) for name in before}
+    # tables, and pages at the edges of pieces, are another's business
+    if any(not before[x] - MIB // 4 <= after[x] <= before[x] + MIB for x in before):
+        raise Fail(f"in the page cache were {before}, and are {after}")
+    return True
+
+
 # ---- all of it ----
 
 def known_modes(qmeld):
@@ -552,6 +577,9 @@ class Run:
                 self.one(f"{kind} {fmt} shared without room", f"{self.opts.seed} {kind} {fmt}",
                          lambda rng, fmt=fmt: shared_without_room(rng, self.qmeld, fs, fmt))
             if kind == "ext4":
+                for fmt in ("raw", "qcow2"):
+                    self.one(f"ext4 {fmt} cache", 0, lambda rng, fmt=fmt: cache_stays(
+                        rng, self.qmeld, fs, fmt))
                 self.one("ext4 verified reads the disk", 0,
                          lambda _: reads_the_disk(self.qmeld, chains["raw"], d))
                 self.one("ext4 verified finds a bad sector", 0,

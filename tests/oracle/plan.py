@@ -25,7 +25,7 @@ import oracle
 from oracle import Fail
 
 FIEMAP, EXTENTS = 0xC020660B, 256
-SUMS = ["bytes-copied", "bytes-filled", "bytes-zeroed", "bytes-zero-found", "bytes-skipped", "base-old-size", "base-new-size"]
+SUMS = ["bytes-copied", "bytes-filled", "bytes-zeroed", "bytes-shared", "bytes-zero-found", "bytes-skipped", "base-old-size", "base-new-size"]
 
 
 def extents(fd):
@@ -99,6 +99,7 @@ class Planned:
     def __init__(self, rng, chain, qmeld, story):
         self.chain, self.qmeld = chain, qmeld
         self.m = chain_check.pick_merge(rng, chain)
+        self.m.share = None  # what is pretended takes no space, and the copy that it really is does
         index = next((x.index for x in chain.layers if x.no_format), None)
         self.extra = ["--output=json"]
         if index is not None:

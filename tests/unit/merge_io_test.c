@@ -7,10 +7,12 @@
  * the crash tests, here it is held so that no sync is lost or added unseen.
  */
 #include "lab.h"
+#include "pagecache.h"
 #include "qcow2_bitmap.h"
 #include "scratch.h"
 #include "transfer.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -617,6 +619,44 @@ merge_io__a_slow_merge_ends_batches_early(void **state)
     assert_int_equal(batches[1], 2); /* RATE bytes, and what is left */
 }
 
+/* ---- behind the writers ---- */
+
+static ssize_t
+fail_the_wait(enum qm_io_call call, const char *path, uint64_t off, size_t len, void *opaque)
+{
+    size_t *left = opaque;
+
+    (void)path;
+    (void)off;
+    return call == QM_IO_CALL_WAIT && (*left)-- == 0 ? -EIO : (ssize_t)len;
+}
+
+/* The kernel tells an error of the disk once: who hears it there must not go on. */
+static void
+merge_io__an_error_while_written_pages_are_waited_for_is_final(void **state)
+{
+    (void)state;
+    for (size_t nth = 0; nth < 3; nth++) {
+        size_t left = nth;
+        struct qm_forge *f = qm_lab_make("top      | AAAA.AAAA cluster=64k\n"
+                                         "base.raw | BBBBBBBBB cluster=64k\n");
+        struct qmeld_error err;
+
+        qm_behind_bytes = 1;
+        qm_io_set_call_hook(fail_the_wait, &left);
+        assert_int_equal(qmeld_commit("top", &into_base, NULL, &err), -1);
+        qm_io_set_call_hook(NULL, NULL);
+        qm_behind_bytes = 0;
+        assert_int_equal(err.code, QMELD_IO);
+        assert_int_equal(err.sys_errno, EIO);
+        assert_int_equal(err.disk, QMELD_DISK_OPEN);
+        qm_lab_reads_as("top", f, 0);
+        qm_lab_commit("top", &into_base);
+        qm_lab_reads_as("base.raw", f, 0);
+        qm_forge_free(f);
+    }
+}
+
 /* ---- bitmaps ---- */
 
 /* The bits of path's bitmap number i, as text; all are within one cluster. */
@@ -698,6 +738,7 @@ main(void)
         T(merge_io__any_number_of_threads_makes_the_same_file),
         T(merge_io__bandwidth_is_a_limit_and_not_much_less),
         T(merge_io__a_slow_merge_ends_batches_early),
+        T(merge_io__an_error_while_written_pages_are_waited_for_is_final),
         T(merge_io__bitmaps_are_told_what_was_asked_and_no_more),
     };
 
