@@ -45,6 +45,10 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
     } else if (!strcmp(key, "top")) {
         s->top = layer_named(s, value);
         s->opts.top = s->files[s->top];
+    } else if (!strcmp(key, "rebase")) {
+        s->rebase = true;
+        s->onto = strcmp(value, "none") != 0 ? s->files[layer_named(s, value)] : NULL;
+        s->base = s->top = 0;
     } else if (!strcmp(key, "overlays")) {
         s->opts.overlays = !strcmp(value, "empty")        ? QMELD_OVERLAYS_EMPTY
                            : !strcmp(value, "delete")     ? QMELD_OVERLAYS_DELETE
@@ -233,11 +237,32 @@ to_the_end(const struct stage *s, int rc, struct qmeld_commit_report *report, bo
     return -1;
 }
 
+static int
+rebase(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
+{
+    struct qmeld_rebase_options opts = {.backing = s->onto, .threads = 1};
+    struct qmeld_rebase_report report;
+    int rc;
+
+    for (size_t i = 0; s->onto && i < s->n; i++)
+        if (!strcmp(s->files[i], s->onto))
+            opts.backing_format = qm_forge_format(s->forge, i);
+    rc = qmeld_rebase(s->files[0], &opts, &report, err);
+    if (out_resumed)
+        *out_resumed = report.resumed;
+    qmeld_rebase_report_free(&report);
+    return rc;
+}
+
 int
 stage_commit(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
     struct qmeld_commit_report report;
-    const int rc = qmeld_commit(s->files[0], &s->opts, &report, err);
+    int rc;
+
+    if (s->rebase)
+        return rebase(s, out_resumed, err);
+    rc = qmeld_commit(s->files[0], &s->opts, &report, err);
 
     return to_the_end(s, rc, &report, out_resumed, err);
 }

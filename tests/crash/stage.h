@@ -40,7 +40,9 @@ struct stage {
     char undo[264]; /* what is kept of a raw base */
     size_t base;
     size_t top;
-    bool dirty_base; /* its refcounts need not be true before the merge */
+    bool rebase; /* no merge: the active layer, which is base and top, gets another backing file */
+    const char *onto; /* its name; NULL: none */
+    bool dirty_base;  /* its refcounts need not be true before the merge */
     struct qmeld_commit_options opts;
     struct stage_bytes active_view;
     struct stage_bytes top_view;

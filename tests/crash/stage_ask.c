@@ -385,6 +385,8 @@ is_over(const struct stage *s)
     struct qmeld_error err;
     size_t depth;
 
+    if (s->rebase) /* done once more, it changes nothing */
+        return false;
     if (!is_there(s, 0))
         return true;
     if (qmeld_chain_open(s->files[0], NULL, &chain, &err) < 0)
