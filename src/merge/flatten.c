@@ -264,13 +264,19 @@ check_unchanged(const struct qm_flatten *f, const char *before, struct qmeld_err
 }
 
 static void
-take_limits_of_test(struct qm_flatten *f)
+take_limits(struct qm_flatten *f)
 {
+    uint64_t chunk = CHUNK_BYTES;
+
     f->batch_bytes = BATCH_BYTES;
 #ifdef QM_TESTING
-    if (getenv("QMELD_TEST_BATCH")) /* suites that run the program have small images */
+    if (getenv("QMELD_TEST_BATCH")) { /* tests have small images */
         f->batch_bytes = strtoull(getenv("QMELD_TEST_BATCH"), NULL, 0);
+        while (chunk > QM_STREAM_GRAIN && chunk > f->batch_bytes)
+            chunk /= 2;
+    }
 #endif
+    f->chunk = qm_max(qm_max(chunk, f->create.cluster_size), f->leaf);
 }
 
 /* The note's counter has 32 bits. */
@@ -338,8 +344,7 @@ flatten(struct qm_flatten *f, const char *out, struct qmeld_error *err)
     f->create.size = f->size;
     if (f->is_qcow2 && qm_qcow2_create_check(out, &f->create, err) < 0)
         return -1;
-    f->chunk = qm_max(qm_max(CHUNK_BYTES, f->create.cluster_size), f->leaf);
-    take_limits_of_test(f);
+    take_limits(f);
     return write_output(f, out, err);
 }
 

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * flatten_test.c - a flattened image in every state that a power cut could leave.
+ *
+ * Of each state is asked: has nothing incomplete the image's name, and does the same call again end as an undisturbed
+ * one does?
+ */
+#include "chain.h"
+#include "map.h"
+#include "torn.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "ok.h"
+
+#define SIZE  (96u << 10)
+#define CHUNK "8192" /* QMELD_TEST_BATCH: so much is a batch, and a chunk */
+
+static char dir[] = "/tmp/qmeld-flatten-XXXXXX";
+/* Bare names: the recorder of renames knows files so. */
+static const char source[] = "source", out[] = "out", partial[] = ".out.qmeld-partial",
+                  note[] = ".out.qmeld-flatten", record[] = "m",
+                  record_partial[] = ".m.qmeld-partial";
+static unsigned char want[SIZE];
+
+struct crash {
+    struct qmeld_flatten_options opts;
+    unsigned complete; /* states in which the image had its name */
+    unsigned resumed;  /* that were gone on with from further than the beginning */
+};
+
+static int
+make_dir(void **state)
+{
+    FILE *f;
+
+    (void)state;
+    if (!mkdtemp(dir) || chdir(dir) < 0 || setenv("QMELD_TEST_BATCH", CHUNK, 1) < 0)
+        return -1;
+    for (size_t at = 0; at < SIZE; at += 512) /* data, and zeros in every third part */
+        if (at / 12288 % 3 != 1)
+            for (size_t i = 0; i < 512; i++)
+                want[at + i] = (unsigned char)(at / 512 * 7 + i % 251 * (at / 4096) + 1);
+    f = fopen(source, "wb");
+    return f && fwrite(want, 1, SIZE, f) == SIZE && fclose(f) == 0 ? 0 : -1;
+}
+
+static int
+remove_dir(void **state)
+{
+    const char *const all[] = {source, out, partial, note, record, record_partial};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        unlink(all[i]);
+    return chdir("/") == 0 ? rmdir(dir) : -1;
+}
+
+/* out is complete and reads as it should. */
+static void
+check_out(const struct crash *c)
+{
+    const bool qcow2 = c->opts.target->format != NULL;
+    const struct qmeld_open_options as = {.format = qcow2 ? "qcow2" : "raw", .single = true};
+    struct qmeld_check_result found;
+    struct qmeld_chain *chain;
+    unsigned char *got = malloc(SIZE);
+
+    assert_non_null(got);
+    OK(qmeld_chain_open(out, &as, &chain, err));
+    OK(qmeld_read(chain, 0, got, SIZE, err));
+    qmeld_chain_close(chain);
+    assert_memory_equal(got, want, SIZE);
+    free(got);
+    if (!qcow2)
+        return;
+    OK(qmeld_check(out, "qcow2", QMELD_REPAIR_NONE, NULL, NULL, &found, err));
+    assert_int_equal(found.corruptions + found.leaks + found.check_errors, 0);
+}
+
+/* Files that have the same inode, whatever they are called: the note knows the image by it. */
+static void
+restore(const struct qm_torn_state *s)
+{
+    const struct qm_torn_file *p = &s->files[0], *n = &s->files[1], *o = &s->files[2];
+
+    if (access(out, F_OK) == 0 && o->gone)
+        assert_int_equal(rename(out, partial), 0);
+    if (access(partial, F_OK) == 0 && p->gone && !o->gone)
+        assert_int_equal(rename(partial, out), 0);
+    if (p->gone)
+        unlink(partial);
+    else
+        qm_torn_save(partial, p->at, p->len);
+    if (!o->gone)
+        qm_torn_save(out, o->at, o->len);
+    if (n->gone)
+        unlink(note);
+    else
+        qm_torn_save(note, n->at, n->len);
+}
+
+static void
+ask_state(const struct qm_torn_state *s, void *opaque)
+{
+    struct crash *c = opaque;
+    struct qmeld_flatten_report report;
+    struct qmeld_error err;
+
+    restore(s);
+    if (!s->files[2].gone) {
+        c->complete++;
+        check_out(c);
+        if (s->files[1].gone) /* all is done */
+            return;
+    }
+    if (qmeld_flatten(source, out, &c->opts, &report, &err) < 0) {
+        /* the name is there, and the note was never valid, or is gone: nothing is left to be done */
+        if (!s->files[2].gone && err.code == QMELD_USAGE)
+            return;
+        fail_msg("state %zu, %s: %s", s->number, s->choice, err.what);
+    }
+    c->resumed += report.resumed && report.resumed_at > 0;
+    check_out(c);
+    assert_int_not_equal(access(partial, F_OK), 0);
+    assert_int_not_equal(access(note, F_OK), 0);
+}
+
+static void
+try_all(struct crash *c, size_t max)
+{
+    const char *const files[] = {partial, note, out};
+    const struct qm_torn_how how = {.seed = 4711, .max = max, .random = 4};
+    struct qm_torn *t = qm_torn_start_many(files, 3);
+    size_t n;
+
+    OK(qmeld_flatten(source, out, &c->opts, NULL, err));
+    qm_torn_stop(t);
+    check_out(c);
+    n = qm_torn_replay_files(t, &how, ask_state, c);
+    qm_torn_free(t);
+    print_message("%zu states, %u with the name, %u gone on with\n", n, c->complete, c->resumed);
+    assert_true(n > 60);
+    assert_true(c->complete > 0 && c->resumed > n / 4);
+    unlink(out);
+    unlink(note);
+}
+
+static void
+flatten__a_raw_image_survives_power_cuts(void **state)
+{
+    static const struct qmeld_create_options raw;
+    struct crash c = {.opts = {.target = &raw, .format = "raw", .threads = 1}};
+
+    (void)state;
+    try_all(&c, 300);
+}
+
+static void
+flatten__a_qcow2_image_survives_power_cuts(void **state)
+{
+    /* refcount blocks and L2 tables of 512 bytes: many of each */
+    static const struct qmeld_create_options small = {
+        .format = "qcow2", .cluster_size = 512, .refcount_bits = 64};
+    struct crash c = {.opts = {.target = &small, .format = "raw", .threads = 1}};
+
+    (void)state;
+    try_all(&c, 500);
+}
+
+static void
+flatten__a_compressed_image_survives_power_cuts(void **state)
+{
+    static const struct qmeld_create_options packed = {.format = "qcow2", .cluster_size = 4096};
+    struct crash c = {
+        .opts = {.target = &packed, .format = "raw", .compress = "zlib", .threads = 1}};
+
+    (void)state;
+    try_all(&c, 300);
+}
+
+static void
+flatten__a_manifest_verifies(void **state)
+{
+    static const struct qmeld_create_options raw;
+    struct qmeld_flatten_options opts = {
+        .target = &raw, .format = "raw", .manifest = record, .leaf = 4096};
+    struct qmeld_flatten_report report;
+    struct qmeld_verify_result found;
+
+    (void)state;
+    OK(qmeld_flatten(source, out, &opts, &report, err));
+    assert_int_equal(strlen(report.merkle_root), 64);
+    OK(qmeld_verify(record, NULL, &found, err));
+    assert_int_equal(found.leaves, SIZE / 4096);
+    assert_int_equal(found.leaves_differ + found.inputs_differ + found.spans_differ +
+                         found.digests_differ + found.unreadable,
+                     0);
+    unlink(out);
+    unlink(record);
+}
+
+/* An interrupted run, made by hand: what it was about is what the note of a whole run says. */
+static void
+keep_note(const struct qm_torn_state *s, void *opaque)
+{
+    bool *kept = opaque;
+
+    if (!*kept && !s->files[0].gone && !s->files[1].gone && s->files[1].len > 64 &&
+        s->interval > 4) {
+        restore(s);
+        *kept = true;
+    }
+}
+
+static void
+flatten__changed_inputs_are_not_gone_on_with(void **state)
+{
+    static const struct qmeld_create_options raw;
+    const char *const files[] = {partial, note, out};
+    struct qmeld_flatten_options opts = {.target = &raw, .format = "raw", .threads = 1};
+    struct qm_torn *t = qm_torn_start_many(files, 3);
+    struct qmeld_error bad = {0};
+    struct qm_file *file;
+    bool kept = false;
+
+    (void)state;
+    OK(qmeld_flatten(source, out, &opts, NULL, err));
+    qm_torn_stop(t);
+    (void)qm_torn_replay_files(t, NULL, keep_note, &kept);
+    qm_torn_free(t);
+    assert_true(kept);
+    opts.keep_zeros = true; /* another request */
+    assert_int_equal(qmeld_flatten(source, out, &opts, NULL, &bad), -1);
+    assert_int_equal(bad.code, QMELD_USAGE);
+    opts.keep_zeros = false;
+    OK(qm_file_create(source, &file, err));
+    OK(qm_pwrite(file, 0, want, 512, err)); /* its time changes */
+    OK(qm_file_finish(file, err));
+    assert_int_equal(qmeld_flatten(source, out, &opts, NULL, &bad), -1);
+    assert_int_equal(bad.code, QMELD_STALE);
+    assert_int_equal(access(partial, F_OK), 0); /* whoever wants it may look at it */
+    opts.restart = true;
+    OK(qmeld_flatten(source, out, &opts, NULL, err));
+    unlink(out);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(flatten__a_raw_image_survives_power_cuts),
+        cmocka_unit_test(flatten__a_qcow2_image_survives_power_cuts),
+        cmocka_unit_test(flatten__a_compressed_image_survives_power_cuts),
+        cmocka_unit_test(flatten__a_manifest_verifies),
+        cmocka_unit_test(flatten__changed_inputs_are_not_gone_on_with),
+    };
+
+    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+}
