@@ -345,6 +345,15 @@ QMELD_API int qmeld_commit(const char *path, const struct qmeld_commit_options *
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 
+/* ---- fold ---- */
+
+/* Rolling fulls: of the chain full <- increments, whose newest is path, the oldest increments are merged
+ * into the full until `keep` are left; the first of those then stands on the full.  It is a commit with base and
+ * top chosen (opts->base, top and shallow must not be set), with all that is said there; nothing_to_do if
+ * there are no more than `keep`.  An interrupted one is gone on with by the same call. */
+QMELD_API int qmeld_fold(const char *path, size_t keep, const struct qmeld_commit_options *opts,
+                         struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
+
 /* ---- planning ---- */
 
 /* A layer, before and after. */

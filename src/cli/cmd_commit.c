@@ -72,24 +72,6 @@ enum {
 };
 
 static bool
-take_overlays(const char *command, struct qmeld_commit_options *options, const char *arg)
-{
-    if (strcmp(arg, "keep") == 0)
-        options->overlays = QMELD_OVERLAYS_KEEP;
-    else if (strcmp(arg, "empty") == 0)
-        options->overlays = QMELD_OVERLAYS_EMPTY;
-    else if (strcmp(arg, "delete") == 0)
-        options->overlays = QMELD_OVERLAYS_DELETE;
-    else if (strcmp(arg, "quarantine") == 0)
-        options->overlays = QMELD_OVERLAYS_QUARANTINE;
-    else {
-        qm_cli_usage(command, "--overlays is keep, empty, delete or quarantine, not \"%s\"", arg);
-        return false;
-    }
-    return true;
-}
-
-static bool
 take_live(struct qm_cli_merging *merging, const char *arg)
 {
     if (strcmp(merging->command, qm_cli_commit.name) != 0) {
@@ -126,7 +108,7 @@ take_option(struct qm_cli_merging *merging, int c)
         options->undo = true;
         return true;
     case OPT_OVERLAYS:
-        return take_overlays(merging->command, options, optarg);
+        return qm_cli_merging_take_overlays(merging, optarg);
     case OPT_RECLAIM:
         options->reclaim = true;
         return true;

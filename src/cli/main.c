@@ -19,7 +19,7 @@ static const struct qm_cli_command *const commands[] = {
     &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
     &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure, &qm_cli_snapshot_delete,
     &qm_cli_revert,  &qm_cli_finalize,    &qm_cli_compare, &qm_cli_flatten,
-    &qm_cli_verify,  &qm_cli_rebase,
+    &qm_cli_verify,  &qm_cli_rebase,      &qm_cli_fold,
 };
 
 static const char overview[] =
@@ -48,6 +48,8 @@ static const char overview[] =
     "    revert PATH     take back a merge that was made with --atomic or --undo\n"
     "    finalize PATH   give up that possibility, and the space it takes\n"
     "    recover DIR     finish all interrupted merges of a directory\n"
+    "    fold --keep N IMAGE\n"
+    "                    merge the oldest increments of a backup chain into its full\n"
     "    rebase IMAGE    give it another backing file, or none; IMAGE reads the same\n"
     "    create IMAGE    make a new image\n"
     "    flatten IMAGE OUT\n"

@@ -84,6 +84,27 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
     }
 }
 
+bool
+qm_cli_merging_take_overlays(struct qm_cli_merging *merging, const char *arg)
+{
+    static const struct {
+        const char *name;
+        enum qmeld_overlays overlays;
+    } words[] = {{"keep", QMELD_OVERLAYS_KEEP},
+                 {"empty", QMELD_OVERLAYS_EMPTY},
+                 {"delete", QMELD_OVERLAYS_DELETE},
+                 {"quarantine", QMELD_OVERLAYS_QUARANTINE}};
+
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strcmp(arg, words[i].name) == 0) {
+            merging->options.overlays = words[i].overlays;
+            return true;
+        }
+    qm_cli_usage(merging->command, "--overlays is keep, empty, delete or quarantine, not \"%s\"",
+                 arg);
+    return false;
+}
+
 /* ---- stopping, and asking ---- */
 
 static volatile sig_atomic_t stop_asked;
@@ -234,7 +255,8 @@ qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, qm_cli_merg
         explain_unverified(path);
     if (rc == 0)
         return QM_EXIT_DONE;
-    qm_cli_merging_explain(merging, path, call != qmeld_commit, err);
+    qm_cli_merging_explain(
+        merging, path, call == qmeld_resume || call == qmeld_revert || call == qmeld_finalize, err);
     return qm_cli_exit_code(err);
 }
 
