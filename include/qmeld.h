@@ -277,6 +277,10 @@ struct qmeld_commit_options {
     /* merged layers give up what the base holds, batch by batch, so that the space of one batch is
      * enough; KEEP then leaves them empty, and QUARANTINE is refused */
     bool reclaim;
+    bool
+        decompress; /* compressed clusters become plain ones.  Otherwise those of a layer with the base's
+                      * cluster size and compression are moved as they are, and not inflated: what
+                      * such a cluster reads as is not looked at (unless with verify) */
     const char *journal_dir;     /* where the journal of the merge lies while it runs; NULL:
                                   * beside the base (of a block device: beside the active layer) */
     unsigned threads;            /* copy workers; 0: as many as there are processors, at most 16 */

@@ -35,6 +35,9 @@ static const char help[] =
     "so\n"
     "                               that free space of one batch is enough; the merge can then\n"
     "                               only be finished, not taken back\n"
+    "        --decompress           store compressed clusters plain; otherwise a qcow2 base with "
+    "the\n"
+    "                               same cluster size and compression gets them as they are\n"
     "        --atomic               a qcow2 base stays bit for bit what it is until all is\n"
     "                               merged and one sector switches; qmeld revert can bring it\n"
     "                               back until qmeld finalize.  With --overlays=empty, delete\n"
@@ -60,6 +63,7 @@ enum {
     OPT_BASE = QM_OPT_MERGING_FIRST,
     OPT_TOP,
     OPT_SHALLOW,
+    OPT_DECOMPRESS,
     OPT_OVERLAYS,
     OPT_RECLAIM,
     OPT_ATOMIC,
@@ -118,6 +122,9 @@ take_option(struct qm_cli_merging *merging, int c)
     case OPT_DETECT_ZEROES:
         options->detect_zeroes = true;
         return true;
+    case OPT_DECOMPRESS:
+        options->decompress = true;
+        return true;
     case OPT_KEEP_RELATIVE:
         options->keep_relative = true;
         return true;
@@ -143,6 +150,7 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"shallow", no_argument, NULL, OPT_SHALLOW},
         {"overlays", required_argument, NULL, OPT_OVERLAYS},
         {"reclaim", no_argument, NULL, OPT_RECLAIM},
+        {"decompress", no_argument, NULL, OPT_DECOMPRESS},
         {"atomic", no_argument, NULL, OPT_ATOMIC},
         {"undo", no_argument, NULL, OPT_UNDO},
         {"skip-equal", no_argument, NULL, OPT_SKIP_EQUAL},

@@ -592,6 +592,12 @@ qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, struc
     return out->host.h & (g->cluster_size - 1) ? QCOW2_L2_UNALIGNED : QCOW2_L2_OK;
 }
 
+bool
+qcow2_l2_fits(const struct qcow2_geo *g, const struct qcow2_l2 *e)
+{
+    return e->host.h < 1ull << offset_bits(g);
+}
+
 void
 qcow2_l2_encode(const struct qcow2_geo *g, const struct qcow2_l2 *e, uint64_t *out_word0,
                 uint64_t *out_word1)

@@ -216,6 +216,9 @@ enum qcow2_l2_verdict {
 enum qcow2_l2_verdict qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1,
                                       struct qcow2_l2 *out);
 
+/* True if the host offset of a COMPRESSED entry has room in it. */
+bool qcow2_l2_fits(const struct qcow2_geo *g, const struct qcow2_l2 *e);
+
 /* Encodes a STANDARD or COMPRESSED entry. */
 void qcow2_l2_encode(const struct qcow2_geo *g, const struct qcow2_l2 *e, uint64_t *out_word0,
                      uint64_t *out_word1);

@@ -12,6 +12,9 @@
  *                        else into a new one; units that become data are filled up with what
  *                        they read as before
  *
+ * A compressed cluster that is wanted whole, and that the target may hold as it is, is not inflated
+ * (qcow2_edit_pack.c).
+ *
  * What goes into a new cluster is only put down here; which one that is, is decided when the batch ends
  * (qcow2_edit_place.c).  Tables and their way to the disk are in qcow2_edit_tables.c.
  */
@@ -380,6 +383,9 @@ decide(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err)
 
     if (look_up(e, &s, err) < 0)
         return -1;
+    /* one want at most, as parts were joined; decided by nobody else, so that what is counted before holds */
+    if (!e->decompress && e->pending.n == 1 && qm_edit_passes(e->q, &e->pending.at[0]))
+        return free_old(e, &s, err) < 0 ? -1 : qm_edit_pass_on(e, s.idx, &e->pending.at[0], err);
     classify(e, &s);
     /* A compressed cluster that is to be zero only in part must be inflated for the rest. */
     if ((s.wanted & ~s.zeroed) || (compressed(&s) && s.zeroed != visible_units(e, &s)))
@@ -417,6 +423,24 @@ qm_edit_is_bare(struct qm_edit *e, struct qm_moves *moves, bool *out, struct qme
     return 0;
 }
 
+/* Parts of one compressed cluster become one want again. */
+static bool
+collect(struct qm_edit *e, const struct qm_want *part)
+{
+    struct qm_want *last = e->pending.n > 0 ? qm_vec_last(&e->pending) : NULL;
+
+    if (last && last->from && last->from == part->from && last->ext.kind == QM_COMPRESSED &&
+        part->ext.kind == QM_COMPRESSED && last->ext.host.h == part->ext.host.h &&
+        last->ext.payload_len == part->ext.payload_len &&
+        last->ext.skip + last->len == part->ext.skip &&
+        last->guest.g + last->len == part->guest.g) {
+        last->len += part->len;
+        last->ext.len += part->len;
+        return true;
+    }
+    return qm_vec_push(&e->pending, part);
+}
+
 int
 qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *moves,
              struct qmeld_error *err)
@@ -442,7 +466,7 @@ qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *mov
         if (e->pending.n > 0 && idx != e->pending_idx && decide_pending(e, moves, err) < 0)
             return -1;
         e->pending_idx = idx;
-        if (!qm_vec_push(&e->pending, &part))
+        if (!collect(e, &part))
             return qm_fail_nomem(err, "wanted ranges");
         done += n;
     }

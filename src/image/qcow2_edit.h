@@ -39,6 +39,13 @@ int qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, 
                  struct qm_edit **out, struct qmeld_error *err) QM_CHECK;
 void qm_edit_close(struct qm_edit *e); /* NULL is fine */
 
+/* From here on compressed clusters become plain ones.  Without it one that is wanted as a whole, from an
+ * image of the same cluster size and compression, is passed on as it is. */
+void qm_edit_decompress(struct qm_edit *e);
+
+/* So would this want be, into image `to`: nobody looks whether it inflates, but its payload lies in its file. */
+bool qm_edit_passes(struct qm_qcow2 *to, const struct qm_want *want);
+
 /* Adds moves for clusters that are decided by now (a cluster is decided when a want lies
  * behind it) and that stay where they are. */
 int qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *moves,

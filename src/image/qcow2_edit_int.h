@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * qcow2_edit_int.h - between the parts of qcow2_edit: decisions (qcow2_edit.c), places
- * (qcow2_edit_place.c) and tables (qcow2_edit_tables.c).  Nobody else includes it.
+ * (qcow2_edit_place.c, qcow2_edit_pack.c) and tables (qcow2_edit_tables.c).  Nobody else includes it.
  */
 #ifndef QM_QCOW2_EDIT_INT_H
 #define QM_QCOW2_EDIT_INT_H
@@ -43,6 +43,12 @@ struct qm_edit_slot {
     uint64_t source; /* host offset there; QM_EDIT_NO_LAYER: guest offset */
 };
 
+/* A compressed cluster that is passed on. */
+struct qm_edit_payload {
+    size_t entry; /* likewise */
+    struct qm_want want;
+};
+
 struct qm_edit {
     /* set at open */
     struct qm_qcow2 *q;
@@ -50,18 +56,27 @@ struct qm_edit {
     const struct qcow2_geo *geo;
     uint64_t below_size;
     uint64_t new_size;
+    bool decompress;
     uint64_t *l1; /* the active table, host order, as on disk */
     uint32_t l1_entries;
     /* the cluster whose wants are being collected */
     uint64_t pending_idx;
     QM_VEC(struct qm_want) pending;
     /* the batch */
-    QM_VEC(struct qm_edit_entry) entries; /* ascending */
-    QM_VEC(struct qm_edit_slot) slots;    /* ascending */
-    struct qm_moves moves;                /* of slots, and in their order */
-    QM_VEC(struct qm_edit_table) tables;  /* ascending */
-    QM_VEC(struct qm_edit_free) frees;    /* since the last release */
-    size_t weight;                        /* of all but frees, since the last release */
+    QM_VEC(struct qm_edit_entry) entries;    /* ascending */
+    QM_VEC(struct qm_edit_slot) slots;       /* ascending */
+    struct qm_moves moves;                   /* of slots, and in their order */
+    QM_VEC(struct qm_edit_table) tables;     /* ascending */
+    QM_VEC(struct qm_edit_free) frees;       /* since the last release */
+    size_t weight;                           /* of all but frees, since the last release */
+    QM_VEC(struct qm_edit_payload) payloads; /* ascending */
+    /* where they go: clusters that are being filled, and the sectors that were taken over last, in order */
+    uint64_t area_at;  /* the first sector that is free */
+    uint64_t area_end; /* 0: there is no area */
+    const struct qm_image
+        *run_from;     /* NULL: none in this batch, or the next one needs a new place */
+    uint64_t run_end;  /* there */
+    uint64_t run_to;   /* and here */
     uint64_t host_end; /* of the last new data cluster: the file must reach that far */
     /* the part of one L2 table read last */
     unsigned char *slice;
@@ -83,6 +98,13 @@ int qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qme
 /* Adds a move, joined with the last one if it continues that. */
 int qm_edit_add_move(struct qm_moves *moves, const struct qm_move *m, struct qmeld_error *err)
     QM_CHECK;
+
+/* The entry of guest cluster idx is to lead to this payload (qm_edit_passes). */
+int qm_edit_pass_on(struct qm_edit *e, uint64_t idx, const struct qm_want *want,
+                    struct qmeld_error *err) QM_CHECK;
+
+/* All payloads get their places, likewise. */
+int qm_edit_pack(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
 
 /* All slots get their clusters, their entries the places; their moves go to *moves. */
 int qm_edit_place(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;

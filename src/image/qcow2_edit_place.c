@@ -45,6 +45,8 @@ qm_edit_place(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err
 {
     const uint64_t cs = e->geo->cluster_size;
 
+    if (qm_edit_pack(e, moves, err) < 0)
+        return -1;
     if (e->slots.n > 1)
         qsort(e->slots.at, e->slots.n, sizeof *e->slots.at, by_source);
     for (size_t i = 0; i < e->slots.n;) {

@@ -104,6 +104,12 @@ qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint
 }
 
 void
+qm_edit_decompress(struct qm_edit *e)
+{
+    e->decompress = true;
+}
+
+void
 qm_edit_close(struct qm_edit *e)
 {
     if (!e)
@@ -111,6 +117,7 @@ qm_edit_close(struct qm_edit *e)
     qm_vec_release(&e->pending);
     qm_vec_release(&e->entries);
     qm_vec_release(&e->slots);
+    qm_vec_release(&e->payloads);
     qm_vec_release(&e->moves.list);
     qm_vec_release(&e->tables);
     qm_vec_release(&e->frees);

@@ -16,6 +16,7 @@
 
 #include "qcow2_stage.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -404,6 +405,22 @@ qm_refs_alloc(struct qm_refs *refs, uint64_t want, host_off *out, uint64_t *out_
     refs->free_hint = first + *out_n;
     *out = qm_host(first << refs->q->geo.cluster_bits);
     return 0;
+}
+
+int
+qm_refs_alloc_at(struct qm_refs *refs, uint64_t cluster, bool *out, struct qmeld_error *err)
+{
+    uint64_t n;
+
+    *out = false;
+    if (cluster < refs->floor || qm_refs_free_run(refs, cluster, 1, &n, err) < 0)
+        return cluster < refs->floor ? 0 : -1;
+    if (n == 0)
+        return 0;
+    *out = true;
+    if (refs->free_hint == cluster)
+        refs->free_hint++;
+    return take(refs, cluster, 1, err);
 }
 
 int

@@ -61,6 +61,10 @@ int qm_refs_alloc_adjacent(struct qm_refs *refs, uint64_t n, host_off *out, stru
 /* Raises the refcount of a cluster in use by one (staged).  NOSPACE: it cannot count that far. */
 int qm_refs_raise(struct qm_refs *refs, uint64_t cluster, struct qmeld_error *err) QM_CHECK;
 
+/* Takes this very cluster, if it is free and its refcount block is there; *out: so it was. */
+int qm_refs_alloc_at(struct qm_refs *refs, uint64_t cluster, bool *out, struct qmeld_error *err)
+    QM_CHECK;
+
 /* Lowers the refcount of every cluster that [off, off + len) touches by one (staged).  Call it only
  * when nothing durable points there any more: a cluster that reaches 0 may be allocated again at
  * once.  CORRUPT if a refcount is 0 already. */

@@ -2,6 +2,7 @@
 #include "compare.h"
 
 #include "pace.h"
+#include "qcow2.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -64,10 +65,13 @@ pause_and_tell(struct compare *c, guest_off at, struct qmeld_error *err)
     }
 }
 
+/* *out_lost: a compressed cluster that does not inflate.  It was moved unread, or it is what the disk made of
+ * a good one: it is the same as nothing but itself. */
 static int
 read_side(struct compare *c, const struct side *s, uint64_t skip, uint64_t len, unsigned char *buf,
-          struct qmeld_error *err)
+          bool *out_lost, struct qmeld_error *err)
 {
+    const enum qmeld_disk disk = err->disk;
     struct qm_extent part;
 
     if (!s->from) {
@@ -75,7 +79,37 @@ read_side(struct compare *c, const struct side *s, uint64_t skip, uint64_t len, 
         return 0;
     }
     part = qm_extent_part(&s->ext, skip, len);
-    return qm_extent_read(s->from, &part, c->codec, buf, err);
+    if (qm_extent_read(s->from, &part, c->codec, buf, err) == 0)
+        return 0;
+    if (part.kind != QM_COMPRESSED || err->code != QMELD_CORRUPT)
+        return -1;
+    *err = (struct qmeld_error){.disk = disk};
+    *out_lost = true;
+    return 0;
+}
+
+/* *out: both are the same part of compressed clusters that inflate to the same, as their payloads are the same
+ * bytes.  So they need not inflate at all: a damaged one may have been passed on. */
+static int
+same_payload(struct compare *c, const struct side *a, const struct side *b, bool *out,
+             struct qmeld_error *err)
+{
+    const struct qm_qcow2 *qa = a->from ? qm_qcow2_of((struct qm_image *)a->from) : NULL;
+    const struct qm_qcow2 *qb = b->from ? qm_qcow2_of((struct qm_image *)b->from) : NULL;
+    const uint64_t len = a->ext.payload_len;
+
+    *out = qa && qb && a->ext.kind == QM_COMPRESSED && b->ext.kind == QM_COMPRESSED &&
+           a->ext.payload_len == b->ext.payload_len && a->ext.skip == b->ext.skip &&
+           qa->geo.cluster_size == qb->geo.cluster_size &&
+           qa->hdr.compression == qb->hdr.compression;
+    for (uint64_t at = 0, n; *out && at < len; at += n) {
+        n = qm_min(len - at, BLOCK_BYTES);
+        if (qm_pread_padded(a->from->file, a->ext.host.h + at, c->want, n, err) < 0 ||
+            qm_pread_padded(b->from->file, b->ext.host.h + at, c->have, n, err) < 0)
+            return -1;
+        *out = memcmp(c->want, c->have, n) == 0;
+    }
+    return 0;
 }
 
 /* The guest range [at, at + len) begins both sides. */
@@ -83,21 +117,29 @@ static int
 compare_sides(struct compare *c, guest_off at, uint64_t len, const struct side *want,
               const struct side *have, struct qmeld_error *err)
 {
-    if (!want->from && !have->from)
+    bool same;
+
+    if (same_payload(c, want, have, &same, err) < 0)
+        return -1;
+    if (same || (!want->from && !have->from)) {
         c->out->bytes += len;
-    for (uint64_t done = 0; (want->from || have->from) && c->out->equal && done < len;) {
+        c->pace.done += same ? want->ext.payload_len : 0;
+        return pause_and_tell(c, at, err);
+    }
+    for (uint64_t done = 0; c->out->equal && done < len;) {
         const uint64_t n = qm_min(len - done, BLOCK_BYTES);
-        uint64_t same = 0;
+        uint64_t equal = 0;
+        bool lost = false;
 
         if (pause_and_tell(c, qm_guest(at.g + done), err) < 0 ||
-            read_side(c, want, done, n, c->want, err) < 0 ||
-            read_side(c, have, done, n, c->have, err) < 0)
+            read_side(c, want, done, n, c->want, &lost, err) < 0 ||
+            read_side(c, have, done, n, c->have, &lost, err) < 0)
             return -1;
-        if (memcmp(c->want, c->have, n) != 0) {
-            while (c->want[same] == c->have[same])
-                same++;
+        if (lost || memcmp(c->want, c->have, n) != 0) {
+            while (!lost && c->want[equal] == c->have[equal])
+                equal++;
             c->out->equal = false;
-            c->out->differs = qm_guest(at.g + done + same);
+            c->out->differs = qm_guest(at.g + done + equal);
         }
         c->out->bytes += n;
         c->pace.done += have->from ? n : 0;

@@ -91,6 +91,8 @@ intent_to_json(const struct qm_intent *i)
     json_object_object_add(o, "keep-relative", json_object_new_boolean(i->keep_relative));
     if (i->verify)
         json_object_object_add(o, "verify", json_object_new_boolean(true));
+    if (i->decompress)
+        json_object_object_add(o, "decompress", json_object_new_boolean(true));
     json_object_object_add(o, "reclaim", json_object_new_boolean(i->reclaim));
     if (i->skip_equal)
         json_object_object_add(o, "skip-equal", json_object_new_boolean(true));
@@ -319,10 +321,11 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
         !get_if_there(o, "verify", &i->verify) || !get_if_there(o, "skip-equal", &i->skip_equal) ||
         !get_if_there(o, "detect-zeroes", &i->detect_zeroes) ||
-        !get_bool(o, "reclaim", &i->reclaim) || !get_way(o, i) ||
-        !get_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
-        !get_number(o, "base", &base) || !get_number(o, "top", &top) ||
-        !get_number(o, "base-size", &i->base_size) || !get_number(o, "new-size", &i->new_size))
+        !get_if_there(o, "decompress", &i->decompress) || !get_bool(o, "reclaim", &i->reclaim) ||
+        !get_way(o, i) || !get_number(o, "overlays", &overlays) ||
+        overlays > QMELD_OVERLAYS_QUARANTINE || !get_number(o, "base", &base) ||
+        !get_number(o, "top", &top) || !get_number(o, "base-size", &i->base_size) ||
+        !get_number(o, "new-size", &i->new_size))
         return false;
     i->overlays = (enum qmeld_overlays)overlays;
     i->base = i->target = base;

@@ -55,6 +55,7 @@ struct qm_intent {
     bool keep_relative;
     bool verify; /* not one of the words that tell one merge from another */
     bool reclaim;
+    bool decompress;
     bool skip_equal; /* nor are these: who gives the words again goes on as it was begun */
     bool detect_zeroes;
     bool atomic;

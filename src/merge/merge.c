@@ -153,6 +153,8 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
     t->old_size = intent->old_size;
     t->new_size = intent->new_size;
     t->verify = !qm_shadow_now() && (intent->verify || m->opts->verify);
+    t->inflate_all = intent->verify || m->opts->verify;
+    t->decompress = intent->decompress;
     t->give_up = intent->reclaim;
     t->skip_equal = intent->skip_equal;
     t->detect_zeroes = intent->detect_zeroes;
@@ -318,6 +320,7 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
                                           .base = m->transfer.base,
                                           .new_size = m->transfer.new_size,
                                           .resumed = resumed,
+                                          .decompress = intent->decompress,
                                           .trusted_bitmaps = resumed ? &intent->bitmaps : NULL};
     struct qm_seal *seal;
 

@@ -142,7 +142,8 @@ same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
 {
     return !i->rebase && same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
            i->shallow == o->shallow && i->reclaim == o->reclaim && i->overlays == o->overlays &&
-           i->keep_relative == o->keep_relative && i->atomic == o->atomic && i->undo == o->undo;
+           i->keep_relative == o->keep_relative && i->atomic == o->atomic && i->undo == o->undo &&
+           i->decompress == o->decompress;
 }
 
 static bool
@@ -316,6 +317,7 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
                               .reclaim = o->reclaim,
                               .skip_equal = o->skip_equal,
                               .detect_zeroes = o->detect_zeroes,
+                              .decompress = o->decompress,
                               .atomic = o->atomic,
                               .undo = o->undo,
                               .overlays = o->overlays,

@@ -90,7 +90,11 @@ begin_qcow2(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_erro
     qm_err_disk(err, QMELD_DISK_OPEN); /* what fails from here on leaves a changed header */
     if (qm_header_before_write(s->q, err) < 0)
         return -1;
-    return qm_edit_open(s->q, s->refs, below, s->new_size, &s->edit, err);
+    if (qm_edit_open(s->q, s->refs, below, s->new_size, &s->edit, err) < 0)
+        return -1;
+    if (c->decompress)
+        qm_edit_decompress(s->edit);
+    return 0;
 }
 
 static int

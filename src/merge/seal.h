@@ -44,6 +44,7 @@ struct qm_seal_config {
     uint64_t new_size; /* >= the target's virtual size */
     bool resumed;      /* an earlier run may have left leaks, which are mended first, and bitmaps in
                         * use that are good: those in trusted_bitmaps */
+    bool decompress;   /* compressed clusters are not passed on as they are */
     const struct qm_bitmap_names *trusted_bitmaps; /* NULL: none */
 };
 

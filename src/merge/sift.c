@@ -539,6 +539,7 @@ give_run(struct qm_sift *s, const struct job *job, const struct part *p, struct 
     out->want = (struct qm_want){.guest = qm_guest(from), .len = to - from};
     if (p->want.from && out->verdict != QM_SIFT_ZERO) {
         out->want.from = p->want.from;
+        out->want.layer = p->want.layer;
         out->want.ext = qm_extent_part(&p->want.ext, s->done, to - from);
     }
     s->done += to - from;

@@ -43,7 +43,9 @@ struct qm_transfer {
     bool verify;     /* what is written is to be read back */
     bool skip_equal; /* as in sift.h */
     bool detect_zeroes;
-    bool resumed; /* an earlier run may have written what this one finds there */
+    bool resumed;     /* an earlier run may have written what this one finds there */
+    bool decompress;  /* what is compressed is not passed on as it is */
+    bool inflate_all; /* what is passed on is to be readable, too */
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report; /* bytes_* are added up here */
 };

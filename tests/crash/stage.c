@@ -68,6 +68,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
         s->opts.detect_zeroes = true;
     } else if (!strcmp(key, "reclaim")) {
         s->opts.reclaim = true;
+    } else if (!strcmp(key, "decompress")) {
+        s->opts.decompress = true;
     } else if (!strcmp(key, "dirty")) {
         s->dirty_base = true;
     } else if (!strcmp(key, "batch") && qm_forge_number(value, 0, &v)) {

@@ -57,6 +57,8 @@ def pick_any_merge(rng, chain):
     if m.reclaim:
         args += ["--reclaim"]
     m.back = ""
+    if not chain.easy and rng.random() < 0.1:
+        args += ["--decompress"]
     if not m.reclaim and not chain.easy and rng.random() < 0.35:
         raw = chain.layers[m.base].fmt == "raw"
         m.back = "--undo" if raw else rng.choice(["--atomic", "--undo"])

@@ -33,6 +33,7 @@ class Layer:
 class Chain:
     def __init__(self, folder):
         self.folder, self.layers, self.tags = folder, [], set()
+        self.alike = 0  # the cluster size of all layers, 0: each its own
 
     def path(self, i):
         return os.path.join(self.folder, self.layers[i].path)
@@ -65,7 +66,7 @@ def pick_size(rng, below, raw=False):
     return size if raw else size // 512 * 512
 
 
-def pick_options(rng, layer):
+def pick_options(rng, layer, alike):
     """qemu-img create -o for a qcow2 layer."""
     o = {}
     if rng.random() < 0.18:
@@ -80,6 +81,11 @@ def pick_options(rng, layer):
     if o.get("extended_l2") == "on":
         clusters = [16 * KIB, 32 * KIB, 64 * KIB, 256 * KIB]
     o["cluster_size"] = rng.choice(clusters)
+    if alike:
+        o["cluster_size"] = alike
+        if "compression_type" in o:
+            o["compression_type"] = "zlib"
+            o["extended_l2"] = o["extended_l2"] if alike >= 16 * KIB else "off"
     if layer.index == 0 and rng.random() < 0.2:
         o["preallocation"] = rng.choice(["metadata", "falloc", "full"])
     layer.opts = o
@@ -117,7 +123,7 @@ def span(rng, size, unit, longest=256 * KIB):
     return at * unit, length
 
 
-def pick_writes(rng, layer, patterns):
+def pick_writes(rng, layer, patterns, alike):
     """qemu-io commands.  Some may fail (compressed over allocated); that is fine."""
     cs, size, cmds = layer.opts["cluster_size"], layer.size, []
     if size < 512:
@@ -128,7 +134,10 @@ def pick_writes(rng, layer, patterns):
         if size < unit:
             unit = 512
         off, length = span(rng, size, unit)
-        if what < 0.5:
+        if alike and cs <= size and rng.random() < 0.5:
+            off, length = span(rng, size, cs, max(cs, 64 * KIB))
+            cmds.append(f"write -c -s {rng.choice(patterns)} {off} {length}")
+        elif what < 0.5:
             cmds.append(f"write -s {rng.choice(patterns)} {off} {length}")
         elif what < 0.68 and cs <= size:
             off, length = span(rng, size, cs, max(cs, 128 * KIB))
@@ -198,7 +207,7 @@ def put_content(rng, chain, layer, patterns, story):
     v3 = layer.opts["compat"] == "1.1"
 
     def write():
-        cmds = pick_writes(rng, layer, patterns)
+        cmds = pick_writes(rng, layer, patterns, chain.alike)
         if cmds:
             story.append(f"{layer.path}: " + "; ".join(
                 c.replace(os.path.dirname(patterns[0]) + "/", "") for c in cmds))
@@ -290,7 +299,7 @@ def add_layer(rng, chain, patterns, story, plain):
         chain.tags.add("raw-base")
         story.append(f"{layer.path}: raw, {layer.size} bytes")
     else:
-        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", pick_options(rng, layer)]
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", pick_options(rng, layer, chain.alike)]
         if below:
             argv += ["-b", pick_name(rng, chain, below, layer, plain), "-F", below.fmt]
         argv += [layer.path, str(layer.size)]
@@ -336,6 +345,9 @@ def random_chain(rng, folder, patterns, story, easy=False):
     """easy: only what qemu-img itself merges as we do (see stand_in.py)."""
     chain = Chain(folder)
     chain.easy = easy
+    if rng.random() < 0.3:  # layers that can take over each other's compressed clusters
+        chain.alike = rng.choice([512, 1024, 4096, 16 * KIB, 64 * KIB, 64 * KIB, 2 * MIB])
+        chain.tags.add(f"alike-{chain.alike}")
     chain.plain_names = easy or rng.random() < 0.4  # they stay good when the folder is copied
     for _ in range(rng.choice([2, 2, 3, 3, 4, 5, 6, 7])):
         add_layer(rng, chain, patterns, story, chain.plain_names)

@@ -198,6 +198,45 @@ merge_io__what_is_adjacent_in_the_source_alone_becomes_one_write(void **state)
     qm_forge_free(f);
 }
 
+/* Compressed clusters go over as they are: as long as they lie, in one piece, and not inflated. */
+static void
+merge_io__compressed_neighbours_become_one_write(void **state)
+{
+    const struct qmeld_commit_options flat = {.threads = 2, .decompress = true};
+    static const char *const recipe = "all cluster=64k\n"
+                                      "top  | abcdefghijklmnopqrstuvwxyzabcdefghij\n"
+                                      "base | a..................................B\n";
+    struct qm_forge *f = qm_lab_make(recipe);
+    struct qmeld_commit_report r;
+    uint64_t passed, first, last;
+
+    (void)state;
+    qm_lab_watch();
+    r = qm_lab_commit("top", &into_base);
+    qm_lab_unwatch();
+    assert_int_equal(r.bytes_copied, 36 * 64 * KIB);
+    passed = qm_lab_written("base");
+    first = qm_lab_host("base", 0) / 512 * 512;
+    last = qm_lab_host("base", 35 * 64 * KIB);
+    /* in the source, the table lies behind the first cluster of payloads */
+    assert_int_equal(qm_lab_write_at("base", first), 64 * KIB);
+    assert_true(last > first + 65 * KIB);
+    assert_true(qm_lab_write_at("base", first + 64 * KIB) > last - first - 64 * KIB);
+    qm_lab_reads_as("base", f, 0);
+    qm_lab_looks("base", 64 * KIB, "cccccccccccccccccccccccccccccccccccc");
+    qm_lab_clean("base");
+    assert_string_equal(qm_lab_story("base"), "BDt|2|B|x|");
+    qm_forge_free(f);
+
+    f = qm_lab_make(recipe);
+    qm_lab_watch();
+    qm_lab_commit("top", &flat);
+    qm_lab_unwatch();
+    qm_lab_looks("base", 64 * KIB, "DDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDD");
+    assert_true(qm_lab_written("base") > 4 * passed);
+    qm_forge_free(f);
+}
+
 static uint64_t
 first_table(const char *path)
 {
@@ -723,6 +762,7 @@ main(void)
         T(merge_io__a_raw_target_is_synced_at_the_end),
         T(merge_io__neighbours_in_source_and_target_become_one_write),
         T(merge_io__what_is_adjacent_in_the_source_alone_becomes_one_write),
+        T(merge_io__compressed_neighbours_become_one_write),
         T(merge_io__entries_near_each_other_become_one_write),
         T(merge_io__adjacent_new_tables_become_one_write),
         T(merge_io__of_a_new_table_only_what_is_not_zeros_is_written),

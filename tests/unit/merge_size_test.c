@@ -243,7 +243,7 @@ merge_size__batches_may_end_inside_a_table(void **state)
         qm_transfer_limits.step = 4096;
         qm_lab_merge(f, "top", "mid", &into_second);
         qm_transfer_limits = limits;
-        qm_lab_looks("mid", 4 * KIB, "D.D.0.D..00..DD..0D..D");
+        qm_lab_looks("mid", 4 * KIB, "D.D.0.D..00..DD..0c..D");
         qm_forge_free(f);
     }
 }

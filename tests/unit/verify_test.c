@@ -6,6 +6,7 @@
  * merge has written, and spoils them behind its back.
  */
 #include "bytes.h"
+#include "image.h"
 #include "lab.h"
 #include "scratch.h"
 #include "transfer.h"
@@ -151,7 +152,41 @@ static void
 verify__a_byte_of_a_new_cluster(void **state)
 {
     (void)state;
-    is_found("all cluster=4k\ntop | A.Bb\nbase | C...\n", 0, 12 * KIB + 32, -1, 12 * KIB + 32);
+    is_found("all cluster=4k\ntop | A.BB\nbase | C...\n", 0, 12 * KIB + 32, -1, 12 * KIB + 32);
+}
+
+/* It does not inflate any more, or to other bytes. */
+static void
+verify__a_byte_of_a_compressed_cluster_that_was_passed_on(void **state)
+{
+    const struct qmeld_commit_options o = {.verify = true};
+    struct qm_forge *f = qm_lab_make("all cluster=4k\ntop | A.b.\nbase | C.C.\n");
+    struct qm_bytes top = qm_lab_file("top");
+    struct spoiler s = {.at = -1, .skip = 2, .len = NEEDLE};
+    struct qmeld_commit_report r;
+    struct qmeld_error bad;
+    struct qm_file *file;
+    struct qm_image *img;
+    struct qm_extent x;
+
+    (void)state;
+    OK(qm_file_open("top", &file, err));
+    OK(qm_image_open(file, "qcow2", &img, err));
+    OK(qm_image_next(img, qm_guest(8 * KIB), 4 * KIB, &x, err));
+    assert_int_equal(x.kind, QM_COMPRESSED);
+    memcpy(s.needle, top.at + x.host.h, NEEDLE);
+    qm_image_close(img);
+    assert_int_equal(commit_spoilt(&o, &s, &r, &bad), -1);
+    qmeld_commit_report_free(&r);
+    assert_int_equal(bad.code, QMELD_IO);
+    assert_non_null(strstr(bad.what, "the disk gave back other bytes"));
+    OK(qmeld_commit("top", &o, &r, err));
+    assert_true(r.resumed && r.verified);
+    qmeld_commit_report_free(&r);
+    qm_lab_reads_as("base", f, 0);
+    qm_lab_looks("base", 4 * KIB, "D.c.");
+    free(top.at);
+    qm_forge_free(f);
 }
 
 /* The whole of a hole, and not only data. */
@@ -301,6 +336,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(verify__a_byte_of_a_raw_base),
         cmocka_unit_test(verify__a_byte_of_a_new_cluster),
+        cmocka_unit_test(verify__a_byte_of_a_compressed_cluster_that_was_passed_on),
         cmocka_unit_test(verify__a_zero),
         cmocka_unit_test(verify__what_a_cluster_was_filled_up_with),
         cmocka_unit_test(verify__what_comes_from_below_the_base),
