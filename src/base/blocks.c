@@ -465,7 +465,7 @@ qm_blocks_share(struct qm_blocks *to, uint64_t to_off, struct qm_blocks *from, u
                 struct qmeld_error *err)
 {
     *out_freed = 0;
-    for (uint64_t done = 0, n; done < len / to->block; done += n)
+    for (uint64_t done = 0, n = 0; done < len / to->block; done += n)
         if (share_run(to, to_off / to->block + done, from, off / to->block + done,
                       len / to->block - done, change, out_freed, &n, err) < 0)
             return -1;

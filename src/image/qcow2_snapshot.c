@@ -191,7 +191,7 @@ adopt_snapshot(struct qm_qcow2 *q, const struct qm_snapshot *s, struct qmeld_err
 int
 qm_qcow2_view_snapshot(struct qm_qcow2 *q, const char *name, struct qmeld_error *err)
 {
-    const struct qm_snapshot *found;
+    const struct qm_snapshot *found = NULL;
     struct qm_snapshots all;
     int rc = qm_qcow2_read_snapshots(q, &all, err);
 
