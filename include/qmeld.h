@@ -273,6 +273,8 @@ struct qmeld_commit_options {
     bool detect_zeroes;         /* data that is zeros becomes holes, or clusters that say zero */
     bool verify; /* read back what was written, from the disk where the page cache can
                                  * be got out of the way, before any overlay is settled */
+    bool direct; /* data is read and written past the page cache (O_DIRECT), where file system and
+                  * alignment allow it; elsewhere through it */
     enum qmeld_overlays overlays;
     /* merged layers give up what the base holds, batch by batch, so that the space of one batch is
      * enough; KEEP then leaves them empty, and QUARANTINE is refused */
@@ -308,9 +310,10 @@ struct qmeld_commit_layer {
     enum qmeld_fate fate;
     char *moved_to; /* QUARANTINED: the path it has now; else NULL */
     /* how what came out of its file got into the base, in this call: */
-    uint64_t bytes_shared;    /* the two files have the same blocks now (reflink) */
-    uint64_t bytes_offloaded; /* copied by the file system, on its server */
-    uint64_t bytes_copied;    /* read and written; compressed clusters as inflated */
+    uint64_t bytes_shared;     /* the two files have the same blocks now (reflink) */
+    uint64_t bytes_offloaded;  /* copied by the file system, on its server */
+    uint64_t bytes_copied;     /* read and written; compressed clusters as inflated */
+    uint64_t bytes_past_cache; /* of those: with direct, written past the page cache */
 };
 
 struct qmeld_commit_report {
@@ -528,7 +531,7 @@ typedef int qmeld_unfinished_fn(const struct qmeld_unfinished *merge, void *opaq
 QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
                            void *opaque, struct qmeld_error *err) QMELD_CHECK;
 
-/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, verify, progress, guard
+/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, verify, direct, progress, guard
  * and their opaques count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
 QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;

@@ -175,7 +175,7 @@ print_routes(const struct qmeld_plan_report *r)
         const struct qmeld_plan_layer *l = &r->layers[i];
         QM_CLI_FREE char *path = qm_cli_quote(l->path);
 
-        qm_cli_outcome_print_route(i + 1, path, l->bytes_shared, 0, l->bytes_copied);
+        qm_cli_outcome_print_route(i + 1, path, l->bytes_shared, 0, l->bytes_copied, 0);
     }
 }
 

@@ -43,6 +43,16 @@ take_progress(struct qm_cli_merging *merging, const char *arg)
 }
 
 static bool
+take_cache(struct qm_cli_merging *merging, const char *arg)
+{
+    merging->options.direct = strcmp(arg, "none") == 0;
+    if (merging->options.direct || strcmp(arg, "writeback") == 0)
+        return true;
+    qm_cli_usage(merging->command, "--cache is writeback or none, not \"%s\"", arg);
+    return false;
+}
+
+static bool
 take_deadline(struct qm_cli_merging *merging, const char *arg)
 {
     merging->has_deadline = true;
@@ -68,6 +78,8 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
     case QM_OPT_JOURNAL_DIR:
         merging->options.journal_dir = optarg;
         return true;
+    case QM_OPT_CACHE:
+        return take_cache(merging, optarg);
     case QM_OPT_VERIFY:
         merging->options.verify = true;
         return true;

@@ -37,6 +37,7 @@ enum {
     QM_OPT_DEADLINE,
     QM_OPT_JOURNAL_DIR,
     QM_OPT_VERIFY,
+    QM_OPT_CACHE,
     QM_OPT_MERGING_FIRST, /* a command's own begin here */
 };
 
@@ -46,7 +47,8 @@ enum {
         {"threads", required_argument, NULL, QM_OPT_THREADS},                                      \
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},                                    \
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},                                    \
-        {"verify", no_argument, NULL, QM_OPT_VERIFY}, {"verbose", no_argument, NULL, 'v'},         \
+        {"verify", no_argument, NULL, QM_OPT_VERIFY},                                              \
+        {"cache", required_argument, NULL, QM_OPT_CACHE}, {"verbose", no_argument, NULL, 'v'},     \
     {                                                                                              \
         "quiet", no_argument, NULL, 'q'                                                            \
     }
@@ -59,6 +61,8 @@ int qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli
 #define QM_CLI_MERGING_HELP                                                                        \
     "        --bandwidth=RATE       bytes a second at most; suffixes k, M, G; 0: no limit\n"       \
     "        --threads=N            copy with N threads (as many as processors, at most 16)\n"     \
+    "        --cache=writeback|none through the page cache, which is left as it was found\n"       \
+    "                               (default), or past it (O_DIRECT) where that can be\n"          \
     "        --deadline=TIME        stop after so long, as a signal would do; seconds, or 30m,\n"  \
     "                               2h, 1d\n"                                                      \
     "        --verify               read back from the disk what was written, and compare it,\n"   \

@@ -164,7 +164,7 @@ print_layers(const struct qmeld_commit_report *report)
 
 void
 qm_cli_outcome_print_route(size_t i, const char *path, uint64_t shared, uint64_t offloaded,
-                           uint64_t copied)
+                           uint64_t copied, uint64_t past_cache)
 {
     const struct {
         uint64_t bytes;
@@ -182,6 +182,8 @@ qm_cli_outcome_print_route(size_t i, const char *path, uint64_t shared, uint64_t
         printf("%s%s %s", before, qm_cli_size(ways[k].bytes).text, ways[k].how);
         before = ", ";
     }
+    if (past_cache)
+        printf(" (%s of it past the page cache)", qm_cli_size(past_cache).text);
     putchar('\n');
 }
 
@@ -193,7 +195,7 @@ qm_cli_outcome_print_routes(const struct qmeld_commit_report *report)
         QM_CLI_FREE char *path = qm_cli_quote(l->path ? l->path : "");
 
         qm_cli_outcome_print_route(i + 1, path, l->bytes_shared, l->bytes_offloaded,
-                                   l->bytes_copied);
+                                   l->bytes_copied, l->bytes_past_cache);
     }
 }
 
@@ -256,6 +258,7 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
         qm_cli_json_add_u64(layer, "bytes-shared", report->layers[i].bytes_shared);
         qm_cli_json_add_u64(layer, "bytes-offloaded", report->layers[i].bytes_offloaded);
         qm_cli_json_add_u64(layer, "bytes-copied", report->layers[i].bytes_copied);
+        qm_cli_json_add_u64(layer, "bytes-past-cache", report->layers[i].bytes_past_cache);
         if (report->layers[i].moved_to)
             qm_cli_json_add(layer, "moved-to", qm_cli_json_string(report->layers[i].moved_to));
         json_object_array_add(layers, layer);

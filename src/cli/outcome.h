@@ -22,7 +22,7 @@ void qm_cli_outcome_print_routes(const struct qmeld_commit_report *report);
 
 /* One line of how the bytes of layer i (1 = base) got into the base; nothing if none did. */
 void qm_cli_outcome_print_route(size_t i, const char *path, uint64_t shared, uint64_t offloaded,
-                                uint64_t copied);
+                                uint64_t copied, uint64_t past_cache);
 
 /* The same as an object; err is NULL after success. */
 struct json_object *qm_cli_outcome_json(const struct qmeld_commit_report *report,

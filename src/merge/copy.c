@@ -16,6 +16,7 @@
     (1ull << 20) /* a worker's portion: large enough to stream, small enough to share */
 #define WINDOW_BYTES (16ull << 20) /* mapped at once, per worker */
 #define QUEUE_LEN    64u
+#define MAX_LATER    16384u       /* pieces of direct copies that wait for the others */
 #define SHARE_BYTES  (1ull << 30) /* shared by one call: it cannot be stopped */
 
 struct piece {
@@ -26,6 +27,7 @@ struct piece {
     uint64_t to;
     uint64_t len;
     uint64_t worth; /* guest bytes in the progress */
+    bool direct;    /* whole units of direct.h: past the page cache */
     /* what of it the page cache had before (pagecache.h) */
     uint64_t from_there;
     uint64_t to_there;
@@ -36,6 +38,7 @@ struct worker_state {
     struct qm_codec *codec;
     unsigned char *buf; /* one inflated extent */
     uint64_t buf_len;
+    unsigned char *direct_buf; /* piece_bytes */
 };
 
 struct qm_copy {
@@ -46,15 +49,18 @@ struct qm_copy {
     uint64_t piece_bytes;
     struct worker_state *workers; /* each its worker's own */
     struct qm_behind *behind;     /* NULL: nothing is written */
+    struct qm_direct *direct;     /* NULL: through the page cache */
     /* the calling thread's */
     struct qm_window from_ahead; /* to look ahead of the workers; nothing is read through them */
     struct qm_window to_ahead;
     struct qm_routes routes;
-    struct piece held; /* DATA that the next move may continue; len 0: none */
+    QM_VEC(struct piece) later; /* go through the page cache, when nothing goes past it */
+    struct piece held;          /* DATA that the next move may continue; len 0: none */
     struct qm_pace pace;
     struct qm_copy_costs costs;
     bool stopped;
     /* any thread's */
+    _Atomic bool no_direct; /* it was refused */
     _Atomic uint64_t done;
 };
 
@@ -101,10 +107,55 @@ write_inside(struct qm_copy *c, struct worker_state *w, const struct piece *p, u
 }
 
 static int
+read_past_cache(const struct piece *p, void *buf, bool *out_refused, struct qmeld_error *err)
+{
+    const uint64_t off = p->ext.host.h;
+
+    *out_refused = false;
+    if (p->route->direct)
+        return qm_direct_read(p->route->direct, off, buf, p->len, out_refused, err);
+    if (qm_pread(p->from->file, off, buf, p->len, err) < 0)
+        return -1;
+    qm_cache_drop(p->from->file, off, p->len, p->from_there);
+    return 0;
+}
+
+/* *out_done false: it was refused, and is to go through the cache. */
+static int
+write_past_cache(struct qm_copy *c, struct worker_state *w, const struct piece *p, bool *out_done,
+                 struct qmeld_error *err)
+{
+    bool refused;
+
+    *out_done = false;
+    if (!p->direct || c->no_direct)
+        return 0;
+    if (!w->direct_buf && !(w->direct_buf = qm_direct_buffer(c->piece_bytes)))
+        return qm_fail_nomem(err, "the copy");
+    if (read_past_cache(p, w->direct_buf, &refused, err) < 0 ||
+        (!refused && qm_direct_write(c->direct, p->to, w->direct_buf, p->len, &refused, err) < 0))
+        return -1;
+    if (refused) {
+        c->no_direct = true;
+        return 0;
+    }
+    *out_done = true;
+    atomic_fetch_add(&p->route->copied, p->len);
+    atomic_fetch_add(&p->route->past_cache, p->len);
+    return 0;
+}
+
+static int
 write_data(struct qm_copy *c, struct worker_state *w, const struct piece *p,
            struct qmeld_error *err)
 {
     const uint64_t inside = bytes_inside(p);
+    bool done;
+
+    if (write_past_cache(c, w, p, &done, err) < 0)
+        return -1;
+    if (done)
+        return 0;
 
     if (inside > 0 && write_inside(c, w, p, inside, err) < 0)
         return -1;
@@ -129,6 +180,17 @@ part_of(const struct piece *p, uint64_t skip, uint64_t len)
     part.to += skip;
     part.len = len;
     return part;
+}
+
+/* As a whole, that is. */
+static bool
+is_direct(const struct qm_copy *c, const struct piece *p)
+{
+    const uint64_t unit = qm_direct_unit();
+
+    return c->direct && !c->no_direct && p->len > 0 && p->to % unit == 0 && p->len % unit == 0 &&
+           (p->kind == COMPRESSED ||
+            (p->kind != ZERO && p->ext.host.h % unit == 0 && bytes_inside(p) == p->len));
 }
 
 /* *out_done false: not any more, with these two files. */
@@ -161,6 +223,7 @@ share_or_copy(struct qm_copy *c, struct worker_state *w, const struct piece *p,
 
         n = qm_min(p->len - at, c->piece_bytes);
         part = part_of(p, at, n);
+        part.direct = is_direct(c, &part);
         if (write_data(c, w, &part, err) < 0 ||
             qm_behind_wrote(c->behind, part.to, part.len, QM_CACHE_ALL, err) < 0)
             return -1;
@@ -176,12 +239,29 @@ inflate(struct worker_state *w, const struct piece *p, struct qmeld_error *err)
     if (w->buf_len < p->len) {
         free(w->buf);
         w->buf_len = 0;
-        w->buf = malloc(p->len);
+        w->buf = qm_direct_buffer(p->len);
     }
     if (!w->codec || !w->buf)
         return qm_fail_nomem(err, "an inflated cluster");
     w->buf_len = qm_max(w->buf_len, p->len);
     return qm_extent_read(p->from, &p->ext, w->codec, w->buf, err);
+}
+
+static int
+write_inflated(struct qm_copy *c, const struct worker_state *w, const struct piece *p,
+               struct qmeld_error *err)
+{
+    bool refused = true;
+
+    if (p->direct && !c->no_direct &&
+        qm_direct_write(c->direct, p->to, w->buf, p->len, &refused, err) < 0)
+        return -1;
+    c->no_direct |= p->direct && refused;
+    if (refused && qm_pwrite(c->cfg.target, p->to, w->buf, p->len, err) < 0)
+        return -1;
+    atomic_fetch_add(&p->route->copied, p->len);
+    atomic_fetch_add(&p->route->past_cache, refused ? 0 : p->len);
+    return 0;
 }
 
 static int
@@ -202,9 +282,7 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
     case COMPRESSED:
         rc = inflate(w, p, err);
         if (rc == 0)
-            rc = qm_pwrite(c->cfg.target, p->to, w->buf, p->len, err);
-        if (rc == 0)
-            atomic_fetch_add(&p->route->copied, p->len);
+            rc = write_inflated(c, w, p, err);
         break;
     case VERIFY:
         rc = inflate(w, p, err);
@@ -214,7 +292,7 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
     }
     if (rc < 0)
         return -1;
-    if ((p->kind == DATA || p->kind == COMPRESSED) &&
+    if ((p->kind == DATA || p->kind == COMPRESSED) && (!p->direct || c->no_direct) &&
         qm_behind_wrote(c->behind, p->to, p->len, p->to_there, err) < 0)
         return -1;
     atomic_fetch_add(&c->done, p->worth);
@@ -256,12 +334,16 @@ qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qm
     if (!c)
         return qm_fail_nomem(err, "the copy");
     c->cfg = *config;
-    qm_routes_init(&c->routes, config->target);
+    if (config->direct && config->target)
+        c->direct = qm_direct_open(config->target);
+    qm_routes_init(&c->routes, config->target, c->direct != NULL);
     c->threads = config->threads ? config->threads : qm_processors();
     c->threads = c->threads > MAX_THREADS ? MAX_THREADS : c->threads;
     c->piece_bytes = PIECE_BYTES;
     if (config->bandwidth) /* no piece longer than a quarter of a second */
-        c->piece_bytes = qm_max(4096, qm_min(PIECE_BYTES, config->bandwidth / 4));
+        c->piece_bytes =
+            qm_max(qm_direct_unit(),
+                   qm_align_down(qm_min(PIECE_BYTES, config->bandwidth / 4), qm_direct_unit()));
     qm_pace_begin(&c->pace, config->bandwidth);
     c->workers = calloc(c->threads, sizeof *c->workers);
     pool.threads = c->threads;
@@ -342,6 +424,8 @@ look_ahead(struct qm_copy *c, struct piece *p)
     p->from_there = p->to_there = QM_CACHE_ALL;
     if (p->kind != DATA && p->kind != COMPRESSED)
         return;
+    if (p->direct && p->route->direct)
+        return;
     p->to_there = look(&c->to_ahead, c->cfg.target, p->to, p->len);
     if (p->kind == COMPRESSED) {
         qm_prefetch(p->from->file, p->ext.host.h, p->ext.payload_len);
@@ -354,20 +438,73 @@ look_ahead(struct qm_copy *c, struct piece *p)
 
 /* To the workers; nothing is shared of it. */
 static int
-give(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
+give_now(struct qm_copy *c, const struct piece *whole, struct qmeld_error *err)
 {
-    if (whole->len > 0 && is_dry(c))
-        return pretend(c, whole, err);
     for (uint64_t at = 0, n; at < whole->len; at += n) {
         struct piece p;
 
         n = whole->kind == DATA ? qm_min(whole->len - at, c->piece_bytes) : whole->len;
         p = part_of(whole, whole->kind == DATA ? at : 0, n);
+        p.direct = is_direct(c, &p);
         look_ahead(c, &p);
         if (throttle(c, p.kind == ZERO ? 0 : n, err) < 0 || qm_pool_put(c->pool, &p, err) < 0)
             return -1;
     }
     return 0;
+}
+
+/* What waited for the others; drained before and after. */
+static int
+give_later(struct qm_copy *c, struct qmeld_error *err)
+{
+    if (qm_pool_drain(c->pool, err) < 0)
+        return -1;
+    QM_VEC_EACH (p, &c->later)
+        if (give_now(c, p, err) < 0)
+            return -1;
+    qm_vec_clear(&c->later);
+    return qm_pool_drain(c->pool, err);
+}
+
+static int
+put_off(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
+{
+    if (p->len == 0)
+        return 0;
+    if (!qm_vec_push(&c->later, p))
+        return qm_fail_nomem(err, "the list of moves");
+    return c->later.n >= MAX_LATER ? give_later(c, err) : 0;
+}
+
+/* Past the page cache goes what is whole units in both files; the rest waits (direct.h says why). */
+static int
+give_past_cache(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
+{
+    const uint64_t unit = qm_direct_unit(), start = qm_align_up(p->to, unit);
+    uint64_t end = start;
+    struct piece head, middle, tail;
+
+    if (p->kind != DATA)
+        return is_direct(c, p) ? give_now(c, p, err) : put_off(c, p, err);
+    if (p->to % unit == p->ext.host.h % unit)
+        end = qm_align_down(p->to + bytes_inside(p), unit);
+    if (end <= start)
+        return put_off(c, p, err);
+    head = part_of(p, 0, start - p->to);
+    middle = part_of(p, start - p->to, end - start);
+    tail = part_of(p, end - p->to, p->len - (end - p->to));
+    return put_off(c, &head, err) < 0 || give_now(c, &middle, err) < 0 ? -1
+                                                                       : put_off(c, &tail, err);
+}
+
+static int
+give(struct qm_copy *c, const struct piece *p, struct qmeld_error *err)
+{
+    if (p->len == 0)
+        return 0;
+    if (is_dry(c))
+        return pretend(c, p, err);
+    return c->direct && !c->no_direct ? give_past_cache(c, p, err) : give_now(c, p, err);
 }
 
 /* The first range of two files is shared here: if it is refused, all else is copied by many threads. */
@@ -520,7 +657,8 @@ qm_copy_tick(struct qm_copy *copy, struct qmeld_error *err)
 int
 qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err)
 {
-    if (give_held(copy, err) < 0 || qm_pool_drain(copy->pool, err) < 0)
+    if (give_held(copy, err) < 0 || qm_pool_drain(copy->pool, err) < 0 ||
+        (copy->later.n > 0 && give_later(copy, err) < 0))
         return -1;
     if (tick(copy) != 0)
         return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
@@ -544,9 +682,12 @@ qm_copy_free(struct qm_copy *copy)
         qm_window_release(&copy->workers[i].window);
         qm_codec_free(copy->workers[i].codec);
         free(copy->workers[i].buf);
+        free(copy->workers[i].direct_buf);
     }
     free(copy->workers);
     qm_routes_release(&copy->routes);
+    qm_direct_close(copy->direct);
+    qm_vec_release(&copy->later);
     qm_behind_free(copy->behind);
     qm_window_release(&copy->from_ahead);
     qm_window_release(&copy->to_ahead);

@@ -23,9 +23,11 @@
 struct qm_copy;
 
 struct qm_copy_config {
-    struct qm_file *target;      /* NULL: verify only */
-    unsigned threads;            /* 0: as many as processors, at most 16 */
-    uint64_t bandwidth;          /* bytes a second, 0: no limit; what is shared does not count */
+    struct qm_file *target; /* NULL: verify only */
+    unsigned threads;       /* 0: as many as processors, at most 16 */
+    uint64_t bandwidth;     /* bytes a second, 0: no limit; what is shared does not count */
+    bool direct; /* past the page cache (direct.h), as far as can be; then nobody else writes the
+                                  * target between a put and the next drain */
     bool finish_when_stopped;    /* the callback's wish is only remembered (qm_copy_stopped), and
                                   * the bandwidth not kept any more: what was put is done */
     uint64_t total_bytes;        /* for progress */

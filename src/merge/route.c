@@ -7,21 +7,23 @@
 #define LEAST_BLOCKS 4u
 
 void
-qm_routes_init(struct qm_routes *r, struct qm_file *to)
+qm_routes_init(struct qm_routes *r, struct qm_file *to, bool direct)
 {
-    *r = (struct qm_routes){.to = to};
+    *r = (struct qm_routes){.to = to, .direct = direct};
 }
 
 void
 qm_routes_release(struct qm_routes *r)
 {
-    QM_DICT_EACH (e, &r->by_file)
+    QM_DICT_EACH (e, &r->by_file) {
+        qm_direct_close(((struct qm_route *)e->value)->direct);
         free(e->value);
+    }
     qm_dict_release(&r->by_file);
 }
 
 struct qm_route *
-qm_route_to(struct qm_routes *r, const struct qm_file *from)
+qm_route_to(struct qm_routes *r, struct qm_file *from)
 {
     struct qm_route *route = qm_dict_get(&r->by_file, (uintptr_t)from);
 
@@ -36,6 +38,9 @@ qm_route_to(struct qm_routes *r, const struct qm_file *from)
     if (!r->to)
         return route;
     qm_share_look(r->to, from, &route->share);
+    /* of the target it is what it reads of itself: through the cache, as it is written so in part */
+    if (r->direct && from != r->to)
+        route->direct = qm_direct_open(from);
     route->foreseen = route->share.clone == QM_SHARE_YES;
     if (!r->to->shadow)
         qm_share_ask(&route->share, r->to, from);
@@ -74,6 +79,8 @@ qm_route_sums(const struct qm_routes *r, const struct qm_file *from)
 
     if (!route)
         return (struct qm_route_sums){.shared = 0};
-    return (struct qm_route_sums){
-        .shared = route->shared, .offloaded = route->offloaded, .copied = route->copied};
+    return (struct qm_route_sums){.shared = route->shared,
+                                  .offloaded = route->offloaded,
+                                  .copied = route->copied,
+                                  .past_cache = route->past_cache};
 }

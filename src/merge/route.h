@@ -14,38 +14,42 @@
 #define QM_ROUTE_H
 
 #include "dict.h"
+#include "direct.h"
 #include "share.h"
 
 /* Bytes that came into the target. */
 struct qm_route_sums {
     uint64_t shared;
-    uint64_t offloaded; /* copied by the file system */
-    uint64_t copied;    /* by us; compressed clusters as inflated */
+    uint64_t offloaded;  /* copied by the file system */
+    uint64_t copied;     /* by us; compressed clusters as inflated */
+    uint64_t past_cache; /* of those: past the page cache, as far as writing goes */
 };
 
 struct qm_route {
     /* set when it is made */
     const struct qm_file *from;
     struct qm_share share;
-    bool foreseen; /* sharing is counted on, in dry runs, too */
+    struct qm_direct *direct; /* to read past the page cache; NULL: through it */
+    bool foreseen;            /* sharing is counted on, in dry runs, too */
     /* one thread's */
     bool proven; /* it was shared once */
     /* any thread's */
     _Atomic bool refused;    /* not shared any more */
     _Atomic bool no_offload; /* likewise */
-    _Atomic uint64_t shared, offloaded, copied;
+    _Atomic uint64_t shared, offloaded, copied, past_cache;
 };
 
 struct qm_routes {
     struct qm_file *to; /* NULL: nothing is written */
+    bool direct;        /* sources are read past the page cache where that can be */
     struct qm_dict by_file;
 };
 
-void qm_routes_init(struct qm_routes *r, struct qm_file *to);
+void qm_routes_init(struct qm_routes *r, struct qm_file *to, bool direct);
 void qm_routes_release(struct qm_routes *r);
 
 /* NULL: out of memory. */
-struct qm_route *qm_route_to(struct qm_routes *r, const struct qm_file *from);
+struct qm_route *qm_route_to(struct qm_routes *r, struct qm_file *from);
 
 /* How much of [off, + len), which goes to `to`, can be shared; *out_head: what lies in front of that.  0 if it is
  * not worth it. */

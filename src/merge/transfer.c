@@ -117,6 +117,7 @@ open_copy(const struct qm_transfer *t, const char *phase, bool write, struct qm_
                                               write ? t->chain->layers[t->target].img->file : NULL,
                                           .threads = t->opts->threads,
                                           .bandwidth = write ? t->opts->bandwidth : 0,
+                                          .direct = write && t->opts->direct,
                                           .finish_when_stopped = write && !dry,
                                           .total_bytes = dry ? 0 : t->total,
                                           .phase = dry ? "count" : phase,
@@ -426,6 +427,7 @@ static int
 publish(struct run *r, bool release, struct qmeld_error *err)
 {
     if (qm_seal_want_end(r->seal, &r->moves, err) < 0 || put_moves(r, err) < 0 ||
+        (r->t->opts->direct && qm_copy_drain(r->copy, err) < 0) || /* tables go through the cache */
         qm_seal_prepare(r->seal, err) < 0 || qm_copy_drain(r->copy, err) < 0 ||
         verify_filled(r, err) < 0 || qm_seal_publish(r->seal, release, err) < 0)
         return -1;
@@ -743,6 +745,7 @@ tell_routes(const struct qm_transfer *t, const struct qm_copy *copy)
         layer->bytes_shared += sums.shared;
         layer->bytes_offloaded += sums.offloaded;
         layer->bytes_copied += sums.copied;
+        layer->bytes_past_cache += sums.past_cache;
         report->bytes_shared += sums.shared;
         report->bytes_offloaded += sums.offloaded;
     }

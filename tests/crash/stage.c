@@ -66,6 +66,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
         s->opts.skip_equal = true;
     } else if (!strcmp(key, "detect-zeroes")) {
         s->opts.detect_zeroes = true;
+    } else if (!strcmp(key, "direct")) {
+        s->opts.direct = true;
     } else if (!strcmp(key, "reclaim")) {
         s->opts.reclaim = true;
     } else if (!strcmp(key, "decompress")) {

@@ -69,6 +69,8 @@ def pick_any_merge(rng, chain):
     m.batch = rng.choice([4096, 65536, 1 << 20, 512 << 20])  # test builds only
     if rng.random() < 0.5:
         args += ["--threads", str(rng.choice([1, 2, 3, 8]))]
+    if rng.random() < 0.2:
+        args.append("--cache=none")
     m.merge_args = args
     m.share = rng.choice([None, None, None, 512, 4096])  # blocks of a pretended file system, test builds only
     return m

@@ -62,6 +62,7 @@ MODES = {
     # with keep there would be a way back, and an unfinished decision
     "atomic": Mode("--atomic", "--overlays=delete", gone=True, needs="--atomic", bases=("qcow2",)),
     "undo": Mode("--undo", "--overlays=delete", gone=True, needs="--undo", bases=("raw",)),
+    "direct": Mode("--cache=none", "--overlays=delete", gone=True, needs="--cache"),
     "verify": Mode("--verify", "--overlays=delete", gone=True, needs="--verify"),
 }
 

@@ -6,6 +6,7 @@
  * Whether real ones do it is asked by tests/oracle/filesystems.py.  The forge puts a layer's L2 table behind
  * its first cluster of data, so each layer has one run more than is drawn.
  */
+#include "direct.h"
 #include "lab.h"
 #include "scratch.h"
 #include "share.h"
@@ -258,6 +259,82 @@ share__a_copy_that_is_refused_is_made(void **state)
     qm_forge_free(f);
 }
 
+/* ---- past the page cache ---- */
+
+static bool
+can_be_direct(const char *path)
+{
+    struct qm_direct *d;
+    struct qm_file *file;
+
+    OK(qm_file_open(path, &file, err));
+    d = qm_direct_open(file);
+    qm_direct_close(d);
+    qm_file_close(file);
+    return d != NULL;
+}
+
+/* Clusters of 512 bytes lie anywhere within a page; one of 64 KiB is compressed; the end is odd. */
+static const char in_pieces[] = "top      | AAAAc.AA0A cluster=64k size=650240\n"
+                                "mid      | .A.AA.AAAAA.AAAA cluster=512\n"
+                                "base.raw | BBBBBBBBB cluster=64k\n";
+
+static const struct qmeld_commit_options past_cache = {.threads = 3, .direct = true};
+
+static void
+share__whole_pages_go_past_the_cache(void **state)
+{
+    struct qm_forge *f = qm_lab_make(in_pieces);
+    const bool can = can_be_direct("base.raw");
+    struct qmeld_commit_report r;
+    uint64_t past = 0;
+
+    (void)state;
+    qm_share_pretended_block = 0;
+    OK(qmeld_commit("top", &past_cache, &r, err));
+    for (size_t i = 0; i < r.n_layers; i++)
+        past += r.layers[i].bytes_past_cache;
+    if (can)
+        assert_in_range(past, 6 * 64 * KIB, r.bytes_copied - 512);
+    else
+        assert_int_equal(past, 0);
+    qmeld_commit_report_free(&r);
+    qm_lab_reads_as("base.raw", f, 0);
+    qm_forge_free(f);
+}
+
+/* Of those that are whole pages: others go through the cache. */
+static ssize_t
+refuse_nth_write(enum qm_io_call call, const char *path, uint64_t off, size_t len, void *opaque)
+{
+    size_t *left = opaque;
+
+    if (call != QM_IO_CALL_WRITE || !strstr(path, "base.raw") || strstr(path, ".qmeld") ||
+        (off | len) % qm_direct_unit() != 0)
+        return (ssize_t)len;
+    return (*left)-- == 0 ? -EINVAL : (ssize_t)len;
+}
+
+/* Nothing is lost, whichever write it is. */
+static void
+share__what_is_refused_past_the_cache_goes_through_it(void **state)
+{
+    (void)state;
+    qm_share_pretended_block = 0;
+    for (size_t i = 0; i < 4; i++) {
+        struct qm_forge *f = qm_lab_make(in_pieces);
+        const bool can = can_be_direct("base.raw");
+        size_t left = i;
+
+        if (can)
+            qm_io_set_call_hook(refuse_nth_write, &left);
+        qm_lab_commit("top", &past_cache);
+        qm_io_set_call_hook(NULL, NULL);
+        qm_lab_reads_as("base.raw", f, 0);
+        qm_forge_free(f);
+    }
+}
+
 /* ---- batches ---- */
 
 /* What is shared does not count as copied. */
@@ -303,6 +380,8 @@ main(void)
         TEST(share__a_late_refusal_loses_nothing),
         TEST(share__a_file_system_that_copies_is_asked_to),
         TEST(share__a_copy_that_is_refused_is_made),
+        TEST(share__whole_pages_go_past_the_cache),
+        TEST(share__what_is_refused_past_the_cache_goes_through_it),
         TEST(share__a_batch_ends_by_what_is_copied),
     };
 
