@@ -439,8 +439,10 @@ QMELD_API int qmeld_plan(const char *path, const struct qmeld_commit_options *op
 QMELD_API void qmeld_plan_report_free(struct qmeld_plan_report *report);
 
 struct qmeld_measure {
-    uint64_t required;        /* length of the base's file after the merge */
+    uint64_t required;        /* length of the file */
     uint64_t fully_allocated; /* and when its guest has then written everywhere */
+    bool has_bitmaps;         /* the source's persistent bitmaps could go along */
+    uint64_t bitmaps;         /* so much more, then */
 };
 
 /* What the base of such a merge will take. */
@@ -632,6 +634,13 @@ struct qmeld_create_options {
     const char *preallocation; /* "off", "metadata", "falloc", "full"; NULL: off */
     bool unsafe_backing;       /* do not open the backing file (needs has_size) */
 };
+
+/* How long the file of a new image with these options will be that holds all that path reads as, NULL: that is
+ * empty and has opts->size.  The numbers, and the small overestimates, of `qemu-img measure`.  Looks as
+ * qmeld_chain_open does; either of open and opts may be NULL. */
+QMELD_API int qmeld_measure_new(const char *path, const struct qmeld_open_options *open,
+                                const struct qmeld_create_options *opts, struct qmeld_measure *out,
+                                struct qmeld_error *err) QMELD_CHECK;
 
 /* Makes a new image.  An existing file is overwritten, as qemu-img create does, unless
  * somebody holds it (BUSY). */

@@ -1,23 +1,35 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* cmd_measure.c - `qmeld measure --onto BASE`: how long the base's file will be. */
-#include "cli.h"
+/* cmd_measure.c - `qmeld measure`: how long a file will be, of a new image or of a merge's base. */
+#include "create_options.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
+#include <string.h>
 
 static const char help[] =
-    "qmeld measure - how large a file a merge will make\n"
+    "qmeld measure - how large a file a new image, or a merge, will make\n"
     "\n"
-    "    qmeld measure --onto base.qcow2 top.qcow2\n"
-    "    qmeld measure --onto '[1]' --top '[3]' --output=json top.qcow2\n"
+    "    qmeld measure -O qcow2 disk.raw                  of a copy of disk.raw as qcow2\n"
+    "    qmeld measure -O qcow2 -o cluster_size=4k --size=10G\n"
+    "                                                     of a new, empty image\n"
+    "    qmeld measure --onto base.qcow2 top.qcow2        of base.qcow2, after a commit\n"
     "\n"
-    "usage: qmeld measure --onto BASE [OPTIONS] IMAGE\n"
+    "usage: qmeld measure [-O FMT] [-o OPTIONS] IMAGE\n"
+    "       qmeld measure [-O FMT] [-o OPTIONS] --size=N\n"
+    "       qmeld measure --onto BASE [OPTIONS] IMAGE\n"
     "\n"
-    "Prints, in the words of qemu-img measure, the length that the file of this very base will\n"
-    "have when the layers above it, up to top, are merged into it (`qmeld commit --base=BASE`),\n"
-    "and the length that it may come to when the guest has then written everywhere.  The merge\n"
-    "is done dry, so the first is exact.  Takes no lock and writes nothing.\n"
+    "Prints, in the words of qemu-img measure, the length that a file will have at first "
+    "(required\n"
+    "size) and the length that it may come to when the guest has then written everywhere.  Of a\n"
+    "new image the numbers are qemu-img's: the first counts the metadata of a full image, and so\n"
+    "is a bit too high.  With --onto it is this very base that is meant, and the merge of the\n"
+    "layers above it (`qmeld commit --base=BASE`) is done dry, so that the first is exact.  Takes\n"
+    "no lock and writes nothing.\n"
     "\n"
+    "    -O FMT                     format of the new image: raw (default) or qcow2\n"
+    "    -o NAME=VALUE,...          its options, as those of qmeld create: cluster_size, compat,\n"
+    "                               refcount_bits, extended_l2, preallocation, backing_file, ...\n"
+    "        --size=N               no IMAGE, but an empty disk of this size\n"
     "        --onto=LAYER           the layer to be merged into, by path or as [N]\n"
     "        --top=LAYER            merge from this one down (IMAGE)\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
@@ -27,13 +39,30 @@ static const char help[] =
     "\n"
     "Exit codes: 0 done; 1 failed; 2 refused or wrong usage.\n";
 
-enum { OPT_ONTO = QM_OPT_FIRST, OPT_TOP, OPT_BACKING_FORMAT };
+enum { OPT_ONTO = QM_OPT_FIRST, OPT_TOP, OPT_BACKING_FORMAT, OPT_SIZE };
 
 struct asked {
     const char *command;
     struct qmeld_commit_options options;
+    struct qmeld_create_options create;
+    bool has_new; /* -O, -o or --size was given */
+    bool has_size;
     enum qm_cli_output output;
 };
+
+static bool
+take_new(struct asked *asked, int c)
+{
+    asked->has_new = true;
+    if (c == 'O') {
+        asked->create.format = optarg;
+        return true;
+    }
+    if (c == 'o')
+        return qm_cli_create_apply_list(asked->command, &asked->create, optarg);
+    asked->has_size = true;
+    return qm_cli_create_apply(asked->command, &asked->create, "size", optarg);
+}
 
 /* False after a complaint. */
 static bool
@@ -46,6 +75,10 @@ take_option(struct asked *asked, int c)
     case OPT_TOP:
         asked->options.top = optarg;
         return true;
+    case 'O':
+    case 'o':
+    case OPT_SIZE:
+        return take_new(asked, c);
     case 'f':
         asked->options.format = optarg;
         return true;
@@ -60,24 +93,56 @@ take_option(struct asked *asked, int c)
 }
 
 static int
-measure(const struct asked *asked, const char *path)
+print(const struct asked *asked, const struct qmeld_measure *m)
 {
-    struct qmeld_measure found;
-    struct qmeld_error err;
-
-    if (qmeld_measure_onto(path, &asked->options, &found, &err) < 0)
-        return qm_cli_fail(&err);
     if (asked->output == QM_OUTPUT_JSON) {
         struct json_object *o = json_object_new_object();
 
-        qm_cli_json_add_u64(o, "required", found.required);
-        qm_cli_json_add_u64(o, "fully-allocated", found.fully_allocated);
+        if (m->has_bitmaps)
+            qm_cli_json_add_u64(o, "bitmaps", m->bitmaps);
+        qm_cli_json_add_u64(o, "required", m->required);
+        qm_cli_json_add_u64(o, "fully-allocated", m->fully_allocated);
         qm_cli_json_print(o);
         return QM_EXIT_DONE;
     }
-    printf("required size: %" PRIu64 "\n", found.required);
-    printf("fully allocated size: %" PRIu64 "\n", found.fully_allocated);
+    printf("required size: %" PRIu64 "\n", m->required);
+    printf("fully allocated size: %" PRIu64 "\n", m->fully_allocated);
+    if (m->has_bitmaps)
+        printf("bitmaps size: %" PRIu64 "\n", m->bitmaps);
     return QM_EXIT_DONE;
+}
+
+/* path NULL: of an empty disk. */
+static int
+measure(const struct asked *asked, const char *path)
+{
+    const struct qmeld_open_options open = {.format = asked->options.format,
+                                            .backing_format = asked->options.backing_format};
+    struct qmeld_measure found;
+    struct qmeld_error err;
+
+    if ((asked->options.base ? qmeld_measure_onto(path, &asked->options, &found, &err)
+                             : qmeld_measure_new(path, &open, &asked->create, &found, &err)) < 0)
+        return qm_cli_fail(&err);
+    return print(asked, &found);
+}
+
+/* False after a complaint. */
+static bool
+check_request(const struct asked *asked, int n_images)
+{
+    if (asked->options.base && asked->has_new)
+        qm_cli_usage(asked->command,
+                     "--onto measures a base that is there: leave out -O, -o and --size");
+    else if (asked->options.top && !asked->options.base)
+        qm_cli_usage(asked->command, "--top goes with --onto");
+    else if (asked->has_size && n_images > 0)
+        qm_cli_usage(asked->command, "--size is without an image: leave out one of them");
+    else if (n_images != !asked->has_size)
+        qm_cli_usage(asked->command, "one image or --size is expected, %d were named", n_images);
+    else
+        return true;
+    return false;
 }
 
 static int
@@ -86,6 +151,7 @@ run(int argc, char **argv)
     static const struct option options[] = {
         {"onto", required_argument, NULL, OPT_ONTO},
         {"top", required_argument, NULL, OPT_TOP},
+        {"size", required_argument, NULL, OPT_SIZE},
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         QM_CLI_COMMON_OPTIONS,
@@ -94,7 +160,7 @@ run(int argc, char **argv)
     struct asked asked = {.command = argv[0]};
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":f:h", options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":O:o:f:h", options)) != -1) {
         if (c == 'h') {
             fputs(help, stdout);
             return QM_EXIT_DONE;
@@ -102,16 +168,9 @@ run(int argc, char **argv)
         if (!take_option(&asked, c))
             return QM_EXIT_REFUSED;
     }
-    if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+    if (!check_request(&asked, argc - optind))
         return QM_EXIT_REFUSED;
-    }
-    if (!asked.options.base) {
-        qm_cli_usage(argv[0],
-                     "only merges into an existing base are measured: name it with --onto");
-        return QM_EXIT_REFUSED;
-    }
-    return measure(&asked, argv[optind]);
+    return measure(&asked, asked.has_size ? NULL : argv[optind]);
 }
 
 const struct qm_cli_command qm_cli_measure = {"measure", help, run, false};
