@@ -30,15 +30,18 @@
 #define MAX_MATCH 258
 #define SLOP      16 /* bytes that a copy may write behind its end, and a refill read */
 
-/* An entry: bits of the codeword (or of this table's part of it), extra bits, kind, value. */
-enum kind { VALUE, LITERAL, END, MORE, INVALID };
+/* An entry: value, kind, bits of the codeword (or of this table's part of it), and these with the
+ * extra bits: a symbol is done with one shift, and the value found beside that. */
+enum kind { VALUE, END, MORE, INVALID, LITERAL };
 
 #define ENTRY(kind, extra, value)                                                                  \
-    ((uint32_t)(value) << 16 | (uint32_t)(kind) << 8 | (uint32_t)(extra) << 4)
-#define ENTRY_BITS(e)  ((e)&15)
-#define ENTRY_EXTRA(e) ((e) >> 4 & 15)
-#define ENTRY_KIND(e)  ((enum kind)((e) >> 8 & 15))
-#define ENTRY_VALUE(e) ((e) >> 16)
+    ((uint32_t)(value) << 16 | (uint32_t)(kind) << 12 | (uint32_t)(extra))
+#define ENTRY_OF_LEN(e, len) ((e) + (len)*0x101)
+#define ENTRY_ALL(e)         ((unsigned char)(e))
+#define ENTRY_BITS(e)        ((e) >> 8 & 15)
+#define ENTRY_EXTRA(e)       (ENTRY_ALL(e) - ENTRY_BITS(e))
+#define ENTRY_KIND(e)        ((enum kind)((e) >> 12 & 15))
+#define ENTRY_VALUE(e)       ((e) >> 16)
 
 struct stream {
     const unsigned char *in, *in_end;
@@ -173,7 +176,7 @@ build(const struct code *c, const unsigned char *lens, unsigned n)
         rev = reverse(word, len);
         if (len <= c->table_bits) {
             for (unsigned k = rev; k < 1u << c->table_bits; k += 1u << len)
-                c->table[k] = c->entry(sorted[i]) | len;
+                c->table[k] = ENTRY_OF_LEN(c->entry(sorted[i]), len);
             counts[len]--;
             continue;
         }
@@ -184,11 +187,11 @@ build(const struct code *c, const unsigned char *lens, unsigned n)
             next += 1u << second_len;
             if (next > c->room)
                 return false;
-            c->table[prefix] = ENTRY(MORE, second_len, second) | c->table_bits;
+            c->table[prefix] = ENTRY_OF_LEN(ENTRY(MORE, second_len, second), c->table_bits);
         }
         for (unsigned k = rev >> c->table_bits; k < 1u << second_len;
              k += 1u << (len - c->table_bits))
-            c->table[second + k] = c->entry(sorted[i]) | (len - c->table_bits);
+            c->table[second + k] = ENTRY_OF_LEN(c->entry(sorted[i]), len - c->table_bits);
         counts[len]--;
     }
     return true;
@@ -406,72 +409,89 @@ look_further(struct stream *s, const uint32_t *table, uint32_t e)
 static inline unsigned
 value_of(struct stream *s, uint32_t e)
 {
-    unsigned v;
+    const uint64_t bits = s->bits & ((1ull << ENTRY_ALL(e)) - 1);
 
+    drop(s, ENTRY_ALL(e));
+    return ENTRY_VALUE(e) + (unsigned)(bits >> ENTRY_BITS(e));
+}
+
+static inline uint32_t
+put_literal(const struct qm_inflate *z, struct stream *s, uint32_t e)
+{
     drop(s, ENTRY_BITS(e));
-    v = ENTRY_VALUE(e) + peek(s, ENTRY_EXTRA(e));
-    drop(s, ENTRY_EXTRA(e));
-    return v;
+    *s->out++ = (unsigned char)ENTRY_VALUE(e);
+    return z->litlen[peek(s, LITLEN_BITS)];
 }
 
 enum outcome { NEAR, BLOCK_END, BAD };
 
-/* One refill's worth, far from both ends. */
+/* Far from both ends. */
 static inline enum outcome
-stride(const struct qm_inflate *z, struct stream *s)
-{
-    unsigned len, dist;
-    uint32_t e;
-
-    refill_fast(s);
-    e = z->litlen[peek(s, LITLEN_BITS)];
-    for (int i = 0; i < 2 && ENTRY_KIND(e) == LITERAL; i++) { /* 22 bits, and 15 for the next */
-        drop(s, ENTRY_BITS(e));
-        *s->out++ = (unsigned char)ENTRY_VALUE(e);
-        e = z->litlen[peek(s, LITLEN_BITS)];
-    }
-    if (ENTRY_KIND(e) == MORE)
-        e = look_further(s, z->litlen, e);
-    if (ENTRY_KIND(e) == LITERAL) {
-        drop(s, ENTRY_BITS(e));
-        *s->out++ = (unsigned char)ENTRY_VALUE(e);
-        return NEAR;
-    }
-    if (ENTRY_KIND(e) != VALUE) {
-        drop(s, ENTRY_BITS(e));
-        return ENTRY_KIND(e) == END ? BLOCK_END : BAD;
-    }
-    refill_fast(s); /* 15 + 5 and 15 + 13 bits */
-    len = value_of(s, e);
-    e = z->dist[peek(s, DIST_BITS)];
-    if (ENTRY_KIND(e) == MORE)
-        e = look_further(s, z->dist, e);
-    if (ENTRY_KIND(e) != VALUE)
-        return BAD;
-    dist = value_of(s, e);
-    if (dist > (size_t)(s->out - s->out_start))
-        return BAD;
-    copy_match(s->out, dist, len);
-    s->out += len;
-    return NEAR;
-}
-
-static enum outcome
 run_far(const struct qm_inflate *z, struct stream *at)
 {
     struct stream s = *at; /* in registers: nothing that is written to can be a part of it */
     enum outcome o = NEAR;
 
-    while (o == NEAR && s.in_end - s.in >= SLOP && s.out_end - s.out >= MAX_MATCH + SLOP)
-        o = stride(z, &s);
+    while (o == NEAR && s.in_end - s.in >= SLOP && s.out_end - s.out >= MAX_MATCH + SLOP) {
+        unsigned len, dist;
+        uint32_t e;
+
+        refill_fast(&s);
+        e = z->litlen[peek(&s, LITLEN_BITS)];
+        if (ENTRY_KIND(e) == LITERAL) { /* 22 bits, and 15 for the next */
+            e = put_literal(z, &s, e);
+            if (ENTRY_KIND(e) == LITERAL)
+                e = put_literal(z, &s, e);
+        }
+        if (ENTRY_KIND(e) == MORE)
+            e = look_further(&s, z->litlen, e);
+        if (ENTRY_KIND(e) == LITERAL) {
+            (void)put_literal(z, &s, e);
+            continue;
+        }
+        if (ENTRY_KIND(e) != VALUE) {
+            drop(&s, ENTRY_BITS(e));
+            o = ENTRY_KIND(e) == END ? BLOCK_END : BAD;
+            break;
+        }
+        refill_fast(&s); /* 15 + 5 and 15 + 13 bits */
+        len = value_of(&s, e);
+        e = z->dist[peek(&s, DIST_BITS)];
+        if (ENTRY_KIND(e) == MORE)
+            e = look_further(&s, z->dist, e);
+        dist = value_of(&s, e);
+        if (ENTRY_KIND(e) != VALUE || dist > (size_t)(s.out - s.out_start)) {
+            o = BAD;
+            break;
+        }
+        copy_match(s.out, dist, len);
+        s.out += len;
+    }
     *at = s;
     return o;
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
+/* With shifts that leave the flags alone: a tenth faster. */
+__attribute__((target("bmi2"))) static enum outcome
+run_far_bmi2(const struct qm_inflate *z, struct stream *at)
+{
+    return run_far(z, at);
+}
+
+static enum outcome
+run_far_here(const struct qm_inflate *z, struct stream *at)
+{
+    return __builtin_cpu_supports("bmi2") ? run_far_bmi2(z, at) : run_far(z, at);
+}
+#else
+#define run_far_here run_far
+#endif
+
 static bool
 coded(const struct qm_inflate *z, struct stream *s)
 {
-    const enum outcome o = run_far(z, s);
+    const enum outcome o = run_far_here(z, s);
     bool end = o == BLOCK_END;
 
     if (o == BAD)
