@@ -665,9 +665,13 @@ struct qmeld_flatten_options {
     const char *
         compress; /* "zlib" or "zstd": data is stored compressed, where it gets shorter; NULL: it is not */
     int compress_level; /* zlib 1 to 9, zstd 1 to 19; 0: a good one */
-    bool keep_zeros;    /* zeros that are stored as data become data, not holes */
-    bool force;         /* what is called out may be replaced */
-    bool restart;       /* what an interrupted run left is thrown away, not gone on with */
+    bool salvage;       /* goes on past what cannot be read: sectors, tables, compressed clusters */
+    const char *fill;   /* what is lost reads as this, over and over; NULL: as zeros */
+    const char
+        *salvage_map; /* NULL, or a file to be written: what is lost, as GNU ddrescue notes it */
+    bool keep_zeros;  /* zeros that are stored as data become data, not holes */
+    bool force;       /* what is called out may be replaced */
+    bool restart;     /* what an interrupted run left is thrown away, not gone on with */
     const char *
         manifest; /* NULL, or a file to be written: of every byte where it is from, and digests of all
                            * (docs/manifest.md) */
@@ -687,6 +691,8 @@ struct qmeld_flatten_report {
     uint64_t bytes_compressed; /* what the compressed part of it takes */
     bool resumed;              /* an interrupted run was gone on with, from guest byte resumed_at */
     uint64_t resumed_at;
+    uint64_t bytes_lost; /* with salvage */
+    uint64_t ranges_lost;
     char sha256[65];      /* with a manifest: of the disk's bytes, hexadecimal; else empty */
     char merkle_root[65]; /* likewise, of the tree over its leaves */
     uint64_t seconds_x1000;

@@ -44,6 +44,12 @@ static const char help[] =
     "disk,\n"
     "                                 of its leaves and of every input file; see qmeld verify\n"
     "        --leaf=SIZE              a digest for each so many bytes: 4k to 64M (1M)\n"
+    "        --salvage                go on past what cannot be read, or makes no sense: sectors,\n"
+    "                                 tables, compressed clusters; it reads as zeros, and is "
+    "listed\n"
+    "                                 in the manifest\n"
+    "        --fill=TEXT              it reads as TEXT, over and over\n"
+    "        --salvage-map=FILE       it is listed here, too, as ddrescue does\n"
     "        --force                  replace OUT, when the new one is complete; write to a\n"
     "                                 block device\n"
     "        --restart                begin anew where an earlier run was interrupted\n"
@@ -62,13 +68,17 @@ static const char help[] =
     "    -h, --help                   this text\n"
     "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, 2 refused or wrong usage: nothing is left behind; 3 stopped\n"
-    "half-way, and 75 stopped by a signal or at the deadline: the same command again goes on.\n";
+    "half-way, and 75 stopped by a signal or at the deadline: the same command again goes on;\n"
+    "4 done with --salvage, and something is lost.\n";
 
 enum {
     OPT_COMPRESS = QM_OPT_MERGING_FIRST,
     OPT_NO_DETECT_ZEROES,
     OPT_MANIFEST,
     OPT_LEAF,
+    OPT_SALVAGE,
+    OPT_FILL,
+    OPT_SALVAGE_MAP,
     OPT_FORCE,
     OPT_RESTART,
     OPT_BACKING_FORMAT,
@@ -77,6 +87,9 @@ enum {
 
 static const char *const create_names[] = {"compat",           "cluster_size", "refcount_bits",
                                            "compression_type", "extended_l2",  "lazy_refcounts"};
+
+/* Beside those of every command: the image is complete, and not all of the disk could be read. */
+enum { FLATTEN_LOST = 4 };
 
 struct request {
     const char *image;
@@ -138,6 +151,15 @@ take_option(struct request *r, int c)
             return true;
         qm_cli_usage("flatten", "--leaf is a size, not \"%s\"", optarg);
         return false;
+    case OPT_SALVAGE:
+        r->flatten.salvage = true;
+        return true;
+    case OPT_FILL:
+        r->flatten.fill = optarg;
+        return true;
+    case OPT_SALVAGE_MAP:
+        r->flatten.salvage_map = optarg;
+        return true;
     case OPT_FORCE:
         r->flatten.force = true;
         return true;
@@ -195,6 +217,9 @@ take_options(struct request *r, int argc, char **argv)
         {"no-detect-zeroes", no_argument, NULL, OPT_NO_DETECT_ZEROES},
         {"manifest", required_argument, NULL, OPT_MANIFEST},
         {"leaf", required_argument, NULL, OPT_LEAF},
+        {"salvage", no_argument, NULL, OPT_SALVAGE},
+        {"fill", required_argument, NULL, OPT_FILL},
+        {"salvage-map", required_argument, NULL, OPT_SALVAGE_MAP},
         {"force", no_argument, NULL, OPT_FORCE},
         {"restart", no_argument, NULL, OPT_RESTART},
         {"format", required_argument, NULL, 'f'},
@@ -273,6 +298,10 @@ print_json(const struct request *r, const struct qmeld_flatten_report *report,
     qm_cli_json_add_u64(object, "virtual-size", report->size);
     qm_cli_json_add_u64(object, "bytes-data", report->bytes_data);
     qm_cli_json_add_u64(object, "bytes-compressed", report->bytes_compressed);
+    if (r->flatten.salvage) {
+        qm_cli_json_add_u64(object, "bytes-lost", report->bytes_lost);
+        qm_cli_json_add_u64(object, "ranges-lost", report->ranges_lost);
+    }
     qm_cli_json_add_bool(object, "resumed", report->resumed);
     if (report->resumed)
         qm_cli_json_add_u64(object, "resumed-at", report->resumed_at);
@@ -349,7 +378,11 @@ run(int argc, char **argv)
         print_json(&r, &report, code == QM_EXIT_DONE ? NULL : &err);
     else if (code == QM_EXIT_DONE && !r.merging.quiet && !r.to_stdout)
         print_report(&r, &report);
-    return code;
+    if (code != QM_EXIT_DONE || report.bytes_lost == 0)
+        return code;
+    fprintf(stderr, "qmeld: %" PRIu64 " bytes are lost, in %" PRIu64 " ranges\n", report.bytes_lost,
+            report.ranges_lost);
+    return FLATTEN_LOST;
 }
 
 const struct qm_cli_command qm_cli_flatten = {"flatten", help, run, true};

@@ -31,6 +31,14 @@ enum qm_kind {
     QM_COMPRESSED, /* part of a compressed cluster */
 };
 
+/* Salvage: what a layer has lost, and where the loss is. */
+enum qm_lost {
+    QM_LOST_NOTHING = 0,
+    QM_LOST_TABLE,  /* a table that cannot be read, or makes no sense */
+    QM_LOST_DATA,   /* bytes that cannot be read */
+    QM_LOST_STREAM, /* a compressed cluster that does not inflate */
+};
+
 struct qm_extent {
     guest_off guest;
     uint64_t len;
@@ -38,6 +46,7 @@ struct qm_extent {
     bool has_host; /* DATA and COMPRESSED always; ZERO if clusters are allocated for it; ABSENT if
                     * a subcluster is unallocated inside an allocated cluster */
     host_off host; /* DATA, ZERO, ABSENT: of .guest; COMPRESSED: of the payload's first byte */
+    enum qm_lost lost; /* only from who goes on past losses (map.h, stream.h); .kind is ZERO then */
     /* COMPRESSED only: */
     uint32_t payload_len; /* bytes of file the payload may take, at most (sector granular) */
     uint32_t skip;        /* .guest lies so many bytes into the inflated cluster */

@@ -316,6 +316,21 @@ skip_zero_slices(struct asking *a, struct qm_extent *out)
     out->len = a->at - out->guest.g;
 }
 
+/* A bad L1 entry takes all of its table's clusters with it; a slice that cannot be read, the clusters of its entries (of
+ * the longer kind, in the smallest table: so this never reaches over one that is sound). */
+uint64_t
+qm_qcow2_lost_run(const struct qm_qcow2 *q, uint64_t from, const struct qmeld_error *err)
+{
+    const uint64_t cs = q->geo.cluster_size;
+    uint64_t unit = cs;
+
+    if (err->has_off && err->off >= q->hdr.l1_off && err->off - q->hdr.l1_off < l1_bytes(q))
+        unit = qcow2_l2_span(&q->geo);
+    else if (err->code == QMELD_IO)
+        unit = cs * qm_min(SLICE / 16, cs / 16);
+    return unit - (from & (unit - 1));
+}
+
 static bool
 continues(const struct qm_extent *a, const struct qm_extent *b)
 {

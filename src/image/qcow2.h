@@ -76,6 +76,10 @@ int qm_qcow2_read_cluster(const struct qm_qcow2 *q, host_off off, void *out,
 int qm_qcow2_l2_entry(const struct qm_qcow2 *q, uint64_t guest_cluster, uint64_t *out_word0,
                       uint64_t *out_word1, uint64_t *out_l2_off, struct qmeld_error *err) QM_CHECK;
 
+/* After qm_image_next failed at guest offset from with *err: how far from there nothing can be told, as far as one may
+ * know without trying again cluster by cluster.  At least 1. */
+uint64_t qm_qcow2_lost_run(const struct qm_qcow2 *q, uint64_t from, const struct qmeld_error *err);
+
 /* The snapshot table.  Release *out in every case. */
 int qm_qcow2_read_snapshots(const struct qm_qcow2 *q, struct qm_snapshots *out,
                             struct qmeld_error *err) QM_CHECK;

@@ -10,6 +10,7 @@
 #define MAX_THREADS 16u
 
 struct job {
+    bool *known;
     const struct qm_file *file;
     struct qm_sha256 *out;
 };
@@ -18,6 +19,7 @@ struct qm_evidence {
     struct qm_evidence_config cfg;
     struct qm_pool *pool;
     struct qm_sha256 *digests;
+    bool *known;
     uint64_t total;
     bool waiting; /* the caller does nothing else: progress is shown */
     _Atomic uint64_t done;
@@ -69,8 +71,11 @@ digest_file(void *shared, unsigned worker, const void *item, struct qmeld_error 
         rc = qm_fail_nomem(err, "a digest");
     for (uint64_t at = 0; rc == 0 && at < size; at += n)
         rc = digest_run(e, job->file, at, buf, d, &n, err);
+    *job->known = rc == 0;
     if (rc == 0)
         *job->out = qm_digest_end(d);
+    else if (e->cfg.go_on && err->code == QMELD_IO)
+        rc = 0;
     else
         atomic_store(&e->stop, true);
     qm_digest_free(d);
@@ -104,8 +109,9 @@ qm_evidence_begin(const struct qm_evidence_config *config, struct qm_evidence **
                                   .shared = e};
 
     *out = NULL;
-    if (!e || !(e->digests = calloc(config->n, sizeof *e->digests))) {
-        free(e);
+    if (!e || !(e->digests = calloc(config->n, sizeof *e->digests)) ||
+        !(e->known = calloc(config->n, sizeof *e->known))) {
+        qm_evidence_free(e);
         return qm_fail_nomem(err, "digests");
     }
     e->cfg = *config;
@@ -117,7 +123,7 @@ qm_evidence_begin(const struct qm_evidence_config *config, struct qm_evidence **
     for (size_t i = 0; i < config->n; i++)
         e->total += config->files[i]->size;
     for (size_t i = 0; i < config->n; i++) {
-        const struct job job = {config->files[i], &e->digests[i]};
+        const struct job job = {&e->known[i], config->files[i], &e->digests[i]};
 
         if (qm_pool_put(e->pool, &job, err) < 0) {
             qm_evidence_free(e);
@@ -129,13 +135,16 @@ qm_evidence_begin(const struct qm_evidence_config *config, struct qm_evidence **
 }
 
 int
-qm_evidence_end(struct qm_evidence *e, struct qm_sha256 *out, struct qmeld_error *err)
+qm_evidence_end(struct qm_evidence *e, struct qm_sha256 *out, bool *out_known,
+                struct qmeld_error *err)
 {
     e->waiting = true;
     if (qm_pool_drain(e->pool, err) < 0)
         return -1;
     for (size_t i = 0; i < e->cfg.n; i++)
         out[i] = e->digests[i];
+    for (size_t i = 0; out_known && i < e->cfg.n; i++)
+        out_known[i] = e->known[i];
     return 0;
 }
 
@@ -147,5 +156,6 @@ qm_evidence_free(struct qm_evidence *e)
     atomic_store(&e->stop, true);
     qm_pool_free(e->pool);
     free(e->digests);
+    free(e->known);
     free(e);
 }

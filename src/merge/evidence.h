@@ -21,6 +21,7 @@ struct qm_evidence;
 struct qm_evidence_config {
     const struct qm_file *const *files;
     size_t n;
+    bool go_on;                  /* a file that cannot be read is no error: it has no digest */
     unsigned threads;            /* 0: as many as processors, at most 16 */
     qmeld_progress_fn *progress; /* may be NULL; counts all files' bytes */
     void *opaque;
@@ -29,8 +30,9 @@ struct qm_evidence_config {
 int qm_evidence_begin(const struct qm_evidence_config *config, struct qm_evidence **out,
                       struct qmeld_error *err) QM_CHECK;
 
-/* out: one for each file. */
-int qm_evidence_end(struct qm_evidence *e, struct qm_sha256 *out, struct qmeld_error *err) QM_CHECK;
+/* out: one for each file; out_known: with go_on, false where there is none, otherwise it may be NULL. */
+int qm_evidence_end(struct qm_evidence *e, struct qm_sha256 *out, bool *out_known,
+                    struct qmeld_error *err) QM_CHECK;
 
 /* What is not done yet is given up.  NULL is fine. */
 void qm_evidence_free(struct qm_evidence *e);

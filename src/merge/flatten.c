@@ -98,6 +98,25 @@ take_leaf(struct qm_flatten *f, struct qmeld_error *err)
 }
 
 static int
+take_salvage(struct qm_flatten *f, struct qmeld_error *err)
+{
+    const struct qmeld_flatten_options *o = f->opts;
+
+    if (!o->salvage && (o->fill || o->salvage_map))
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "a filling and a map of losses are for salvaging");
+    if (o->fill && !*o->fill)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(), "the pattern to fill losses with is empty");
+    if (o->manifest && o->salvage_map && strcmp(o->manifest, o->salvage_map) == 0)
+        return qm_fail(err, QMELD_USAGE, qm_in(o->manifest),
+                       "manifest and map of losses cannot be the same file");
+    if (o->fill)
+        f->salvage = (struct qm_salvage){.fill = (const unsigned char *)o->fill,
+                                         .fill_len = strlen(o->fill)};
+    return 0;
+}
+
+static int
 open_chain(struct qm_flatten *f, struct qmeld_error *err)
 {
     const struct qm_chain_options look = {.mode = f->opts->share ? QM_CHAIN_LOOK : QM_CHAIN_READ,
@@ -141,6 +160,10 @@ describe_request(const struct qm_flatten *f)
         json_object_object_add(j, "lazy", json_object_new_boolean(f->create.lazy_refcounts));
         json_object_object_add(j, "compress", json_object_new_boolean(o->compress != NULL));
         json_object_object_add(j, "level", json_object_new_int(o->compress_level));
+        if (o->salvage)
+            json_object_object_add(j, "salvage", json_object_new_string(o->fill ? o->fill : ""));
+        if (o->salvage_map)
+            json_object_object_add(j, "map", json_object_new_string(o->salvage_map));
         if (o->manifest)
             json_object_object_add(j, "manifest", json_object_new_string(o->manifest));
         json_object_object_add(j, "leaf", json_object_new_uint64(f->leaf));
@@ -200,8 +223,9 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
     const bool device = f->output.file && f->output.file->blockdev;
     const struct qm_stream_config config = {
         .chain = f->chain,
-        .from = qm_guest(f->manifest ? 0 : f->output.done),
+        .from = qm_guest(f->manifest || f->losses ? 0 : f->output.done),
         .leaf = f->leaf,
+        .salvage = f->opts->salvage ? &f->salvage : NULL,
         .chunk = f->chunk,
         .threads = f->opts->threads,
         .keep_zeros = f->opts->keep_zeros,
@@ -232,6 +256,8 @@ copy_all(struct qm_flatten *f, struct qmeld_error *err)
         if (!c)
             break;
         done = c->guest.g + c->len;
+        if (f->losses && qm_losses_add(f->losses, c, err) < 0)
+            return -1;
         if (f->manifest && qm_manifest_add(f->manifest, c, err) < 0)
             return -1;
         if (c->guest.g < from) /* it is there already, and was read for its digest */
@@ -339,7 +365,8 @@ write_output(struct qm_flatten *f, const char *out, struct qmeld_error *err)
 static int
 flatten(struct qm_flatten *f, const char *out, struct qmeld_error *err)
 {
-    if (take_target(f, out, err) < 0 || take_leaf(f, err) < 0 || open_chain(f, err) < 0)
+    if (take_target(f, out, err) < 0 || take_leaf(f, err) < 0 || take_salvage(f, err) < 0 ||
+        open_chain(f, err) < 0)
         return -1;
     f->create.size = f->size;
     if (f->is_qcow2 && qm_qcow2_create_check(out, &f->create, err) < 0)

@@ -7,6 +7,7 @@
 
 #include "create.h"
 #include "evidence.h"
+#include "losses.h"
 #include "manifest.h"
 #include "output.h"
 #include "qcow2_append.h"
@@ -26,6 +27,10 @@ struct qm_flatten {
     struct qm_output record; /* its file */
     struct qm_manifest *manifest;
     struct qm_evidence *evidence;
+    /* with salvage */
+    struct qm_salvage salvage;
+    struct qm_losses *losses;
+    struct qm_output map; /* their file, if it is asked for */
     /* qcow2 */
     bool is_qcow2; /* and not to a sink */
     struct qm_qcow2_create create;

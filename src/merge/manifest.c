@@ -300,6 +300,8 @@ qm_manifest_free(struct qm_manifest *m)
 const char *
 qm_manifest_kind(const struct qm_map_span *s)
 {
+    if (s->ext.lost)
+        return "lost";
     if (s->layer == QM_NO_LAYER || s->past_end)
         return "hole";
     switch (s->ext.kind) {
@@ -319,11 +321,18 @@ bool
 qm_manifest_joins(const struct qm_map_span *a, const struct qm_map_span *b)
 {
     if (a->guest.g + a->len != b->guest.g || a->layer != b->layer || a->past_end != b->past_end ||
-        a->ext.kind != b->ext.kind || a->ext.has_host != b->ext.has_host)
+        a->ext.lost != b->ext.lost || a->ext.kind != b->ext.kind ||
+        a->ext.has_host != b->ext.has_host)
         return false;
     if (a->ext.kind == QM_COMPRESSED) /* parts of one cluster */
         return a->ext.host.h == b->ext.host.h && a->ext.skip + a->len == b->ext.skip;
     return !a->ext.has_host || a->ext.host.h + a->len == b->ext.host.h;
+}
+
+static const char *
+why_lost(enum qm_lost lost)
+{
+    return lost == QM_LOST_TABLE ? "table" : lost == QM_LOST_DATA ? "data" : "stream";
 }
 
 static int
@@ -338,6 +347,8 @@ put_span(struct qm_manifest *m, const struct qm_map_span *s, bool first, struct 
         return -1;
     if (s->layer != QM_NO_LAYER && e->has_host &&
         putf(m, err, ",\"offset\":%" PRIu64, e->host.h) < 0)
+        return -1;
+    if (e->lost && putf(m, err, ",\"why\":\"%s\"", why_lost(e->lost)) < 0)
         return -1;
     if (e->kind == QM_COMPRESSED &&
         putf(m, err, ",\"stored\":%" PRIu32 ",\"skip\":%" PRIu32, e->payload_len, e->skip) < 0)
@@ -441,11 +452,12 @@ qm_manifest_add(struct qm_manifest *m, const struct qm_chunk *c, struct qmeld_er
 
 /* ---- the end ---- */
 
+/* sha256 is NULL if the file could not be read to its end. */
+
 static int
 make_input(struct qm_manifest *m, size_t layer, const struct qm_sha256 *sha256,
            struct json_object **out, struct qmeld_error *err)
 {
-    const struct qm_hex hex = qm_sha256_hex(sha256);
     const struct qm_file *file = m->chain->layers[layer].img->file;
     struct json_object *j = json_object_new_object();
     struct qm_journal_layer l;
@@ -467,13 +479,15 @@ make_input(struct qm_manifest *m, size_t layer, const struct qm_sha256 *sha256,
     add_u64(m, j, "length", l.size);
     add_u64(m, j, "mtime_sec", (uint64_t)l.mtime_sec);
     add_u64(m, j, "mtime_nsec", (uint64_t)l.mtime_nsec);
-    add_name(m, j, "sha256", hex.text);
+    if (sha256)
+        add_name(m, j, "sha256", qm_sha256_hex(sha256).text);
     qm_journal_layer_release(&l);
     return 0;
 }
 
 static int
-put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, struct qmeld_error *err)
+put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *known,
+           struct qmeld_error *err)
 {
     struct json_object *list = json_object_new_array();
     int rc = list ? 0 : qm_fail_nomem(err, "the manifest");
@@ -481,7 +495,7 @@ put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, struct qmeld_e
     for (size_t i = 0; rc == 0 && i < m->chain->n; i++) {
         struct json_object *j;
 
-        rc = make_input(m, i, &inputs[i], &j, err);
+        rc = make_input(m, i, known[i] ? &inputs[i] : NULL, &j, err);
         if (rc == 0 && json_object_array_add(list, j) < 0)
             rc = qm_fail_nomem(err, "the manifest");
         else if (rc < 0)
@@ -494,14 +508,14 @@ put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, struct qmeld_e
 }
 
 int
-qm_manifest_end(struct qm_manifest *m, const struct qm_sha256 *inputs, struct qm_sha256 *out_view,
-                struct qm_sha256 *out_root, struct qmeld_error *err)
+qm_manifest_end(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *known,
+                struct qm_sha256 *out_view, struct qm_sha256 *out_root, struct qmeld_error *err)
 {
     *out_root = qm_tree_root(&m->tree, m->size, m->leaf);
     *out_view = qm_digest_end(m->view);
     if (putf(m, err, "],\n\"sha256\":\"%s\",\n", qm_sha256_hex(out_view).text) < 0 ||
         putf(m, err, "\"merkle_root\":\"%s\",\n", qm_sha256_hex(out_root).text) < 0 ||
-        put_inputs(m, inputs, err) < 0 || put_time(m, "finished", err) < 0 ||
+        put_inputs(m, inputs, known, err) < 0 || put_time(m, "finished", err) < 0 ||
         put(m, "\n}\n", 3, err) < 0 || flush(m, err) < 0)
         return -1;
     return qm_sync(m->file, err);

@@ -41,15 +41,15 @@ int qm_manifest_begin(struct qm_file *file, const struct qm_manifest_head *head,
 int qm_manifest_add(struct qm_manifest *m, const struct qm_chunk *chunk, struct qmeld_error *err)
     QM_CHECK;
 
-/* inputs: the digest of each layer's file.  *out_view and *out_root: of all of the disk. */
-int qm_manifest_end(struct qm_manifest *m, const struct qm_sha256 *inputs,
+/* inputs: the digest of each layer's file; known: there is one.  *out_view and *out_root: of all of the disk. */
+int qm_manifest_end(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *known,
                     struct qm_sha256 *out_view, struct qm_sha256 *out_root, struct qmeld_error *err)
     QM_CHECK;
 void qm_manifest_free(struct qm_manifest *m); /* NULL is fine */
 
 /* ---- for who writes and who checks ---- */
 
-/* How a span is called: "data", "compressed", "zero", "hole". */
+/* How a span is called: "data", "compressed", "zero", "hole", "lost". */
 const char *qm_manifest_kind(const struct qm_map_span *span);
 
 /* b begins where a ends, and is the same without that. */

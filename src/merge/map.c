@@ -10,6 +10,8 @@
  * their size follows how much was found, so that memory stays bounded.
  */
 #include "map.h"
+
+#include "qcow2.h"
 #include "vec.h"
 
 #include <assert.h>
@@ -22,6 +24,9 @@
 #define SMALL_WINDOW (4ull << 20)
 #define FIRST_WINDOW (256ull << 20)
 
+/* How far is given up at once where a file system cannot say what of a raw layer is a hole. */
+#define RAW_STEP (1ull << 20)
+
 struct gap {
     uint64_t off;
     uint64_t end;
@@ -33,6 +38,7 @@ struct qm_map {
     size_t bottom;
     size_t top;
     uint64_t end;
+    bool go_on;             /* past what layers have lost */
     struct qm_extent *last; /* by layer - bottom: its last answer; len 0: none yet */
     /* the sweep */
     uint64_t pos; /* windows before this are done */
@@ -60,6 +66,21 @@ end_of(const struct qm_extent *e)
     return e->guest.g + e->len;
 }
 
+/* What the layer should have said cannot be known, and what is below it was not asked for. */
+static int
+give_up(struct qm_image *img, uint64_t off, struct qm_extent *out, struct qmeld_error *err)
+{
+    const struct qm_qcow2 *q = qm_qcow2_of(img);
+    const enum qmeld_disk disk = err->disk;
+
+    if (err->code != QMELD_IO && err->code != QMELD_CORRUPT)
+        return -1;
+    *out = (struct qm_extent){.guest = qm_guest(off), .kind = QM_ZERO, .lost = QM_LOST_TABLE};
+    out->len = qm_min(q ? qm_qcow2_lost_run(q, off, err) : RAW_STEP, img->size - off);
+    *err = (struct qmeld_error){.disk = disk};
+    return 0;
+}
+
 /* Makes the layer's last answer one that covers off, which lies inside the layer. */
 static int
 ask(struct qm_map *m, size_t layer, uint64_t off, const struct qm_extent **out,
@@ -73,7 +94,7 @@ ask(struct qm_map *m, size_t layer, uint64_t off, const struct qm_extent **out,
         return 0;
     if (qm_image_next(img, qm_guest(off), img->size - off, e, err) < 0) {
         e->len = 0;
-        return -1;
+        return m->go_on ? give_up(img, off, e, err) : -1;
     }
     assert(e->guest.g == off && e->len >= 1 && e->len <= img->size - off);
     return 0;
@@ -276,6 +297,12 @@ qm_map_open(const struct qm_chain *chain, size_t bottom, size_t top, guest_off f
     m->window = FIRST_WINDOW;
     *out = m;
     return 0;
+}
+
+void
+qm_map_go_on(struct qm_map *map)
+{
+    map->go_on = true;
 }
 
 int

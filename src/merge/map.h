@@ -36,6 +36,9 @@ struct qm_map;
 int qm_map_open(const struct qm_chain *chain, size_t bottom, size_t top, guest_off from,
                 uint64_t len, struct qm_map **out, struct qmeld_error *err) QM_CHECK;
 
+/* From here on a layer that cannot tell what it has (CORRUPT, IO) is no error: its answer is ZERO, and lost. */
+void qm_map_go_on(struct qm_map *map);
+
 /* The next span, ascending, without gaps.  *out_done: there was none left. */
 int qm_map_next(struct qm_map *map, struct qm_map_span *out, bool *out_done,
                 struct qmeld_error *err) QM_CHECK;

@@ -22,6 +22,11 @@
 #define MAX_THREADS 16u
 #define WAIT_NSEC   100000000
 
+/* What cannot be read at once is tried in these. */
+#define LARGE_PIECE (64u << 10)
+#define SMALL_PIECE 4096u
+#define SECTOR      512u
+
 enum state { FREE, READING, READY, TAKEN, WRITING };
 
 struct slot {
@@ -37,6 +42,7 @@ struct slot {
 struct worker {
     struct qm_codec *codec;
     struct qm_digest *digest;
+    QM_VEC(struct qm_map_span) spans; /* salvage: of the chunk that it reads */
 };
 
 struct qm_stream {
@@ -82,29 +88,146 @@ is_zero(const unsigned char *p, size_t len)
 }
 
 static bool
-reads_zero(const struct qm_map_span *span)
+reads_zero(const struct qm_stream *s, const struct qm_map_span *span)
 {
+    if (span->ext.lost && s->cfg.salvage->fill)
+        return false;
     return span->ext.kind == QM_ZERO || span->ext.kind == QM_ABSENT;
+}
+
+/* ---- salvage ---- */
+
+static bool
+may_salvage(const struct qm_stream *s, const struct qmeld_error *err)
+{
+    return s->cfg.salvage && (err->code == QMELD_IO || err->code == QMELD_CORRUPT);
+}
+
+static void
+fill(const struct qm_stream *s, unsigned char *to, uint64_t guest, uint64_t len)
+{
+    const struct qm_salvage *with = s->cfg.salvage;
+
+    if (!with->fill) {
+        memset(to, 0, len);
+        return;
+    }
+    for (uint64_t i = 0; i < len; i++)
+        to[i] = with->fill[(guest + i) % with->fill_len];
+}
+
+/* [at, at + len) of span, read or lost, becomes one of the chunk's new spans. */
+static int
+keep_part(struct worker *w, const struct qm_map_span *span, uint64_t at, uint64_t len,
+          enum qm_lost lost, struct qmeld_error *err)
+{
+    struct qm_map_span part = *span;
+    struct qm_map_span *last = w->spans.n ? qm_vec_last(&w->spans) : NULL;
+
+    part.guest = qm_guest(at);
+    part.len = len;
+    part.ext = qm_extent_part(&span->ext, at - span->guest.g, len);
+    if (lost) {
+        part.ext =
+            (struct qm_extent){.guest = part.guest, .len = len, .kind = QM_ZERO, .lost = lost};
+        if (last && last->ext.lost == lost && last->layer == part.layer &&
+            last->guest.g + last->len == at) {
+            last->len += len;
+            last->ext.len += len;
+            return 0;
+        }
+    }
+    return qm_vec_push(&w->spans, &part) ? 0 : qm_fail_nomem(err, "the spans of a chunk");
+}
+
+/* Plain bytes that could not be read at once: piece by piece, down to a sector. */
+static int
+read_pieces(struct qm_stream *s, struct worker *w, const struct qm_map_span *span,
+            unsigned char *to, uint64_t at, uint64_t len, struct qmeld_error *err)
+{
+    const struct qm_extent part = qm_extent_part(&span->ext, at - span->guest.g, len);
+    const uint64_t piece = len > LARGE_PIECE   ? LARGE_PIECE
+                           : len > SMALL_PIECE ? SMALL_PIECE
+                                               : SECTOR;
+    struct qmeld_error why = {0};
+
+    if (qm_extent_read(s->cfg.chain->layers[span->layer].img, &part, w->codec, to, &why) == 0)
+        return keep_part(w, span, at, len, QM_LOST_NOTHING, err);
+    if (len <= SECTOR) {
+        fill(s, to, at, len);
+        return keep_part(w, span, at, len, QM_LOST_DATA, err);
+    }
+    for (uint64_t done = 0, n; done < len; done += n) {
+        n = qm_min(len - done, piece - (at + done) % piece);
+        if (read_pieces(s, w, span, to + done, at + done, n, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Every span of the chunk, and what of it is lost. */
+static int
+read_salvaging(struct qm_stream *s, struct worker *w, struct slot *slot, struct qmeld_error *err)
+{
+    struct qm_chunk *c = &slot->chunk;
+    __typeof__(c->spans) swap;
+
+    qm_vec_clear(&w->spans);
+    QM_VEC_EACH (span, &c->spans) {
+        unsigned char *to = slot->buf + (span->guest.g - c->guest.g);
+        struct qmeld_error why = {0};
+        int rc = 0;
+
+        if (span->ext.lost)
+            fill(s, to, span->guest.g, span->len);
+        else if (reads_zero(s, span))
+            memset(to, 0, span->len);
+        else if (span->ext.kind == QM_DATA)
+            rc = read_pieces(s, w, span, to, span->guest.g, span->len, err);
+        else if (qm_extent_read(s->cfg.chain->layers[span->layer].img, &span->ext, w->codec, to,
+                                &why) < 0) {
+            if (!may_salvage(s, &why)) {
+                *err = why;
+                return -1;
+            }
+            fill(s, to, span->guest.g, span->len);
+            rc = keep_part(w, span, span->guest.g, span->len,
+                           why.code == QMELD_IO ? QM_LOST_DATA : QM_LOST_STREAM, err);
+            if (rc < 0)
+                return -1;
+            continue;
+        }
+        if (rc == 0 && (reads_zero(s, span) || span->ext.lost || span->ext.kind != QM_DATA))
+            rc = keep_part(w, span, span->guest.g, span->len, span->ext.lost, err);
+        if (rc < 0)
+            return -1;
+    }
+    swap = c->spans;
+    memcpy(&c->spans, &w->spans, sizeof swap);
+    memcpy(&w->spans, &swap, sizeof swap);
+    return 0;
 }
 
 static int
 read_spans(struct qm_stream *s, struct worker *w, struct slot *slot, struct qmeld_error *err)
 {
+    if (!w->codec && !(w->codec = qm_codec_new()))
+        return qm_fail_nomem(err, "a decompressor");
+    if (s->cfg.salvage)
+        return read_salvaging(s, w, slot, err);
     QM_VEC_EACH (span, &slot->chunk.spans) {
         unsigned char *to = slot->buf + (span->guest.g - slot->chunk.guest.g);
 
-        if (reads_zero(span)) {
+        if (reads_zero(s, span))
             memset(to, 0, span->len);
-            continue;
-        }
-        if (span->ext.kind == QM_COMPRESSED && !w->codec && !(w->codec = qm_codec_new()))
-            return qm_fail_nomem(err, "a decompressor");
-        if (qm_extent_read(s->cfg.chain->layers[span->layer].img, &span->ext, w->codec, to, err) <
-            0)
+        else if (qm_extent_read(s->cfg.chain->layers[span->layer].img, &span->ext, w->codec, to,
+                                err) < 0)
             return -1;
     }
     return 0;
 }
+
+/* ---- looking at the bytes ---- */
 
 static int
 add_run(struct qm_chunk *c, uint64_t off, uint64_t len, struct qmeld_error *err)
@@ -127,7 +250,7 @@ find_runs(const struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
     QM_VEC_EACH (span, &c->spans) {
         const uint64_t from = span->guest.g - c->guest.g, to = from + span->len;
 
-        if (reads_zero(span))
+        if (reads_zero(s, span))
             continue;
         for (uint64_t at = from, n; at < to; at += n) {
             n = qm_min(to, qm_align_down(at, QM_STREAM_GRAIN) + QM_STREAM_GRAIN) - at;
@@ -169,8 +292,6 @@ deflate_clusters(const struct qm_stream *s, struct worker *w, struct slot *slot,
 
     if (cs == 0)
         return 0;
-    if (!w->codec && !(w->codec = qm_codec_new()))
-        return qm_fail_nomem(err, "a compressor");
     memset(slot->buf + c->len, 0, s->cfg.chunk - c->len);
     for (uint64_t at = 0; at < c->len; at += cs) {
         struct qm_payload p = {.off = (uint32_t)out};
@@ -285,7 +406,7 @@ take(struct qm_stream *s, struct qm_chunk *c, uint64_t n, struct qmeld_error *er
     part.ext = qm_extent_part(&s->span.ext, 0, n);
     if (!qm_vec_push(&c->spans, &part))
         return qm_fail_nomem(err, "the spans of a chunk");
-    c->zero = c->zero && reads_zero(&part);
+    c->zero = c->zero && reads_zero(s, &part);
     c->len += n;
     s->pos += n;
     if (n < s->span.len) {
@@ -314,7 +435,8 @@ collect(struct qm_stream *s, struct qm_chunk *c, struct qmeld_error *err)
         if (ensure_span(s, err) < 0)
             return -1;
         n = qm_min(s->span.len, end - s->pos);
-        if (c->len == 0 && reads_zero(&s->span) && s->span.len > n) /* as many chunks as it fills */
+        if (c->len == 0 && reads_zero(s, &s->span) &&
+            s->span.len > n) /* as many chunks as it fills */
             n = s->pos + s->span.len == s->size ? s->span.len
                                                 : qm_align_down(s->span.len, s->cfg.chunk);
         if (take(s, c, n, err) < 0)
@@ -324,7 +446,7 @@ collect(struct qm_stream *s, struct qm_chunk *c, struct qmeld_error *err)
 }
 
 static int
-fill(struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
+fill_slot(struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
 {
     const struct item item = {slot};
 
@@ -395,7 +517,7 @@ fill_all(struct qm_stream *s, struct qmeld_error *err)
             if (wait_for(s, slot, FREE, err) < 0)
                 return -1;
         }
-        if (fill(s, slot, err) < 0)
+        if (fill_slot(s, slot, err) < 0)
             return -1;
     }
     return 0;
@@ -420,6 +542,8 @@ start(struct qm_stream *s, struct qmeld_error *err)
         return qm_fail_nomem(err, "a stream");
     if (qm_map_open(chain, 0, chain->n - 1, s->cfg.from, UINT64_MAX, &s->map, err) < 0)
         return -1;
+    if (s->cfg.salvage)
+        qm_map_go_on(s->map);
     return qm_pool_new(&pool, &s->pool, err);
 }
 
@@ -524,6 +648,7 @@ qm_stream_free(struct qm_stream *s)
     for (unsigned i = 0; s->workers && i < s->threads; i++) {
         qm_codec_free(s->workers[i].codec);
         qm_digest_free(s->workers[i].digest);
+        qm_vec_release(&s->workers[i].spans);
     }
     for (size_t i = 0; s->slots && i < s->n_slots; i++) {
         qm_vec_release(&s->slots[i].chunk.spans);

@@ -24,6 +24,13 @@
 
 struct qm_stream;
 
+/* Go on past what is lost: it reads as the pattern, over and over, from the disk's first byte on; without one, as zeros.
+ * Spans tell what it was. */
+struct qm_salvage {
+    const unsigned char *fill; /* NULL: zeros */
+    size_t fill_len;
+};
+
 struct qm_stream_config {
     const struct qm_chain *chain; /* the view is that of its uppermost layer */
     guest_off from;               /* where to begin; a multiple of the chunk size */
@@ -32,6 +39,7 @@ struct qm_stream_config {
     bool keep_zeros; /* do not look for zeros: what is stored as data is given as data */
     uint64_t
         leaf; /* digests of leaves of this size; a power of two, the chunk's at most; 0: none */
+    const struct qm_salvage *salvage; /* NULL: what cannot be read is an error */
     uint64_t
         deflate; /* clusters of this size are compressed, too; a power of two, the chunk's at most; 0: no */
     enum qm_compression type;

@@ -10,6 +10,9 @@
 
     flatten.py --trace  with a manifest, under strace: nothing is opened for writing but the new files
 
+    flatten.py --salvage  tables are spoiled first: what is lost is listed, and all else is right
+    flatten.py --evil   every malformed image of tests/evil, salvaged
+
 Half of all write a manifest, which is verified twice: by qmeld, and by verify_manifest.py; then a byte of an input, of the
 image and of the manifest is changed, and has to be found.  Options as chains.py has them.
 """
@@ -18,6 +21,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 
@@ -325,6 +329,167 @@ def trace_and_check(rng, chain, qmeld, story):
     return "merged"
 
 
+# ---- salvage ----
+
+def lost_ranges(path, size):
+    """From a ddrescue map file, which must cover the disk."""
+    at, found = 0, []
+    with open(path, encoding="ascii") as f:
+        lines = [x.split() for x in f if not x.startswith("#")]
+    if lines[0] != ["0x00000000", "+", "1"]:
+        raise Fail(f"map file: status {lines[0]}")
+    for pos, length, status in lines[1:]:
+        if int(pos, 16) != at or status not in "+-":
+            raise Fail(f"map file: {pos} {status} where {at:#x} is expected")
+        at += int(length, 16)
+        if status == "-":
+            found.append((int(pos, 16), at))
+    if at != size:
+        raise Fail(f"map file: it ends at {at}, the disk at {size}")
+    return found
+
+
+def salvage(qmeld, folder, image, fmt, story, extra=()):
+    """-> (rc, bytes, lost ranges); None if the image cannot even be opened."""
+    out, record, losses = (os.path.join(folder, n) for n in ("saved", "saved.json", "saved.map"))
+    argv = [qmeld, "flatten", "--salvage", "--fill=LOST!", "--manifest=" + record, "--salvage-map=" + losses,
+            "--leaf=4k", *(["-f", fmt] if fmt else []), *extra, image, out]
+    r = oracle.run(argv, folder, timeout=120)
+    story.append(f"{' '.join(argv[1:])}: rc {r.rc}: {r.err.strip()}")
+    if r.rc in (1, 2):
+        nothing_left(folder, set(os.listdir(folder)) - {"saved", "saved.json", "saved.map"})
+        return None
+    if r.rc not in (0, 4):
+        raise Fail(f"rc {r.rc}: {r.err}")
+    with open(out, "rb") as f:
+        got = f.read()
+    told = verify_manifest.load(record)
+    lost = lost_ranges(losses, told["size"])
+    if (r.rc == 4) != bool(lost):
+        raise Fail(f"rc {r.rc}, and lost is {lost}")
+    spans, at = [], 0
+    for span in (x for leaf in told["leaves"] for x in leaf["spans"] if x["kind"] == "lost"):
+        if spans and spans[-1][1] == span["start"]:
+            spans[-1] = (spans[-1][0], span["start"] + span["length"])
+        else:
+            spans.append((span["start"], span["start"] + span["length"]))
+    if spans != lost:
+        raise Fail(f"the manifest has lost {spans}, the map file {lost}")
+    for a, b in lost:
+        if got[a:b] != bytes(b"LOST!"[i % 5] for i in range(a, b)):
+            raise Fail(f"{a} to {b} is lost, and not filled")
+    bad = list(verify_manifest.verify(told, got))
+    r2 = oracle.run([qmeld, "verify", record], folder)
+    if bad or r2.rc != 0:
+        raise Fail(f"verify: rc {r2.rc}: {r2.out}{r2.err}; {bad[:3]}")
+    for path in (out, record, losses):
+        os.unlink(path)
+    return r.rc, got, lost
+
+
+def damage(rng, chain, story):
+    """Spoils entries of tables of one layer; -> guest ranges that may be lost."""
+    layers = [x for x in chain.layers if x.fmt == "qcow2"]
+    layer = rng.choice(layers)
+    q = oracle.Qcow2(os.path.join(chain.folder, layer.path))
+    spoiled = []
+    for _ in range(rng.randint(1, 6)):
+        guest = rng.randrange(0, max(q.size, 1))
+        off, entry, _ = q.entry_at(guest)
+        if not off or not entry & oracle.OFFSET_MASK or entry >> 62 & 1 or q.cs == 512:
+            continue
+        if rng.random() < 0.3:
+            index = guest // (q.cs * q.per_l2)
+            q.put(q.l1_off + 8 * index, (q.l2(guest) and (1 << 63 | 0x200 | q.cs)).to_bytes(8, "big"))
+            spoiled.append((index * q.cs * q.per_l2, (index + 1) * q.cs * q.per_l2))
+        else:
+            q.put(off, (entry | 0x200).to_bytes(8, "big"))
+            spoiled.append((guest // q.cs * q.cs, guest // q.cs * q.cs + q.cs))
+        story.append(f"{layer.path}: spoiled at guest {guest:#x}")
+    return spoiled
+
+
+def salvage_and_check(rng, chain, qmeld, story):
+    """What is not lost is right; what is lost was spoiled."""
+    top = chain.layers[-1]
+    try:
+        want = oracle.view(top.path, top.fmt, chain.folder)
+    except Fail as e:
+        story.append(str(e))
+        return "qemu-img cannot read what it wrote"
+    missing = [x for x in chain.layers if x.no_format]
+    extra = ["--backing-format", chain.layers[missing[0].index - 1].fmt] if missing else []
+    spoiled = damage(rng, chain, story)
+    saved = salvage(qmeld, chain.folder, top.path, top.fmt, story, extra)
+    if not saved:
+        raise Fail("it could not be opened")
+    _, got, lost = saved
+    story.append(f"lost: {lost}")
+    ok = bytearray(want)
+    for a, b in lost:
+        if not any(x <= a and b <= y for x, y in merged(spoiled)):
+            raise Fail(f"{a} to {b} is lost, and was never spoiled: {spoiled}")
+        ok[a:b] = got[a:b]
+    if bytes(ok) != got:
+        raise Fail("what is not lost differs, " + oracle.first_difference(got, bytes(ok)))
+    return "merged"
+
+
+def merged(ranges):
+    out = []
+    for a, b in sorted(ranges):
+        if out and a <= out[-1][1]:
+            out[-1] = (out[-1][0], max(b, out[-1][1]))
+        else:
+            out.append((a, b))
+    return out
+
+
+def evil(qmeld, forge):
+    """Every malformed image there is: no crash, no hang, and every byte is accounted for."""
+    folder, failures, saved, refused = oracle.scratch(), 0, 0, 0
+    for name in sorted(os.listdir(os.path.join(oracle.ROOT, "tests", "evil"))):
+        if not name.endswith(".recipe"):
+            continue
+        recipe, story = os.path.join(oracle.ROOT, "tests", "evil", name), []
+        case = os.path.join(folder, name)
+        os.mkdir(case)
+        try:
+            r = oracle.run([forge, recipe, "."], case)
+            listed = oracle.must([forge, "--list", recipe], case).out.split() if r.rc == 0 else []
+            if not listed:
+                continue
+            size = virtual_size(qmeld, os.path.join(case, listed[0]))
+            if size is None or size > 64 << 20:  # what the disk claims is larger than anybody fills
+                story.append("too large, or not to be opened")
+                extra_run(qmeld, case, listed[0])
+                refused += 1
+                continue
+            if salvage(qmeld, case, listed[0], None, story):
+                saved += 1
+            else:
+                refused += 1
+        except Fail as e:
+            failures += 1
+            print(f"{name}: {e}\n  " + "\n  ".join(story), flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{saved} salvaged, {refused} refused, {failures} bad")
+    sys.exit(1 if failures or saved < 30 else 0)
+
+
+def virtual_size(qmeld, path):
+    r = oracle.run([qmeld, "info", "--output=json", path], os.path.dirname(path))
+    found = re.search(r'"virtual-size": (\d+)', r.out)
+    return int(found.group(1)) if r.rc == 0 and found else None
+
+
+def extra_run(qmeld, folder, image):
+    """No fill, so that what is lost costs nothing; to nowhere it must end, too."""
+    r = oracle.run([qmeld, "flatten", "--salvage", "-O", "qcow2", "--deadline=20", image, "saved"], folder, timeout=60)
+    if r.rc not in (0, 1, 2, 4, 75):
+        raise Fail(f"rc {r.rc}: {r.err}")
+
+
 def kill_and_check(rng, chain, qmeld, story, shim=None):
     case = Case(rng, chain, qmeld)
     case.kind = "qcow2" if case.kind == "stdout" else case.kind
@@ -376,6 +541,11 @@ def main():
         oracle.need("strace")
         os.environ["QMELD"] = oracle.qmeld_program("release", "plain")  # leak detection cannot be traced
         check = trace_and_check
+    if "--evil" in sys.argv:
+        evil(oracle.qmeld_program(), oracle.find_program("forge") or oracle.die_skip("forge is not built"))
+    if "--salvage" in sys.argv:
+        sys.argv.remove("--salvage")
+        check = salvage_and_check
     if "--kill" in sys.argv:
         sys.argv.remove("--kill")
         os.environ["QMELD"] = oracle.qmeld_program("plain", "release")  # a sanitizer wants to be preloaded first
