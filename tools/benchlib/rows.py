@@ -303,9 +303,9 @@ def all_rows():
         Flatten("flatten-qcow2", "that chain flattened to qcow2", 1.8, qcow64k, "qcow2"),
     ]
     for fs in ("xfs", "btrfs"):
-        rows.append(Commit(f"{fs}-qcow2-64k", "64 KiB scattered, into qcow2", 10,
+        rows.append(Commit(f"{fs}-qcow2-64k", f"{fs}: 64 KiB scattered, into qcow2", 10,
                            Chain("qcow2-64k", **small), fs=fs))
-        rows.append(Commit(f"{fs}-raw-1m", "1 MiB extents into raw", 50, Chain("raw-1m", **big),
+        rows.append(Commit(f"{fs}-raw-1m", f"{fs}: 1 MiB extents into raw", 50, Chain("raw-1m", **big),
                            fs=fs))
     rows += [
         Commit("deep-commit", "200 overlays of 4 MiB over 10 GiB: commit", 15, deep),
