@@ -277,6 +277,7 @@ scan_piece(const struct asking *a, uint64_t from)
     struct qmeld_error later = {.disk = QMELD_DISK_OLD};
     unsigned char buf[SCAN_LEN];
     const uint64_t len = qm_min(a->q->geo.cluster_size - from, sizeof buf);
+    bool kept = false; /* the first slice with something in it: the next one to be looked at */
 
     if (w->scanned != a->table)
         memset(w->zero, 0, sizeof w->zero);
@@ -287,8 +288,14 @@ scan_piece(const struct asking *a, uint64_t from)
     for (uint64_t at = 0; at < len; at += SLICE) {
         const uint64_t k = (from + at) / SLICE;
 
-        if (qm_is_zero(buf + at, SLICE))
+        if (qm_is_zero(buf + at, SLICE)) {
             w->zero[k / 64] |= 1ull << (k % 64);
+        } else if (!kept) {
+            kept = true;
+            w->l2.off = a->table + from + at;
+            w->l2.n = SLICE / sizeof(be64);
+            memcpy(w->l2.word, buf + at, SLICE);
+        }
     }
 }
 
