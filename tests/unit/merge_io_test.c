@@ -658,6 +658,26 @@ merge_io__a_slow_merge_ends_batches_early(void **state)
     assert_int_equal(batches[1], 2); /* RATE bytes, and what is left */
 }
 
+/* Of three layers: a write is a MiB, or what is left of a run. */
+static void
+merge_io__long_runs_are_few_writes(void **state)
+{
+    struct qm_forge *f = qm_lab_make("top      | AA......AA. cluster=2M\n"
+                                     "mid      | ..BBBB..... cluster=2M\n"
+                                     "low      | ....CCCCCC. cluster=2M\n"
+                                     "base.raw | - size=22M\n");
+    struct qmeld_commit_report r;
+    struct qm_lab_io io;
+
+    (void)state;
+    r = qm_lab_merge(f, "top", "base.raw", &into_base);
+    io = qm_lab_io("base.raw");
+    assert_int_equal(io.bytes_written, r.bytes_copied);
+    assert_in_range(io.writes, 1, r.bytes_copied / (1 << 20) + 6);
+    assert_int_equal(io.syncs, 2);
+    qm_forge_free(f);
+}
+
 /* ---- behind the writers ---- */
 
 static ssize_t
@@ -778,6 +798,7 @@ main(void)
         T(merge_io__any_number_of_threads_makes_the_same_file),
         T(merge_io__bandwidth_is_a_limit_and_not_much_less),
         T(merge_io__a_slow_merge_ends_batches_early),
+        T(merge_io__long_runs_are_few_writes),
         T(merge_io__an_error_while_written_pages_are_waited_for_is_final),
         T(merge_io__bitmaps_are_told_what_was_asked_and_no_more),
     };

@@ -104,6 +104,22 @@ share__a_qcow2_base_gets_new_clusters_and_its_own(void **state)
     assert_int_equal(io.bytes_shared, 6 * 64 * KIB);
 }
 
+/* New clusters are given out in the order of the sources, so that clusters which lie side by side there are one
+ * range, wherever in the guest's disk they are. */
+static void
+share__scattered_clusters_are_few_shares(void **state)
+{
+    struct qm_lab_io io;
+
+    (void)state;
+    merge("top  | A..A.A....A.A.A..A...A.A.A cluster=64k\n"
+          "base | .......................... cluster=64k\n",
+          "base", &io);
+    assert_int_equal(io.shares, 2);
+    assert_int_equal(io.bytes_shared, 10 * 64 * KIB);
+    assert_in_range(io.writes, 0, 6); /* tables and refcounts */
+}
+
 /* 512-byte clusters of a layer do not begin where blocks do, in both files. */
 static void
 share__what_is_not_aligned_is_copied(void **state)
@@ -373,6 +389,7 @@ main(void)
         TEST(share__a_run_is_one_share),
         TEST(share__each_layer_has_its_own_runs),
         TEST(share__a_qcow2_base_gets_new_clusters_and_its_own),
+        TEST(share__scattered_clusters_are_few_shares),
         TEST(share__what_is_not_aligned_is_copied),
         TEST(share__the_odd_end_is_copied),
         TEST(share__compressed_clusters_are_inflated),
