@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import traceback
@@ -75,38 +76,45 @@ def make_durable(paths):
             os.close(fd)
 
 
-def run(argv, cwd, written=(), out=None, ok=(0,), sample=False, timeout=3600):
+def ended(p, sample):
+    """Waits for a process: (exit code, resources, bytes read, bytes written, greatest anonymous memory)"""
+    sampler = Sampler(p.pid) if sample else None
+    if sampler:
+        sampler.start()
+    os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)
+    read, wrote = io_of(p.pid)
+    _, status, usage = os.wait4(p.pid, 0)
+    p.returncode = os.waitstatus_to_exitcode(status)
+    if sampler:
+        sampler.ended.set()
+        sampler.join()
+    return usage, read, wrote, sampler.most if sampler else 0
+
+
+def run(argv, cwd, written=(), out=None, sample=False, timeout=3600):
     """Runs argv and returns its Cost.  The clock stops when all of `written` is durable, whoever made it so."""
-    written = [os.path.join(cwd, path) for path in written]
-    with open(out or os.devnull, "wb") as sink, \
-            open(os.path.join(cwd, ".stderr"), "w+b") as complaints:
+    with open(out or os.devnull, "wb") as sink, tempfile.TemporaryFile() as complaints:
         began = time.monotonic()
         p = subprocess.Popen(argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=sink,
                              stderr=complaints)
         watch = threading.Timer(timeout, p.kill)
-        sampler = Sampler(p.pid) if sample else None
         watch.start()
-        if sampler:
-            sampler.start()
-        os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT)
-        read, wrote = io_of(p.pid)
-        _, status, usage = os.wait4(p.pid, 0)
-        p.returncode = os.waitstatus_to_exitcode(status)
-        make_durable(written)
-        took = time.monotonic() - began
-        watch.cancel()
-        if sampler:
-            sampler.ended.set()
-            sampler.join()
+        try:
+            usage, read, wrote, anon = ended(p, sample)
+            make_durable(os.path.join(cwd, path) for path in written)
+            took = time.monotonic() - began
+        finally:
+            watch.cancel()
+            if p.returncode is None:  # we are being ended ourselves
+                p.kill()
+                p.wait()
         complaints.seek(0)
         said = complaints.read().decode("utf-8", "replace").strip()
-    os.unlink(os.path.join(cwd, ".stderr"))
-    if p.returncode not in ok:
+    if p.returncode != 0:
         why = f"signal {signal.Signals(-p.returncode).name}" if p.returncode < 0 else \
             f"exit {p.returncode}"
         raise Failed(f"{' '.join(argv)}: {why}\n{said[-2000:]}")
-    return Cost(took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024,
-                sampler.most if sampler else 0, read, wrote)
+    return Cost(took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, anon, read, wrote)
 
 
 # ---- files and the page cache ----
