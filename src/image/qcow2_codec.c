@@ -4,12 +4,10 @@
  *
  * Why.  A payload's length is known to the sector only, and old writers were not strict, so what
  * counts as a good cluster is what QEMU takes (7.2, block/qcow2-threads.c): the cluster is filled
- * exactly.  zlib decides that for deflate streams, as it does for QEMU; most never come to it
- * (qcow2_inflate.h).  One codec serves one thread and keeps its state and its areas between clusters.
+ * exactly.  One codec serves one thread and keeps its state and its areas between clusters.
  */
 #include "image.h"
 #include "qcow2_igzip.h"
-#include "qcow2_inflate.h"
 
 #include <limits.h>
 #include <zlib.h>
@@ -23,12 +21,10 @@ struct area {
 
 struct qm_codec {
     z_stream inflater;
-    struct qm_inflate *inflate; /* NULL until it is needed */
     bool has_inflater;
     z_stream deflater;
     int deflater_level;     /* 0: there is no deflater */
     struct qm_igzip *igzip; /* NULL until it is needed, and where there is no ISA-L */
-    bool zlib_alone;
     bool no_igzip;
     ZSTD_DCtx *zstd; /* NULL until the first zstd cluster */
     ZSTD_CCtx *zstd_out;
@@ -51,7 +47,6 @@ qm_codec_free(struct qm_codec *codec)
         inflateEnd(&codec->inflater);
     if (codec->deflater_level)
         deflateEnd(&codec->deflater);
-    qm_inflate_free(codec->inflate);
     qm_igzip_free(codec->igzip);
     ZSTD_freeDCtx(codec->zstd);
     ZSTD_freeCCtx(codec->zstd_out);
@@ -86,7 +81,7 @@ qm_codec_cluster(struct qm_codec *codec, size_t len)
 void
 qm_codec_use_zlib(struct qm_codec *codec)
 {
-    codec->zlib_alone = codec->no_igzip = true;
+    codec->no_igzip = true;
 }
 
 /* ---- inflate ---- */
@@ -148,10 +143,6 @@ qm_codec_inflate(struct qm_codec *codec, enum qm_compression type, const void *s
 {
     switch (type) {
     case QM_ZLIB:
-        if (!codec->inflate && !codec->zlib_alone)
-            codec->inflate = qm_inflate_new();
-        if (codec->inflate && qm_inflate(codec->inflate, src, src_len, out, out_len))
-            return 0;
         return inflate_zlib(codec, src, src_len, out, out_len);
     case QM_ZSTD:
         return inflate_zstd(codec, src, src_len, out, out_len);
