@@ -81,6 +81,42 @@ refs__the_lowest_free_clusters_are_taken_in_order(void **state)
     check_leaks(4);
 }
 
+/* Who fills clusters side by side asks for the next one. */
+static void
+refs__a_cluster_is_taken_by_its_number_if_it_is_free(void **state)
+{
+    struct qm_qcow2 *q = make(65536, 2);
+    struct qm_refs *r;
+    bool taken;
+    host_off at;
+    uint64_t n, count;
+
+    (void)state;
+    OK(qm_refs_open(q, &r, err));
+    OK(qm_refs_alloc_at(r, 3, &taken, err));
+    assert_false(taken); /* L1 */
+    OK(qm_refs_alloc_at(r, 5, &taken, err));
+    assert_true(taken);
+    OK(qm_refs_alloc_at(r, 5, &taken, err));
+    assert_false(taken);
+    OK(qm_refs_alloc(r, 3, &at, &n, err));
+    assert_int_equal(at.h, 4 * 65536); /* what was skipped is not forgotten */
+    assert_int_equal(n, 1);
+    OK(qm_refs_alloc_at(r, 6, &taken, err));
+    assert_true(taken);
+    OK(qm_refs_alloc(r, 1, &at, &n, err));
+    assert_int_equal(at.h, 7 * 65536);
+    OK(qm_refs_alloc_at(r, 1ull << 40, &taken, err)); /* no block counts it */
+    assert_false(taken);
+    OK(qm_refs_raise(r, 5, err));
+    OK(qm_refs_get(r, 5, &count, err));
+    assert_int_equal(count, 2);
+    OK(qm_refs_commit(r, err));
+    qm_refs_close(r);
+    qm_image_close(&q->img);
+    check_leaks(4);
+}
+
 static void
 refs__what_is_staged_is_not_on_disk_before_the_write(void **state)
 {
@@ -273,6 +309,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refs__the_lowest_free_clusters_are_taken_in_order),
+        cmocka_unit_test(refs__a_cluster_is_taken_by_its_number_if_it_is_free),
         cmocka_unit_test(refs__what_is_staged_is_not_on_disk_before_the_write),
         cmocka_unit_test(refs__blocks_and_table_grow_and_count_themselves),
         cmocka_unit_test(refs__an_adjacent_run_may_be_longer_than_a_block_counts),
