@@ -617,6 +617,32 @@ QMELD_API int qmeld_check(const char *path, const char *format, enum qmeld_repai
                           qmeld_finding_fn *fn, void *opaque, struct qmeld_check_result *out,
                           struct qmeld_error *err) QMELD_CHECK;
 
+enum qmeld_anomaly_kind {
+    QMELD_ANOMALY_UNREFERENCED, /* bytes of the file that nobody refers to, and that are not all zeros */
+    QMELD_ANOMALY_TWICE,        /* a cluster that the active view names more than once */
+    QMELD_ANOMALY_OVERLAP,      /* one that it names, and that is metadata as well */
+};
+
+struct qmeld_anomaly {
+    enum qmeld_anomaly_kind kind;
+    uint64_t offset; /* in the file */
+    uint64_t length;
+    bool counted;      /* UNREFERENCED: its refcount says that somebody does, it is leaked */
+    bool table;        /* others: it is named as an L2 table, not as a cluster of data */
+    bool has_guest;    /* guest is meaningful: of others */
+    uint64_t guest;    /* where in the disk, by the entry that was met last */
+    const char *saved; /* UNREFERENCED, if it was extracted: the file it is in now */
+};
+
+/* Not 0: the walk ends, CANCELED. */
+typedef int qmeld_anomaly_fn(const struct qmeld_anomaly *anomaly, void *opaque);
+
+/* Lists what is odd about where the clusters of one qcow2 image lie.  With extract_dir, a directory, what is
+ * unreferenced is saved there, a new file for each range, named by its offset in the image's file:
+ * 0x%012x.bin.  The image is opened for reading only, and not locked. */
+QMELD_API int qmeld_report(const char *path, const char *format, const char *extract_dir,
+                           qmeld_anomaly_fn *fn, void *opaque, struct qmeld_error *err) QMELD_CHECK;
+
 /* ---- create ---- */
 
 struct qmeld_create_options {

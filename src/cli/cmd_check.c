@@ -25,6 +25,8 @@ static const char help[] =
     "    qmeld check disk.qcow2\n"
     "    qmeld check --repair=leaks disk.qcow2    give back clusters nobody uses\n"
     "    qmeld check --repair=all disk.qcow2      and mend what is corrupt\n"
+    "    qmeld check --report --extract-unreferenced=found disk.qcow2\n"
+    "                                             what lies where it should not; save the rest\n"
     "\n"
     "usage: qmeld check [OPTIONS] IMAGE\n"
     "\n"
@@ -34,6 +36,10 @@ static const char help[] =
     "the image must not be in use.\n"
     "\n"
     "    -r, --repair=leaks|all   mend: leaks only, or whatever can be known\n"
+    "        --report             list clusters that the disk names twice or that are metadata,\n"
+    "                             too, and bytes of the file that nobody refers to\n"
+    "        --extract-unreferenced=DIR\n"
+    "                             and save those, a new file for each range, in this directory\n"
     "    -f, --format=FMT         format of IMAGE; found by content otherwise\n"
     "        --output=human|json  json: the keys of qemu-img check\n"
     "    -q, --quiet              only the exit code\n"
@@ -48,7 +54,14 @@ struct request {
     enum qmeld_repair repair;
     enum qm_cli_output output;
     bool quiet;
+    bool report;
+    const char *extract_dir;
+    struct json_object *anomalies; /* NULL: for people */
+    uint64_t n_anomalies;
 };
+
+/* More than anybody reads, and little memory. */
+#define MAX_ANOMALIES 100000u
 
 static void
 print_finding(const char *sentence, void *opaque)
@@ -123,7 +136,83 @@ print_json(const struct request *request, const struct qmeld_check_result *r)
     add_unless_zero(object, "allocated-clusters", r->allocated_clusters);
     add_unless_zero(object, "fragmented-clusters", r->fragmented_clusters);
     add_unless_zero(object, "compressed-clusters", r->compressed_clusters);
+    if (request->anomalies) {
+        qm_cli_json_add_u64(object, "anomalies-found", request->n_anomalies);
+        qm_cli_json_add(object, "anomalies", request->anomalies);
+    }
     qm_cli_json_print(object);
+}
+
+/* ---- what is odd ---- */
+
+static const char *
+word_of(const struct qmeld_anomaly *a)
+{
+    switch (a->kind) {
+    case QMELD_ANOMALY_UNREFERENCED:
+        return a->counted ? "leaked" : "unreferenced";
+    case QMELD_ANOMALY_TWICE:
+        return "referenced-twice";
+    case QMELD_ANOMALY_OVERLAP:
+        return "overlaps-metadata";
+    }
+    return "unknown";
+}
+
+static void
+print_anomaly(const struct qmeld_anomaly *a)
+{
+    QM_CLI_FREE char *saved = a->saved ? qm_cli_quote(a->saved) : NULL;
+
+    printf("offset %#" PRIx64 ", %" PRIu64 " bytes: %s", a->offset, a->length, word_of(a));
+    if (a->has_guest)
+        printf(", as %s for guest offset %#" PRIx64, a->table ? "an L2 table" : "data", a->guest);
+    printf("%s%s\n", saved ? ", saved as " : "", saved ? saved : "");
+}
+
+static int
+take_anomaly(const struct qmeld_anomaly *a, void *opaque)
+{
+    struct request *request = opaque;
+    struct json_object *o;
+
+    request->n_anomalies++;
+    if (!request->anomalies) {
+        if (!request->quiet)
+            print_anomaly(a);
+        return 0;
+    }
+    if (request->n_anomalies > MAX_ANOMALIES)
+        return 0;
+    o = json_object_new_object();
+    qm_cli_json_add(o, "kind", json_object_new_string(word_of(a)));
+    qm_cli_json_add_u64(o, "offset", a->offset);
+    qm_cli_json_add_u64(o, "length", a->length);
+    if (a->has_guest) {
+        qm_cli_json_add_bool(o, "l2-table", a->table);
+        qm_cli_json_add_u64(o, "guest-offset", a->guest);
+    }
+    if (a->saved)
+        qm_cli_json_add(o, "saved", qm_cli_json_string(a->saved));
+    json_object_array_add(request->anomalies, o);
+    return 0;
+}
+
+/* False after the complaint. */
+static bool
+report(struct request *request)
+{
+    struct qmeld_error err;
+
+    if (!request->report)
+        return true;
+    if (request->output == QM_OUTPUT_JSON)
+        request->anomalies = json_object_new_array();
+    if (qmeld_report(request->path, request->format, request->extract_dir, take_anomaly, request,
+                     &err) == 0)
+        return true;
+    qm_cli_complain(&err);
+    return false;
 }
 
 /* UNSUPPORTED has two meanings: a format without metadata, and a qcow2 image with a feature we
@@ -151,17 +240,19 @@ check(struct request *request)
 {
     struct qmeld_check_result result = {0};
     struct qmeld_error err;
+    bool reported;
 
     if (qmeld_check(request->path, request->format, request->repair, print_finding, request,
                     &result, &err) < 0) {
         qm_cli_complain(&err);
         return exit_code_of_failure(request, &err);
     }
+    reported = report(request);
     if (request->output == QM_OUTPUT_JSON)
         print_json(request, &result);
     else if (!request->quiet)
         print_human(&result);
-    if (result.check_errors)
+    if (result.check_errors || !reported)
         return CHECK_FAILED;
     if (result.corruptions)
         return CHECK_CORRUPT;
@@ -185,10 +276,13 @@ parse_repair(const char *command, const char *arg, enum qmeld_repair *out)
 static int
 run(int argc, char **argv)
 {
+    enum { OPT_REPORT = QM_OPT_FIRST, OPT_EXTRACT };
     static const struct option options[] = {
         {"repair", required_argument, NULL, 'r'},
         {"format", required_argument, NULL, 'f'},
         {"quiet", no_argument, NULL, 'q'},
+        {"report", no_argument, NULL, OPT_REPORT},
+        {"extract-unreferenced", required_argument, NULL, OPT_EXTRACT},
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -207,6 +301,13 @@ run(int argc, char **argv)
         case 'q':
             request.quiet = true;
             break;
+        case OPT_EXTRACT:
+            request.extract_dir = optarg;
+            request.report = true;
+            break;
+        case OPT_REPORT:
+            request.report = true;
+            break;
         case QM_OPT_OUTPUT:
             if (!qm_cli_parse_output(argv[0], optarg, &request.output))
                 return CHECK_FAILED;
@@ -219,6 +320,10 @@ run(int argc, char **argv)
         }
     if (argc - optind != 1) {
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        return CHECK_FAILED;
+    }
+    if (request.report && request.repair != QMELD_REPAIR_NONE) {
+        qm_cli_usage(argv[0], "what is odd is to be looked at before it is mended: leave out one");
         return CHECK_FAILED;
     }
     request.path = argv[optind];
