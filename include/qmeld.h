@@ -244,6 +244,16 @@ enum qmeld_overlays {
                                 * NAME.merged.1 and so on if that is taken */
 };
 
+/* Which layer of the range all of them become. */
+enum qmeld_direction {
+    QMELD_DIRECTION_DOWN = 0, /* the base */
+    QMELD_DIRECTION_UP, /* a layer above it, which then gets the base's backing file, attributes and
+                               * name; what the base shows is copied into it.  The result is what a merge down
+                               * leaves, in another file.  Needs OVERLAYS_DELETE, and a qcow2 base that has nothing
+                               * but its data (no internal snapshots, no bitmaps) */
+    QMELD_DIRECTION_AUTO, /* up if that is possible and moves less guest data, else down */
+};
+
 /* When a merge asks the caller for leave to go on. */
 enum qmeld_moment {
     QMELD_MOMENT_LOCKED, /* every layer is locked, all that can be refused was looked at, and this call
@@ -276,6 +286,7 @@ struct qmeld_commit_options {
     bool direct; /* data is read and written past the page cache (O_DIRECT), where file system and
                   * alignment allow it; elsewhere through it */
     enum qmeld_overlays overlays;
+    enum qmeld_direction direction;
     /* merged layers give up what the base holds, batch by batch, so that the space of one batch is
      * enough; KEEP then leaves them empty, and QUARANTINE is refused */
     bool reclaim;
@@ -303,12 +314,14 @@ enum qmeld_fate {
     QMELD_FATE_DELETED,
     QMELD_FATE_REPOINTED,   /* its header now names the base as backing file */
     QMELD_FATE_QUARANTINED, /* renamed; its own backing name may lead nowhere by now */
+    QMELD_FATE_REPLACED, /* the base, merged up: its name leads to the layer that is MERGED_INTO */
 };
 
 struct qmeld_commit_layer {
     char *path; /* before the merge */
     enum qmeld_fate fate;
-    char *moved_to; /* QUARANTINED: the path it has now; else NULL */
+    char
+        *moved_to; /* QUARANTINED, and MERGED_INTO above the base: the path it has now; else NULL */
     /* how what came out of its file got into the base, in this call: */
     uint64_t bytes_shared;     /* the two files have the same blocks now (reflink) */
     uint64_t bytes_offloaded;  /* copied by the file system, on its server */
@@ -337,6 +350,10 @@ struct qmeld_commit_report {
     uint64_t bytes_verified;
     uint64_t base_old_size; /* virtual size before and after */
     uint64_t base_new_size;
+    enum qmeld_direction direction; /* that was taken: DOWN or UP */
+    uint64_t
+        bytes_down; /* of guest data that go down, and up, if both were thought of for this merge; else 0 */
+    uint64_t bytes_up;
     uint64_t seconds_x1000;
     size_t n_layers; /* 0 = base, as in the chain before the merge */
     struct qmeld_commit_layer *layers;
@@ -366,7 +383,7 @@ QMELD_API int qmeld_fold(const char *path, size_t keep, const struct qmeld_commi
 /* A layer, before and after. */
 struct qmeld_plan_layer {
     char *path;
-    char *moved_to; /* QUARANTINED: its new name; else NULL */
+    char *moved_to; /* QUARANTINED, and MERGED_INTO above the base: its new name; else NULL */
     enum qmeld_fate fate;
     bool block_device;
     uint64_t old_length; /* of the file, or size of the device */
@@ -389,13 +406,16 @@ struct qmeld_plan_room {
     int64_t change;   /* bytes that are taken in the end; less than 0: given back */
 };
 
-/* The same merge in another way. */
+/* The same merge in another way, or what else comes to the same for the guest. */
 struct qmeld_plan_mode {
-    const char *name;    /* "overlays=keep", ... */
+    const char *name;    /* "in place", "--reclaim", ... */
     bool possible;       /* false: refused tells why */
-    bool fits;           /* there is room for it now */
+    bool bound;          /* of flatten: no more than this; the others are exact */
+    bool fits;           /* there is room for it now; of flatten: on the base's file system */
+    uint64_t bytes_read; /* of data, as in struct qmeld_plan_report; so the next */
+    uint64_t bytes_written;
     uint64_t peak;       /* bytes of extra space, over all file systems; with --reclaim the least */
-    uint64_t new_length; /* of the base's file */
+    uint64_t new_length; /* of the merged disk's file */
     char refused[256];
 };
 
@@ -406,7 +426,10 @@ struct qmeld_plan_report {
     bool resumed;           /* an interrupted merge would be gone on with */
     uint64_t base_old_size; /* virtual sizes */
     uint64_t base_new_size;
-    uint64_t bytes_copied; /* as in struct qmeld_commit_report */
+    enum qmeld_direction direction; /* these three as in struct qmeld_commit_report */
+    uint64_t bytes_down;
+    uint64_t bytes_up;
+    uint64_t bytes_copied; /* as there */
     uint64_t bytes_filled;
     uint64_t bytes_zeroed;
     uint64_t bytes_shared; /* by what is known without trying; a file system may share more */
@@ -419,7 +442,8 @@ struct qmeld_plan_report {
     uint64_t peak; /* bytes of extra space that are needed at a time: the sum of rooms' peaks */
     size_t base_layer;
     size_t top_layer;
-    size_t n_layers; /* 0 = base */
+    size_t target_layer; /* the base, or the layer above it that would take its place */
+    size_t n_layers;     /* 0 = base */
     struct qmeld_plan_layer *layers;
     size_t n_rooms;
     struct qmeld_plan_room *rooms;
@@ -515,6 +539,8 @@ struct qmeld_unfinished {
     uint64_t size;   /* of the guest's disk when it is finished */
     enum qmeld_overlays overlays;
     bool reclaim; /* the merged layers have given up what is done */
+    bool up; /* layer `target_layer`, above the base, is merged into, and gets the base's name */
+    bool replaced; /* it has it */
 
     const char *const *layers;   /* of the chain before the merge; 0 = bottom */
     const char *const *moved_to; /* likewise: the name that a layer gets when the base is complete,
@@ -522,6 +548,7 @@ struct qmeld_unfinished {
     size_t n_layers;
     size_t base_layer;
     size_t top_layer;
+    size_t target_layer; /* the base, or as `up` says */
 };
 
 /* Not 0: the walk ends, QMELD_CANCELED. */

@@ -134,6 +134,12 @@ int qm_rename(const char *path, const char *to, struct qmeld_error *err) QM_CHEC
 
 /* The same, and what has the name is replaced: at every instant the old file or the new one has it. */
 int qm_replace(const char *path, const char *to, struct qmeld_error *err) QM_CHECK;
+/* Gives a file one more name, in the same file system; not durable by itself.  That it has the name already is
+ * no failure; USAGE: another file has.  Links are not followed. */
+int qm_link(const char *path, const char *to, struct qmeld_error *err) QM_CHECK;
+
+/* Can it?  The name is made and removed again; err->disk is OPEN if only the former could be done. */
+int qm_link_possible(const char *path, const char *to, struct qmeld_error *err) QM_CHECK;
 
 /* May names be changed in the directory that holds path? */
 int qm_names_may_change(const char *path, struct qmeld_error *err) QM_CHECK;
@@ -185,7 +191,9 @@ enum qm_io_op {
     QM_IO_TRUNCATE,
     QM_IO_SYNC,
     QM_IO_UNLINK,
-    QM_IO_RENAME
+    QM_IO_RENAME,
+    QM_IO_LINK,
+    QM_IO_ATTRS /* owner, mode, ...: not what the file holds */
 };
 
 #ifdef QM_TESTING
@@ -197,7 +205,7 @@ struct qm_io_event {
     const void *buf; /* QM_IO_WRITE only */
     const char *
         from; /* QM_IO_WRITE of bytes that this file shares, or the file system copies; else NULL */
-    const char *to; /* QM_IO_RENAME only */
+    const char *to; /* QM_IO_RENAME and LINK */
 };
 
 /* Called before each change; a result other than 0 is the errno the change fails with, undone.

@@ -6,11 +6,11 @@
 
 #include "shadow.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* malloc'd */
@@ -101,10 +101,53 @@ qm_rename(const char *path, const char *to, struct qmeld_error *err)
     return qm_sync_dir_of(path, err);
 }
 
+/* 1: both lead to one file */
+static bool
+is_same(const char *a, const char *b)
+{
+    struct stat x, y;
+
+    return lstat(a, &x) == 0 && lstat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+int
+qm_link(const char *path, const char *to, struct qmeld_error *err)
+{
+    int rc;
+
+    if (qm_shadow_now())
+        return qm_shadow_link(qm_shadow_now(), path, to, err);
+    rc = QM_ANNOUNCE(.op = QM_IO_LINK, .path = path, .to = to);
+    if (rc == 0)
+        rc = link(path, to);
+    if (rc == 0)
+        return 0;
+    if (errno != EEXIST)
+        return qm_fail_sys(err, qm_in(path), "cannot get a second name (a hard link)");
+    if (is_same(path, to))
+        return 0;
+    return qm_fail(err, QMELD_USAGE, qm_in(to),
+                   "it is in the way: a name is needed here for a moment: move it away");
+}
+
+int
+qm_link_possible(const char *path, const char *to, struct qmeld_error *err)
+{
+    if (qm_shadow_now())
+        return 0;
+    if (qm_link(path, to, err) < 0)
+        return -1;
+    if (qm_unlink(to, err) == 0)
+        return 0;
+    qm_err_disk(err, QMELD_DISK_OPEN);
+    return -1;
+}
+
 int
 qm_replace(const char *path, const char *to, struct qmeld_error *err)
 {
-    assert(!qm_shadow_now());
+    if (qm_shadow_now())
+        return qm_shadow_replace(qm_shadow_now(), path, to, err);
     if (QM_ANNOUNCE(.op = QM_IO_RENAME, .path = path, .to = to) < 0 || rename(path, to) < 0)
         return qm_fail_sys(err, qm_in(path), "cannot rename to %.400s", to);
     return qm_sync_dir_of(to, err);

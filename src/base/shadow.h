@@ -124,6 +124,10 @@ int qm_shadow_sync(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 int qm_shadow_unlink(struct qm_shadow *s, const char *path, struct qmeld_error *err) QM_CHECK;
 int qm_shadow_rename(struct qm_shadow *s, const char *path, const char *to, struct qmeld_error *err)
     QM_CHECK;
+int qm_shadow_link(struct qm_shadow *s, const char *path, const char *to, struct qmeld_error *err)
+    QM_CHECK;
+int qm_shadow_replace(struct qm_shadow *s, const char *path, const char *to,
+                      struct qmeld_error *err) QM_CHECK;
 void qm_shadow_check_access(struct qm_file *file);
 /* As qm_blocks_ask, with what was cut off as holes. */
 void qm_shadow_ask(const struct qm_file *file, uint64_t off, bool *out_touched, bool *out_data,

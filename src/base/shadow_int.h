@@ -23,6 +23,7 @@ struct qm_shadow_file {
     struct qm_shadow_sum sum; /* .path is ours */
     unsigned users;           /* open qm_files */
     bool linked_elsewhere;    /* other names keep a removed file alive */
+    unsigned names;           /* that it got, and has, besides those it had */
     bool changed;
     size_t purses[QM_ROOM_KINDS];
     size_t n_purses;

@@ -31,6 +31,12 @@ static const char help[] =
     "        --overlays=delete      merged layers are removed, IMAGE too if it was merged\n"
     "        --overlays=quarantine  they are renamed instead: NAME to NAME.merged (.merged.1, ...\n"
     "                               if that is taken)\n"
+    "        --direction=down       everything goes into the base (default)\n"
+    "        --direction=up         a small base is moved up: into the layer that shows most "
+    "data,\n"
+    "                               which then gets the base's backing file, owner, mode, labels,\n"
+    "                               times and name.  Needs a qcow2 base, --overlays=delete\n"
+    "        --direction=auto       up if that is possible and moves less data, else down\n"
     "        --reclaim              merged layers are emptied as the merge goes, batch by batch, "
     "so\n"
     "                               that free space of one batch is enough; the merge can then\n"
@@ -65,6 +71,7 @@ enum {
     OPT_SHALLOW,
     OPT_DECOMPRESS,
     OPT_OVERLAYS,
+    OPT_DIRECTION,
     OPT_RECLAIM,
     OPT_ATOMIC,
     OPT_UNDO,
@@ -74,6 +81,21 @@ enum {
     OPT_BACKING_FORMAT,
     OPT_LIVE,
 };
+
+static bool
+take_direction(const char *command, struct qmeld_commit_options *options, const char *arg)
+{
+    static const char *const names[] = {"down", "up", "auto"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(arg, names[i]) != 0)
+            continue;
+        options->direction = (enum qmeld_direction)i;
+        return true;
+    }
+    qm_cli_usage(command, "--direction is down, up or auto, not \"%s\"", arg);
+    return false;
+}
 
 static bool
 take_live(struct qm_cli_merging *merging, const char *arg)
@@ -113,6 +135,8 @@ take_option(struct qm_cli_merging *merging, int c)
         return true;
     case OPT_OVERLAYS:
         return qm_cli_merging_take_overlays(merging, optarg);
+    case OPT_DIRECTION:
+        return take_direction(merging->command, options, optarg);
     case OPT_RECLAIM:
         options->reclaim = true;
         return true;
@@ -149,6 +173,7 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"top", required_argument, NULL, OPT_TOP},
         {"shallow", no_argument, NULL, OPT_SHALLOW},
         {"overlays", required_argument, NULL, OPT_OVERLAYS},
+        {"direction", required_argument, NULL, OPT_DIRECTION},
         {"reclaim", no_argument, NULL, OPT_RECLAIM},
         {"decompress", no_argument, NULL, OPT_DECOMPRESS},
         {"atomic", no_argument, NULL, OPT_ATOMIC},

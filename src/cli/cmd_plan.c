@@ -28,6 +28,7 @@ static const char help[] =
     "        --top=LAYER\n"
     "        --shallow\n"
     "        --overlays=keep|empty|delete|quarantine\n"
+    "        --direction=down|up|auto\n"
     "        --atomic\n"
     "        --undo\n"
     "        --reclaim\n"
@@ -49,6 +50,11 @@ print_fate(const struct qmeld_plan_report *r, size_t i)
     switch (r->layers[i].fate) {
     case QMELD_FATE_MERGED_INTO:
         printf("will hold the merged data");
+        if (r->layers[i].moved_to) {
+            QM_CLI_FREE char *to = qm_cli_quote(r->layers[i].moved_to);
+
+            printf(", and be %s", to);
+        }
         if (r->base_new_size != r->base_old_size)
             printf(", grown from %s to %s", qm_cli_size(r->base_old_size).text,
                    qm_cli_size(r->base_new_size).text);
@@ -74,6 +80,9 @@ print_fate(const struct qmeld_plan_report *r, size_t i)
         printf("will be renamed to %s", to);
         break;
     }
+    case QMELD_FATE_REPLACED:
+        printf("will be moved up; its name will lead to the merged data");
+        break;
     case QMELD_FATE_REPOINTED:
         printf("will read as before, with [%zu] as its backing file", r->base_layer + 1);
         break;
@@ -103,7 +112,7 @@ print_layers(const struct qmeld_plan_report *r)
         putchar('\n');
         if (l->fate == QMELD_FATE_UNTOUCHED || l->block_device ||
             (l->old_length == l->new_length && l->old_allocated == l->new_allocated &&
-             i != r->base_layer))
+             i != r->target_layer))
             continue;
         print_number("file length", l->old_length, l->new_length);
         print_number("on disk", l->old_allocated, l->new_allocated);
@@ -153,8 +162,10 @@ print_modes(const struct qmeld_plan_report *r)
         const struct qmeld_plan_mode *m = &r->modes[i];
 
         if (m->possible)
-            printf("  %s: at most %" PRIu64 " bytes (%s) more at a time%s\n", m->name, m->peak,
-                   qm_cli_size(m->peak).text, m->fits ? "" : ": there is no room for that");
+            printf("  %s: at most %" PRIu64 " bytes (%s) more at a time, %s%s of data written%s\n",
+                   m->name, m->peak, qm_cli_size(m->peak).text, m->bound ? "at most " : "",
+                   qm_cli_size(m->bytes_written).text,
+                   m->fits ? "" : ": there is no room for that");
     }
 }
 
@@ -188,10 +199,15 @@ print_plan(const struct qmeld_plan_report *r, bool verbose)
     }
     if (r->already_merged)
         puts("already merged: the base holds all of it");
+    else if (r->direction == QMELD_DIRECTION_UP)
+        printf("%s of [%zu]..[%zu] into [%zu], going up: nothing has been written\n",
+               r->resumed ? "rest of an interrupted merge" : "merge", r->base_layer + 1,
+               r->top_layer + 1, r->target_layer + 1);
     else
         printf("%s of [%zu]..[%zu] into [%zu]: nothing has been written\n",
                r->resumed ? "rest of an interrupted merge" : "merge", r->base_layer + 2,
                r->top_layer + 1, r->base_layer + 1);
+    qm_cli_outcome_print_ways(r->direction, r->bytes_down, r->bytes_up);
     print_layers(r);
     if (!r->already_merged)
         print_work(r);
@@ -259,7 +275,10 @@ modes_json(const struct qmeld_plan_report *r)
         qm_cli_json_add(o, "mode", json_object_new_string(m->name));
         qm_cli_json_add_bool(o, "possible", m->possible);
         if (m->possible) {
+            qm_cli_json_add_bool(o, "bound", m->bound);
             qm_cli_json_add_bool(o, "fits", m->fits);
+            qm_cli_json_add_u64(o, "bytes-read", m->bytes_read);
+            qm_cli_json_add_u64(o, "bytes-written", m->bytes_written);
             qm_cli_json_add_u64(o, "peak", m->peak);
             qm_cli_json_add_u64(o, "new-length", m->new_length);
         } else {
@@ -289,6 +308,13 @@ plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
         qm_cli_json_add(o, "error", qm_cli_json_error(err));
     if (r->complete) {
         qm_cli_json_add_bool(o, "resumed", r->resumed);
+        qm_cli_json_add(o, "direction",
+                        json_object_new_string(qm_cli_outcome_direction(r->direction)));
+        if (r->bytes_down || r->bytes_up) {
+            qm_cli_json_add_u64(o, "bytes-down", r->bytes_down);
+            qm_cli_json_add_u64(o, "bytes-up", r->bytes_up);
+        }
+        qm_cli_json_add_u64(o, "target-layer", r->target_layer + 1);
         qm_cli_json_add_u64(o, "base-layer", r->base_layer + 1);
         qm_cli_json_add_u64(o, "top-layer", r->top_layer + 1);
         qm_cli_json_add_u64(o, "base-old-size", r->base_old_size);

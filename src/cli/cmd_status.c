@@ -41,13 +41,35 @@ struct request {
 enum worth {
     READS_AS_BEFORE,
     WRONG,       /* the layer is between base and top */
-    HALF,        /* the base, while bytes are copied */
-    COMPLETE,    /* the base, afterwards */
+    HALF,        /* the layer that is merged into, while bytes are copied */
+    COMPLETE,    /* that, afterwards */
+    REPLACEABLE, /* the base, when it was merged up into that */
+    RENAMED,     /* the layer that took the base's name */
     GONE,        /* removed, as was asked for */
     BEING_GONE,  /* to be removed */
     ASIDE,       /* renamed, as was asked for */
     BEING_ASIDE, /* to be renamed */
 };
+
+/* Where the base is merged up into a layer of the range.  That reads the same at all times if nothing lies above it in
+ * the range; what is below it, until the base's name leads to it. */
+static enum worth
+worth_going_up(const struct qmeld_unfinished *merge, size_t layer)
+{
+    const bool there = access(merge->layers[layer], F_OK) == 0;
+
+    if (layer < merge->base_layer || layer > merge->top_layer)
+        return READS_AS_BEFORE;
+    if (layer == merge->base_layer && merge->complete)
+        return merge->replaced ? COMPLETE : REPLACEABLE;
+    if (merge->complete && layer == merge->target_layer)
+        return there ? COMPLETE : RENAMED;
+    if (merge->complete)
+        return there ? BEING_GONE : GONE;
+    if (layer < merge->target_layer || layer == merge->top_layer)
+        return READS_AS_BEFORE;
+    return layer == merge->target_layer ? HALF : WRONG;
+}
 
 static enum worth
 worth_of(const struct qmeld_unfinished *merge, size_t layer)
@@ -56,6 +78,8 @@ worth_of(const struct qmeld_unfinished *merge, size_t layer)
 
     if (merge->base_intact || merge->rebase)
         return READS_AS_BEFORE;
+    if (merge->up)
+        return worth_going_up(merge, layer);
     if (layer == merge->base_layer)
         return merge->complete ? COMPLETE : HALF;
     if (merged && merge->complete && merge->overlays == QMELD_OVERLAYS_DELETE)
@@ -89,6 +113,10 @@ sentence_of(const struct qmeld_unfinished *merge, size_t layer)
         return "half merged: reads wrong by itself";
     case COMPLETE:
         return "holds the merged data";
+    case REPLACEABLE:
+        return "reads as before; its name goes to the merged data";
+    case RENAMED:
+        return "holds the merged data; it is now";
     case GONE:
         return "deleted";
     case BEING_GONE:
@@ -131,6 +159,11 @@ print_merge(const struct qmeld_unfinished *merge)
         QM_CLI_FREE char *name = merge->new_backing ? qm_cli_quote(merge->new_backing) : NULL;
 
         printf("%s: the rebase of %s onto %s\n", title_of(merge), top, name ? name : "nothing");
+    } else if (merge->up) {
+        QM_CLI_FREE char *target = qm_cli_quote(merge->layers[merge->target_layer]);
+
+        printf("%s: the merge of all from %s to %s into %s, which is to be %s\n", title_of(merge),
+               base, top, target, base);
     } else {
         printf("%s: the merge of %s down into %s\n", title_of(merge), top, base);
     }
@@ -150,8 +183,9 @@ print_merge(const struct qmeld_unfinished *merge)
     for (size_t i = merge->n_layers; i-- > 0;) {
         const enum worth worth = worth_of(merge, i);
         QM_CLI_FREE char *path = qm_cli_quote(merge->layers[i]);
-        QM_CLI_FREE char *now =
-            worth == ASIDE || worth == BEING_ASIDE ? qm_cli_quote(merge->moved_to[i]) : NULL;
+        QM_CLI_FREE char *now = worth == ASIDE || worth == BEING_ASIDE || worth == RENAMED
+                                    ? qm_cli_quote(merge->moved_to[i])
+                                    : NULL;
 
         printf("  [%zu] %s: %s%s%s\n", i + 1, path, sentence_of(merge, i), now ? " " : "",
                now ? now : "");
@@ -183,6 +217,10 @@ word_of(enum worth worth)
         return "half-merged";
     case COMPLETE:
         return "complete";
+    case REPLACEABLE:
+        return "to-be-replaced";
+    case RENAMED:
+        return "renamed";
     case GONE:
         return "deleted";
     case BEING_GONE:
@@ -233,6 +271,8 @@ merge_json(const struct qmeld_unfinished *merge)
     qm_cli_json_add(object, "top", qm_cli_json_string(merge->top));
     qm_cli_json_add(object, "overlays", json_object_new_string(overlays[merge->overlays]));
     qm_cli_json_add_bool(object, "reclaim", merge->reclaim);
+    qm_cli_json_add(object, "direction", json_object_new_string(merge->up ? "up" : "down"));
+    qm_cli_json_add_u64(object, "target-layer", merge->target_layer + 1);
     qm_cli_json_add_bool(object, "complete", merge->complete);
     qm_cli_json_add_bool(object, "held", merge->held);
     qm_cli_json_add_bool(object, "revertible", merge->revertible);

@@ -26,14 +26,31 @@ qm_cli_outcome_fate(enum qmeld_fate fate)
         return "repointed";
     case QMELD_FATE_QUARANTINED:
         return "quarantined";
+    case QMELD_FATE_REPLACED:
+        return "replaced";
     }
     return "unknown";
 }
 
+const char *
+qm_cli_outcome_direction(enum qmeld_direction direction)
+{
+    return direction == QMELD_DIRECTION_UP ? "up" : "down";
+}
+
+/* Both ways were thought of. */
+void
+qm_cli_outcome_print_ways(enum qmeld_direction taken, uint64_t down, uint64_t up)
+{
+    if (down || up)
+        printf("  direction: %s; up there is %s of data to move, down %s\n",
+               qm_cli_outcome_direction(taken), qm_cli_size(up).text, qm_cli_size(down).text);
+}
+
 /* Indices of layers; SIZE_MAX: there is none. */
 struct range {
-    size_t base;
-    size_t top; /* the highest layer that was merged */
+    size_t base; /* the layer whose name leads to the merged data */
+    size_t top;  /* the highest layer that was merged */
 };
 
 static struct range
@@ -44,7 +61,8 @@ find_range(const struct qmeld_commit_report *report)
     for (size_t i = 0; i < report->n_layers; i++) {
         const enum qmeld_fate fate = report->layers[i].fate;
 
-        if (fate == QMELD_FATE_MERGED_INTO)
+        if (fate == QMELD_FATE_REPLACED ||
+            (fate == QMELD_FATE_MERGED_INTO && range.base == SIZE_MAX))
             range.base = i;
         else if (fate != QMELD_FATE_UNTOUCHED && fate != QMELD_FATE_REPOINTED)
             range.top = i;
@@ -53,11 +71,21 @@ find_range(const struct qmeld_commit_report *report)
 }
 
 static void
+print_target(const char *moved_to)
+{
+    QM_CLI_FREE char *now = moved_to ? qm_cli_quote(moved_to) : NULL;
+
+    printf("holds the merged data now");
+    if (now)
+        printf(", and its name is %s now", now);
+}
+
+static void
 print_fate(const struct qmeld_commit_report *report, const struct range *range, size_t i)
 {
     switch (report->layers[i].fate) {
     case QMELD_FATE_MERGED_INTO:
-        printf("holds the merged data now");
+        print_target(report->layers[i].moved_to);
         if (report->base_new_size != report->base_old_size)
             printf("; grown from %s to %s", qm_cli_size(report->base_old_size).text,
                    qm_cli_size(report->base_new_size).text);
@@ -94,6 +122,9 @@ print_fate(const struct qmeld_commit_report *report, const struct range *range, 
         printf("merged, and put aside: its file is %s now", now);
         break;
     }
+    case QMELD_FATE_REPLACED:
+        printf("moved up: its name leads to the merged data now");
+        break;
     case QMELD_FATE_REPOINTED:
         if (report->rebased)
             printf("reads as before, on its new backing file");
@@ -126,7 +157,8 @@ print_sum(const struct qmeld_commit_report *report)
                report->verified ? "; it was read back from the disk and compared" : "");
         return;
     }
-    printf("%s: %s copied", report->resumed ? "resumed, and merged" : "merged",
+    printf("%s%s: %s copied", report->resumed ? "resumed, and merged" : "merged",
+           report->direction == QMELD_DIRECTION_UP ? " up" : "",
            qm_cli_size(report->bytes_copied).text);
     if (report->bytes_shared)
         printf(" (%s of it shared, not read and written)", qm_cli_size(report->bytes_shared).text);
@@ -205,6 +237,7 @@ qm_cli_outcome_print(const struct qmeld_commit_report *report, bool verbose)
     print_sum(report);
     if (verbose)
         qm_cli_outcome_print_routes(report);
+    qm_cli_outcome_print_ways(report->direction, report->bytes_down, report->bytes_up);
     print_layers(report);
     if (report->reclaimed && !report->nothing_to_do)
         puts("--reclaim: the merged layers gave up their data as the merge went; there is no way "
@@ -234,6 +267,12 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
     qm_cli_json_add_bool(object, "resumed", report->resumed);
     if (report->rebased)
         qm_cli_json_add_bool(object, "rebased", true);
+    qm_cli_json_add(object, "direction",
+                    json_object_new_string(qm_cli_outcome_direction(report->direction)));
+    if (report->bytes_down || report->bytes_up) {
+        qm_cli_json_add_u64(object, "bytes-down", report->bytes_down);
+        qm_cli_json_add_u64(object, "bytes-up", report->bytes_up);
+    }
     qm_cli_json_add_bool(object, "reclaimed", report->reclaimed);
     qm_cli_json_add_bool(object, "held", report->held);
     qm_cli_json_add_u64(object, "bytes-copied", report->bytes_copied);

@@ -31,6 +31,12 @@ struct json_object *qm_cli_outcome_json(const struct qmeld_commit_report *report
 /* "merged-into", ... */
 const char *qm_cli_outcome_fate(enum qmeld_fate fate);
 
+/* "up" or "down" */
+const char *qm_cli_outcome_direction(enum qmeld_direction direction);
+
+/* A line that says what going down, and up, comes to; nothing if only one was thought of. */
+void qm_cli_outcome_print_ways(enum qmeld_direction taken, uint64_t down, uint64_t up);
+
 struct qm_cli_failure {
     bool rebase; /* it was no merge */
     const struct qmeld_error *err;

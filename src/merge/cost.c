@@ -38,11 +38,12 @@ static int
 note_layers(struct dry *d, struct qmeld_error *err)
 {
     const struct qm_layer *base = &d->m.chain->layers[d->m.transfer.base];
+    const struct qm_image *target = d->m.chain->layers[d->m.transfer.target].img;
 
     d->which = calloc(d->commit.n_layers + 1, sizeof *d->which);
     if (!d->which)
         return qm_fail_nomem(err, "the plan");
-    d->format = base->img->ops->format;
+    d->format = target->ops->format;
     d->base = strdup(base->path);
     if (!d->base)
         return qm_fail_nomem(err, "the plan");
@@ -119,6 +120,7 @@ tell_layers(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error
 {
     r->base_layer = d->m.transfer.base;
     r->top_layer = d->m.transfer.top;
+    r->target_layer = d->m.transfer.target;
     r->layers = calloc(d->commit.n_layers + 1, sizeof *r->layers);
     if (!r->layers)
         return qm_fail_nomem(err, "the plan");
@@ -191,6 +193,9 @@ tell_work(const struct dry *d, struct qmeld_plan_report *r)
     r->nothing_to_do = d->commit.nothing_to_do;
     r->already_merged = d->commit.already_merged;
     r->resumed = d->commit.resumed;
+    r->direction = d->commit.direction;
+    r->bytes_down = d->commit.bytes_down;
+    r->bytes_up = d->commit.bytes_up;
     r->base_old_size = d->commit.base_old_size;
     r->base_new_size = d->commit.base_new_size;
     r->bytes_copied = d->commit.bytes_copied;
@@ -250,6 +255,9 @@ qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
 
     memset(out, 0, sizeof *out);
     memset(err, 0, sizeof *err);
+    if (opts->direction != QMELD_DIRECTION_DOWN)
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "only merges down into the base are measured: leave the direction out");
     rc = run_dry(&d, path, opts, false, false, err);
     if (rc == 0)
         rc = measure_base(&d, out, err);
@@ -260,26 +268,98 @@ qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
 /* ---- other ways ---- */
 
 /* Ways to merge that have another price. */
-static const struct {
+static const struct way {
     const char *name;
-    bool reclaim, atomic, undo;
+    bool reclaim, atomic, undo, up;
 } ways[] = {
-    {"in place", false, false, false},
-    {"--reclaim", true, false, false},
-    {"--atomic", false, true, false},
-    {"--undo", false, false, true},
+    {"in place", false, false, false, false},
+    {"--reclaim", true, false, false, false},
+    {"--atomic", false, true, false, false},
+    {"--undo", false, false, true, false},
+    {"--direction=up --overlays=delete", false, false, false, true},
 };
 
 static void
 price(const struct dry *d, struct qmeld_plan_mode *mode)
 {
-    const struct qm_shadow_sum *base = sum_of(d, d->m.transfer.base);
+    const struct qm_shadow_sum *target = sum_of(d, d->m.transfer.target);
     struct qmeld_error why = {0};
 
     mode->possible = true;
     mode->fits = qm_space_judge(d->shadow, &why) == 0;
     mode->peak = peak_of(d->shadow);
-    mode->new_length = base ? base->new_size : 0;
+    mode->new_length = target ? target->new_size : 0;
+    mode->bytes_read = d->m.transfer.costs.bytes_read;
+    mode->bytes_written = d->m.transfer.costs.bytes_written;
+}
+
+/* The options of that way; false: it is the one that was asked for. */
+static bool
+take_way(const struct way *way, const struct qmeld_plan_report *r,
+         const struct qmeld_commit_options *opts, struct qmeld_commit_options *out)
+{
+    const bool up = r->direction == QMELD_DIRECTION_UP;
+
+    if (way->reclaim == opts->reclaim && way->atomic == opts->atomic && way->undo == opts->undo &&
+        way->up == up)
+        return false;
+    *out = *opts;
+    out->reclaim = way->reclaim;
+    out->atomic = way->atomic;
+    out->undo = way->undo;
+    out->direction = way->up ? QMELD_DIRECTION_UP : QMELD_DIRECTION_DOWN;
+    if (way->up)
+        out->overlays = QMELD_OVERLAYS_DELETE;
+    return true;
+}
+
+/* Bytes of data that the whole chain shows. */
+static int
+add_visible(const struct qm_chain *chain, uint64_t *out, struct qmeld_error *err)
+{
+    struct qm_map *map;
+    bool done = false;
+    int rc = qm_map_open(chain, 0, chain->n - 1, qm_guest(0), UINT64_MAX, &map, err);
+
+    *out = 0;
+    while (rc == 0) {
+        struct qm_map_span s;
+
+        rc = qm_map_next(map, &s, &done, err);
+        if (rc < 0 || done)
+            break;
+        *out += s.ext.kind == QM_DATA || s.ext.kind == QM_COMPRESSED ? s.len : 0;
+    }
+    qm_map_close(map);
+    return rc;
+}
+
+/* A new file with all that is visible has no more data than this, whatever its format. */
+static int
+bound_flatten(const char *path, const struct qmeld_commit_options *opts,
+              struct qmeld_plan_report *r, struct qmeld_error *err)
+{
+    const struct qm_chain_options how = {
+        .mode = QM_CHAIN_LOOK, .format = opts->format, .backing_format = opts->backing_format};
+    struct qm_chain *chain;
+    uint64_t data;
+    int rc;
+
+    if (qm_chain_open(path, &how, &chain, err) < 0)
+        return -1;
+    rc = add_visible(chain, &data, err);
+    qm_chain_close(chain);
+    if (rc == 0)
+        r->modes[r->n_modes++] =
+            (struct qmeld_plan_mode){.name = "flatten",
+                                     .possible = true,
+                                     .bound = true,
+                                     .fits = r->n_rooms == 0 || r->rooms[0].room >= data,
+                                     .bytes_read = data,
+                                     .bytes_written = data,
+                                     .peak = data,
+                                     .new_length = data};
+    return rc;
 }
 
 /* Each is done dry as well; what the first found out is not looked for again. */
@@ -287,24 +367,22 @@ static int
 tell_ways(const char *path, const struct qmeld_commit_options *opts, struct qmeld_plan_report *r,
           struct qmeld_error *err)
 {
-    r->modes = calloc(sizeof ways / sizeof *ways, sizeof *r->modes);
+    r->modes = calloc(sizeof ways / sizeof *ways + 1, sizeof *r->modes);
     if (!r->modes)
         return qm_fail_nomem(err, "the plan");
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
-        struct qmeld_commit_options other = *opts;
+        struct qmeld_commit_options other;
         struct dry d = {.frugal = ways[i].reclaim};
         struct qmeld_error why = {0};
         struct qmeld_plan_mode *mode;
 
-        if (ways[i].reclaim == opts->reclaim && ways[i].atomic == opts->atomic &&
-            ways[i].undo == opts->undo)
+        if (!take_way(&ways[i], r, opts, &other))
             continue;
         mode = &r->modes[r->n_modes++];
         mode->name = ways[i].name;
-        other.reclaim = ways[i].reclaim;
-        other.atomic = ways[i].atomic;
-        other.undo = ways[i].undo;
-        if (run_dry(&d, path, &other, false, true, &why) == 0)
+        /* whether all is merged already is another question for another target */
+        if (run_dry(&d, path, &other, false, !ways[i].up && r->direction == QMELD_DIRECTION_DOWN,
+                    &why) == 0)
             price(&d, mode);
         else
             snprintf(mode->refused, sizeof mode->refused, "%.250s", why.what);
@@ -314,7 +392,7 @@ tell_ways(const char *path, const struct qmeld_commit_options *opts, struct qmel
             return -1;
         }
     }
-    return 0;
+    return bound_flatten(path, opts, r, err);
 }
 
 static bool

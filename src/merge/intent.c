@@ -99,6 +99,12 @@ intent_to_json(const struct qm_intent *i)
     if (i->detect_zeroes)
         json_object_object_add(o, "detect-zeroes", json_object_new_boolean(true));
     json_object_object_add(o, "overlays", json_object_new_int((int)i->overlays));
+    if (i->direction != QMELD_DIRECTION_DOWN)
+        json_object_object_add(o, "direction", json_object_new_int((int)i->direction));
+    if (i->target != i->base) {
+        json_object_object_add(o, "target", json_object_new_uint64(i->target));
+        json_object_object_add(o, "target-size", json_object_new_uint64(i->old_size));
+    }
     json_object_object_add(o, "base", json_object_new_uint64(i->base));
     json_object_object_add(o, "top", json_object_new_uint64(i->top));
     json_object_object_add(o, "base-size", json_object_new_uint64(i->base_size));
@@ -298,17 +304,56 @@ each(struct json_object *o, const char *key, struct qm_intent *i,
     return true;
 }
 
-/* Those that are to be put aside have new names, and no others. */
+/* Those that are to be put aside, or to take the base's name, have new names, and no others. */
 static bool
 new_names_fit(const struct qm_intent *i)
 {
     for (size_t k = 0; k < i->layers.n; k++) {
         const bool aside = i->overlays == QMELD_OVERLAYS_QUARANTINE && k > i->base && k <= i->top;
+        const bool up = i->target > i->base && k == i->target;
+        const char *to = i->layers.at[k].moved_to;
 
-        if (aside != (i->layers.at[k].moved_to != NULL))
+        if ((aside || up) != (to != NULL) || (up && strcmp(to, i->layers.at[i->base].path) != 0))
             return false;
     }
     return true;
+}
+
+static bool
+get_optional_number(struct json_object *o, const char *key, uint64_t otherwise, uint64_t *out)
+{
+    *out = otherwise;
+    return !json_object_object_get_ex(o, key, NULL) || get_number(o, key, out);
+}
+
+/* The merge goes down, or all that going up stands on was so when it began. */
+static bool
+get_direction(struct json_object *o, struct qm_intent *i)
+{
+    uint64_t direction, target;
+
+    if (!get_optional_number(o, "direction", QMELD_DIRECTION_DOWN, &direction) ||
+        direction > QMELD_DIRECTION_AUTO || !get_optional_number(o, "target", i->base, &target) ||
+        !get_optional_number(o, "target-size", i->base_size, &i->old_size))
+        return false;
+    i->direction = (enum qmeld_direction)direction;
+    i->target = target;
+    return target == i->base ||
+           (target > i->base && target <= i->top && i->overlays == QMELD_OVERLAYS_DELETE &&
+            !i->reclaim && i->back.kind == QM_WAY_NONE);
+}
+
+/* What the merge is to do with these layers. */
+static bool
+fits_layers(const struct qm_intent *i)
+{
+    if ((i->rebase ? i->base != i->top || i->top + 1 != i->layers.n : i->base >= i->top) ||
+        i->top >= i->layers.n || i->base_size > i->new_size || i->old_size > i->new_size ||
+        !new_names_fit(i))
+        return false;
+    return i->target == i->base || (strcmp(i->layers.at[i->target].format, "qcow2") == 0 &&
+                                    strcmp(i->layers.at[i->base].format, "qcow2") == 0 &&
+                                    (i->layers.at[i->base].backing_name != NULL) == (i->base > 0));
 }
 
 static bool
@@ -328,15 +373,14 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
         !get_number(o, "new-size", &i->new_size))
         return false;
     i->overlays = (enum qmeld_overlays)overlays;
-    i->base = i->target = base;
+    i->base = base;
     i->top = top;
-    i->old_size = i->base_size;
+    if (!get_direction(o, i))
+        return false;
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
-           get_rebase(o, i) &&
-           (i->rebase ? i->base == i->top && i->top + 1 == i->layers.n : i->base < i->top) &&
-           i->top < i->layers.n && i->base_size <= i->new_size && new_names_fit(i);
+           get_rebase(o, i) && fits_layers(i);
 }
 
 char *

@@ -22,7 +22,9 @@ struct qm_journal_layer {
     char *format;
     char *backing_name; /* as its header had them; NULL: none */
     char *backing_format;
-    char *moved_to; /* QUARANTINE: the absolute path it is to have in the end; NULL: it stays */
+    char *
+        moved_to; /* QUARANTINE, and the target above its base: the absolute path it is to have in the end;
+                     * NULL: it stays */
     bool blockdev;
     uint64_t ino;
     uint64_t size;
@@ -61,6 +63,7 @@ struct qm_intent {
     bool atomic;
     bool undo;
     enum qmeld_overlays overlays;
+    enum qmeld_direction direction;
     bool rebase; /* no merge: base, top and target are the active layer, which gets another backing
                         * file, of this name and format; NULL: none */
     char *new_backing;

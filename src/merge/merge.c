@@ -14,6 +14,9 @@
  *     SETTLE --overlays kept--> HELD --finalize--> FINAL --> (none)
  *     SETTLE --overlays given up----------------->
  *     COPY, SETTLE, HELD --revert--> BACK --> (none)
+ *
+ * "The base" below is the layer whose name the merged disk has in the end; "the target" the layer that is merged into,
+ * which may be one above it (promote.h).
  */
 #include "merge_int.h"
 
@@ -51,22 +54,22 @@ refuse_layer(const struct qm_merge *m, size_t i, struct qmeld_error *err)
     return 0;
 }
 
-/* The base and the middle layers hold, by themselves, neither the old nor the new view while
+/* The target and the middle layers hold, by themselves, neither the old nor the new view while
  * the merge runs: nobody may even read them.  Whose header is rewritten may not be opened.  Top, if
- * it gives up its clusters as the merge goes: who reads it may hold its tables in memory. */
+ * it gives up its clusters as the merge goes, or is the target: who reads it may hold its tables in memory. */
 static int
 lock_layers(const struct qm_merge *m, struct qmeld_error *err)
 {
     const size_t base = m->transfer.base, top = m->transfer.top;
     const bool change_top = m->settle_config.overlays != QMELD_OVERLAYS_KEEP;
-    const bool reclaim = m->settle_config.reclaim;
+    const bool top_changes = m->settle_config.reclaim || m->transfer.target == top;
 
     for (size_t i = base; i < m->chain->n && i <= top + 1; i++) {
         enum qm_lock_role role = QM_LOCK_EXCLUSIVE;
 
         if (!m->chain->layers[i].img) /* removed already, by the run that was interrupted */
             continue;
-        if (i == top && !reclaim)
+        if (i == top && !top_changes)
             role = change_top ? QM_LOCK_WRITER : QM_LOCK_READER;
         else if (i > top)
             role = QM_LOCK_WRITER;
@@ -90,9 +93,9 @@ list_layers(const struct qm_merge *m, struct qmeld_error *err)
 
         l->fate = qm_settle_fate(&m->settle_config, i);
         l->path = strdup(m->chain->layers[i].path);
-        if (l->fate == QMELD_FATE_QUARANTINED)
+        if (m->moved_to[i])
             l->moved_to = strdup(m->moved_to[i]);
-        if (!l->path || (l->fate == QMELD_FATE_QUARANTINED && !l->moved_to))
+        if (!l->path || (m->moved_to[i] && !l->moved_to))
             return qm_fail_nomem(err, "the report");
     }
     return 0;
@@ -137,6 +140,24 @@ note_new_names(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_
     return 0;
 }
 
+/* Where another layer than the base becomes the merged one. */
+static int
+prepare_promotion(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
+{
+    const struct qm_journal_layer *base = &intent->layers.at[intent->base];
+    const struct qm_promote_config config = {.chain = m->chain,
+                                             .base = intent->base,
+                                             .target = intent->target,
+                                             .base_path = base->path,
+                                             .backing_name = base->backing_name,
+                                             .backing_format =
+                                                 base->backing_name ? (base - 1)->format : NULL};
+
+    if (intent->target == intent->base)
+        return 0;
+    return qm_promote_check(&config, &m->promote, err);
+}
+
 /* Everything that can be refused, is refused here. */
 int
 qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
@@ -161,6 +182,7 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
     m->report->reclaimed = intent->reclaim;
     m->report->base_old_size = intent->base_size;
     m->report->base_new_size = t->new_size;
+    m->report->direction = t->target > t->base ? QMELD_DIRECTION_UP : QMELD_DIRECTION_DOWN;
     if (t->give_up && m->chain->layers[t->target].img->size >= t->new_size)
         t->old_size = t->new_size; /* an earlier run has done that part */
     m->settle_config = (struct qm_settle_config){.chain = m->chain,
@@ -172,7 +194,8 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
                                                  .reclaim = intent->reclaim};
     if (note_new_names(m, intent, err) < 0 || lock_layers(m, err) < 0 ||
         find_hidden_end(m, err) < 0 || qm_transfer_begin(t, err) < 0 ||
-        qm_settle_check(&m->settle_config, &m->settle, err) < 0)
+        qm_settle_check(&m->settle_config, &m->settle, err) < 0 ||
+        prepare_promotion(m, intent, err) < 0)
         return -1;
     return list_layers(m, err);
 }
@@ -277,7 +300,9 @@ qm_merge_settle(struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
 
-    if (qm_back_switch_over(&m->back, err) < 0 || qm_settle_repoint(m->settle, err) < 0)
+    if (qm_back_switch_over(&m->back, err) < 0 ||
+        (m->promote && qm_promote_run(m->promote, err) < 0) ||
+        qm_settle_repoint(m->settle, err) < 0)
         return -1;
     if (intent->back.kind != QM_WAY_NONE && intent->overlays == QMELD_OVERLAYS_KEEP)
         return hold(m, err);
@@ -418,13 +443,16 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
     if (qm_journal_create(journal_path, intent, &m->journal, err) < 0)
         return -1;
     qm_merge_set_back(m);
-    return qm_merge_work(m, false, err) < 0 ? give_up(m, err) : 0;
+    if ((m->promote && qm_promote_try(m->promote, err) < 0) || qm_merge_work(m, false, err) < 0)
+        return give_up(m, err);
+    return 0;
 }
 
 void
 qm_merge_release(struct qm_merge *m)
 {
     qm_settle_free(m->settle);
+    qm_promote_free(m->promote);
     qm_reclaim_free(m->reclaim);
     qm_back_release(&m->back);
     qm_transfer_release(&m->transfer);

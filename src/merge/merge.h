@@ -14,6 +14,7 @@
 #define QM_MERGE_H
 
 #include "journal.h"
+#include "promote.h"
 #include "settle.h"
 #include "transfer.h"
 
@@ -26,13 +27,14 @@ struct qm_merge {
     struct qm_journal *journal;
     struct qm_transfer transfer;
     struct qm_back back;
-    const char **moved_to;      /* QUARANTINE: each layer's new name, of the intent; else NULL */
+    const char **moved_to;      /* each layer's new name, of the intent; NULL: it stays */
     struct qm_reclaim *reclaim; /* with --reclaim, once its layers may be written */
     struct qm_settle_config settle_config;
     struct qm_settle *settle;
+    struct qm_promote *promote; /* if the target is not the base */
 };
 
-/* A new merge of layers base + 1 .. top of m->chain (held) into base: locks, checks, counts, writes
+/* A new merge of layers base .. top of m->chain (held) into one of them: locks, checks, counts, writes
  * the journal of `intent` (taken over), and does it. */
 int qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal_path,
                    struct qmeld_error *err) QM_CHECK;

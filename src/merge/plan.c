@@ -33,6 +33,13 @@ is_up(const struct qm_plan *p)
     return p->cfg.target > p->cfg.base;
 }
 
+/* Of what top showed: as the target it may have grown, by the run that was interrupted. */
+static uint64_t
+end_of_top(const struct qm_plan *p)
+{
+    return p->cfg.target == p->cfg.top ? p->cfg.old_size : size_of(p, p->cfg.top);
+}
+
 int
 qm_plan_open(const struct qm_plan_config *config, struct qm_plan **out, struct qmeld_error *err)
 {
@@ -53,8 +60,8 @@ qm_plan_open(const struct qm_plan_config *config, struct qm_plan **out, struct q
     }
     p->below_size = config->base > 0 ? size_of(p, config->base - 1) : 0;
     /* a base that is the target is not asked: what nobody above it answers, it keeps */
-    if (qm_map_open(config->chain, config->base + !is_up(p), config->top, config->from, UINT64_MAX,
-                    &p->map, err) < 0) {
+    if (qm_map_open(config->chain, config->base + !is_up(p), config->top, config->from,
+                    end_of_top(p) - qm_min(end_of_top(p), config->from.g), &p->map, err) < 0) {
         free(p);
         return -1;
     }
@@ -134,7 +141,7 @@ want_in_range(const struct qm_plan *p, const struct qm_map_span *span, struct qm
 static bool
 want_hidden(const struct qm_plan *p, struct qm_want *out)
 {
-    const uint64_t at = qm_max(size_of(p, p->cfg.top), p->cfg.from.g);
+    const uint64_t at = qm_max(end_of_top(p), p->cfg.from.g);
 
     if (p->cfg.hidden_end <= at)
         return false;
@@ -147,7 +154,7 @@ want_hidden(const struct qm_plan *p, struct qm_want *out)
 static int
 open_tail(struct qm_plan *p, struct qmeld_error *err)
 {
-    const uint64_t at = qm_max(qm_max(size_of(p, p->cfg.top), p->cfg.hidden_end), p->cfg.from.g);
+    const uint64_t at = qm_max(qm_max(end_of_top(p), p->cfg.hidden_end), p->cfg.from.g);
 
     qm_map_close(p->map);
     p->map = NULL;

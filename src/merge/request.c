@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * request.c - qmeld_commit, qmeld_resume, qmeld_status: what is meant, new or interrupted.
+ * request.c - qmeld_commit, qmeld_resume and their like: what is meant, new or interrupted.
  *
  * The same command line again goes on with an interrupted merge.  "The same" is decided by its words
  * as the journal keeps them, not by what they mean now: after half a merge a chain may be shorter,
@@ -8,111 +8,15 @@
  */
 #include "request.h"
 
-#include "rebase.h"
-
+#include "direction.h"
 #include "qcow2.h"
+#include "rebase.h"
+#include "search.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
-
-/* ---- journals in a directory ---- */
-
-/* A journal, or a file that should be one. */
-struct find {
-    const char *path;
-    struct qm_journal *j;       /* may be taken over (NULL is left then) */
-    struct qmeld_error problem; /* if j is NULL: why it cannot be loaded */
-};
-
-/* Not 0 ends the search. */
-typedef int found_fn(struct find *f, void *opaque, struct qmeld_error *err);
-
-static bool
-names_a_journal(const char *name)
-{
-    const size_t len = strlen(name);
-
-    return name[0] == '.' && len > strlen("..qmeld") && strcmp(name + len - 6, ".qmeld") == 0;
-}
-
-static int
-visit(const char *path, found_fn *fn, void *opaque, struct qmeld_error *err)
-{
-    struct find f = {.path = path};
-    int rc;
-
-    if (qm_journal_load(path, &f.j, &f.problem) == 0 && !f.j)
-        return 0;
-    rc = fn(&f, opaque, err);
-    qm_journal_close(f.j);
-    return rc;
-}
-
-static int
-search(const char *dir, found_fn *fn, void *opaque, struct qmeld_error *err)
-{
-    DIR *d = opendir(dir);
-    struct dirent *e;
-    int rc = 0;
-
-    if (!d)
-        return qm_fail_sys(err, qm_in(dir), "cannot list the directory");
-    while (rc == 0 && (e = readdir(d))) {
-        QM_FREE char *path = NULL;
-
-        if (!names_a_journal(e->d_name))
-            continue;
-        if (asprintf(&path, "%s%s%s", dir, dir[strlen(dir) - 1] == '/' ? "" : "/", e->d_name) < 0) {
-            path = NULL;
-            rc = qm_fail_nomem(err, "a path");
-            break;
-        }
-        rc = visit(path, fn, opaque, err);
-    }
-    closedir(d);
-    return rc;
-}
-
-static char *
-dir_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    if (!slash)
-        return strdup(".");
-    return strndup(path, slash == path ? 1 : (size_t)(slash - path));
-}
-
-static bool
-is_dir(const char *path)
-{
-    struct stat st;
-
-    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-}
-
-/* Where the journal of a merge into a layer of this chain lies. */
-static int
-visit_chain(const struct qm_chain *chain, const char *active, const char *dir, found_fn *fn,
-            void *opaque, struct qmeld_error *err)
-{
-    int rc = 0;
-
-    for (size_t i = 0; rc == 0 && i < chain->n; i++) {
-        QM_FREE char *journal = NULL;
-        const struct qm_layer *l = &chain->layers[i];
-
-        if (qm_journal_path(l->path, l->img->file->blockdev, active, dir, &journal, err) < 0)
-            return -1;
-        rc = visit(journal, fn, opaque, err);
-    }
-    return rc;
-}
 
 /* ---- an interrupted merge that is meant ---- */
 
@@ -143,7 +47,7 @@ same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
     return !i->rebase && same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
            i->shallow == o->shallow && i->reclaim == o->reclaim && i->overlays == o->overlays &&
            i->keep_relative == o->keep_relative && i->atomic == o->atomic && i->undo == o->undo &&
-           i->decompress == o->decompress;
+           i->decompress == o->decompress && i->direction == o->direction;
 }
 
 static bool
@@ -153,18 +57,6 @@ is_meant(const struct qm_intent *i, const struct wanted *w)
         return same_request(i, w->opts);
     return w->rebase->any && i->rebase && same_text(i->new_backing, w->rebase->backing) &&
            same_text(i->new_format, w->rebase->format);
-}
-
-/* By inode where both exist; the active layer itself may be gone (deleted as merged). */
-static bool
-same_file(const char *a, const char *b)
-{
-    QM_FREE char *full = qm_absolute_path(a);
-    struct stat x, y;
-
-    if (stat(a, &x) == 0 && stat(b, &y) == 0)
-        return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-    return full && strcmp(full, b) == 0;
 }
 
 /* A file that the interrupted merge changes, or leaves wrong by itself until it is finished, is one
@@ -189,7 +81,7 @@ touches(const struct qm_intent *i, const struct qm_chain *chain)
 }
 
 static int
-is_wanted(struct find *f, void *opaque, struct qmeld_error *err)
+is_wanted(struct qm_found *f, void *opaque, struct qmeld_error *err)
 {
     struct wanted *w = opaque;
     const struct qm_intent *i;
@@ -201,7 +93,7 @@ is_wanted(struct find *f, void *opaque, struct qmeld_error *err)
         return tell ? -1 : 0;
     }
     i = qm_journal_intent(f->j);
-    if (same_file(w->active, i->layers.at[i->layers.n - 1].path)) {
+    if (qm_search_same_file(w->active, i->layers.at[i->layers.n - 1].path)) {
         if (is_meant(i, w)) {
             w->found = QM_TAKE(f->j);
             return 1;
@@ -225,18 +117,26 @@ static int
 find_interrupted(struct wanted *w, struct qmeld_error *err)
 {
     const char *dir = w->opts->journal_dir;
-    QM_FREE char *own = dir_of(w->active);
+    QM_FREE char *own = qm_search_dir_of(w->active);
 
     if (!own)
         return qm_fail_nomem(err, "a path");
-    if (dir || is_dir(own)) {
-        const int rc = search(dir ? dir : own, is_wanted, w, err);
+    if (dir || qm_search_is_dir(own)) {
+        const int rc = qm_search_dir(dir ? dir : own, is_wanted, w, err);
+
+        if (rc != 0)
+            return rc < 0 ? -1 : 0;
+    }
+    if (!w->chain)
+        return 0;
+    if (!dir) {
+        const int rc = qm_search_beside(w->chain, own, is_wanted, w, err);
 
         if (rc != 0)
             return rc < 0 ? -1 : 0;
     }
     w->exact = true;
-    return w->chain && visit_chain(w->chain, w->active, dir, is_wanted, w, err) < 0 ? -1 : 0;
+    return qm_search_chain(w->chain, w->active, dir, is_wanted, w, err) < 0 ? -1 : 0;
 }
 
 int
@@ -303,12 +203,27 @@ copy_text(const char *from, char **to)
     return *to || !from;
 }
 
+/* The name that layer i is to have in the end; none: it stays what it is. */
 static int
-make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent *out,
-            struct qmeld_error *err)
+note_new_name(const struct qm_intent *intent, size_t i, struct qm_journal_layer *l,
+              struct qmeld_error *err)
+{
+    if (intent->target > intent->base && i == intent->target) {
+        l->moved_to = strdup(intent->layers.at[intent->base].path);
+        return l->moved_to ? 0 : qm_fail_nomem(err, "the journal");
+    }
+    if (intent->overlays == QMELD_OVERLAYS_QUARANTINE && i > intent->base && i <= intent->top)
+        return qm_settle_new_name(l->path, &l->moved_to, err);
+    return 0;
+}
+
+static int
+make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_layer,
+            struct qm_intent *out, struct qmeld_error *err)
 {
     const struct qmeld_commit_options *o = m->opts;
-    struct qm_image *target = m->chain->layers[base].img;
+    struct qm_image *target = m->chain->layers[target_layer].img;
+    const uint64_t base_size = m->chain->layers[base].img->size;
     const struct qm_qcow2 *q = qm_qcow2_of(target);
 
     *out = (struct qm_intent){.shallow = o->shallow,
@@ -321,12 +236,13 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
                               .atomic = o->atomic,
                               .undo = o->undo,
                               .overlays = o->overlays,
+                              .direction = o->direction,
                               .base = base,
                               .top = top,
-                              .target = base,
-                              .base_size = target->size,
+                              .target = target_layer,
+                              .base_size = base_size,
                               .old_size = target->size,
-                              .new_size = qm_max(target->size, m->chain->layers[top].img->size)};
+                              .new_size = qm_max(base_size, m->chain->layers[top].img->size)};
     if (!copy_text(o->base, &out->base_arg) || !copy_text(o->top, &out->top_arg) ||
         !copy_text(o->backing_format, &out->backing_format))
         return qm_fail_nomem(err, "the journal");
@@ -335,8 +251,7 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, struct qm_intent 
 
         if (qm_journal_note(&m->chain->layers[i], &l, err) < 0)
             return -1;
-        if (o->overlays == QMELD_OVERLAYS_QUARANTINE && i > base && i <= top &&
-            qm_settle_new_name(l.path, &l.moved_to, err) < 0) {
+        if (note_new_name(out, i, &l, err) < 0) {
             qm_journal_layer_release(&l);
             return -1;
         }
@@ -355,14 +270,15 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
 {
     QM_FREE char *journal = NULL;
     struct qm_intent intent = {.base_arg = NULL};
-    const struct qm_layer *target;
+    const struct qm_layer *named; /* whose name the merged disk has, and the journal */
+    struct qm_direction way;
     size_t base, top;
 
     if (find_range(m, &base, &top, err) < 0)
         return -1;
     m->report->base_old_size = m->report->base_new_size = m->chain->layers[base].img->size;
     if (base == top) {
-        m->transfer.base = m->transfer.top = base;
+        m->transfer.base = m->transfer.top = m->transfer.target = base;
         m->report->nothing_to_do = true;
         return 0;
     }
@@ -375,11 +291,15 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
         return qm_fail(err, QMELD_USAGE, qm_in(path),
                        "what --reclaim gives up cannot be brought back: leave out either that or "
                        "--atomic and --undo");
-    target = &m->chain->layers[base];
-    if (qm_journal_path(target->path, target->img->file->blockdev, path, m->opts->journal_dir,
+    if (qm_direction_find(m->chain, base, top, m->opts, &way, err) < 0)
+        return -1;
+    m->report->bytes_down = way.bytes_down;
+    m->report->bytes_up = way.bytes_up;
+    named = &m->chain->layers[base];
+    if (qm_journal_path(named->path, named->img->file->blockdev, path, m->opts->journal_dir,
                         &journal, err) < 0)
         return -1;
-    if (make_intent(m, base, top, &intent, err) < 0) {
+    if (make_intent(m, base, top, way.target, &intent, err) < 0) {
         qm_intent_release(&intent);
         return -1;
     }
@@ -530,146 +450,4 @@ qmeld_commit_report_free(struct qmeld_commit_report *report)
     free(report->layers);
     report->layers = NULL;
     report->n_layers = 0;
-}
-
-/* ---- status ---- */
-
-struct telling {
-    const char *about; /* only merges with this layer; NULL: all */
-    const char *told;  /* a directory whose journals were told of; NULL: none */
-    bool any;
-    qmeld_unfinished_fn *fn;
-    void *opaque;
-};
-
-static bool
-concerns(const struct qm_intent *i, const char *path)
-{
-    QM_VEC_EACH (l, &i->layers)
-        if (same_file(path, l->path) || (l->moved_to && same_file(path, l->moved_to)))
-            return true;
-    return false;
-}
-
-/* The journal at path is that of a merge into about, by its name. */
-static bool
-is_named_after(const char *path, const char *about)
-{
-    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    const char *file = strrchr(about, '/') ? strrchr(about, '/') + 1 : about;
-
-    return strncmp(name + 1, file, strlen(file)) == 0 &&
-           strcmp(name + 1 + strlen(file), ".qmeld") == 0;
-}
-
-static void
-describe(const struct qm_journal *j, struct qmeld_unfinished *out)
-{
-    const struct qm_intent *i = qm_journal_intent(j);
-    const struct qm_cursor c = qm_journal_cursor(j);
-
-    out->running = qm_journal_is_held(j);
-    out->rebase = i->rebase;
-    out->new_backing = i->new_backing;
-    out->active = i->layers.at[i->layers.n - 1].path;
-    out->base = i->layers.at[i->base].path;
-    out->top = i->layers.at[i->top].path;
-    out->complete = c.phase != QM_PHASE_COPY && c.phase != QM_PHASE_BACK;
-    out->held = c.phase == QM_PHASE_HELD;
-    out->base_intact = i->back.kind == QM_WAY_SWITCH && c.phase == QM_PHASE_COPY;
-    out->reverting = c.phase == QM_PHASE_BACK;
-    out->revertible = i->back.kind != QM_WAY_NONE && c.phase != QM_PHASE_FINAL;
-    out->done = c.done.g;
-    out->size = i->new_size;
-    out->overlays = i->overlays;
-    out->reclaim = i->reclaim;
-    out->n_layers = i->layers.n;
-    out->base_layer = i->base;
-    out->top_layer = i->top;
-}
-
-static int
-tell(struct find *f, void *opaque, struct qmeld_error *err)
-{
-    struct telling *t = opaque;
-    struct qmeld_unfinished u = {.journal = f->path, .problem = f->j ? NULL : &f->problem};
-    QM_FREE char *dir = dir_of(f->path);
-    QM_FREE const char **layers = NULL; /* and behind them their new names */
-
-    if (t->told && dir && same_file(dir, t->told))
-        return 0;
-    if (t->about &&
-        !(f->j ? concerns(qm_journal_intent(f->j), t->about) : is_named_after(f->path, t->about)))
-        return 0;
-    if (f->j) {
-        const struct qm_intent *i = qm_journal_intent(f->j);
-
-        describe(f->j, &u);
-        u.layers = layers = calloc(i->layers.n, 2 * sizeof *layers);
-        if (!layers)
-            return qm_fail_nomem(err, "the layers' names");
-        u.moved_to = layers + i->layers.n;
-        for (size_t k = 0; k < i->layers.n; k++) {
-            layers[k] = i->layers.at[k].path;
-            layers[i->layers.n + k] = i->layers.at[k].moved_to;
-        }
-    }
-    t->any = true;
-    if (t->fn(&u, t->opaque) != 0)
-        return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
-    return 0;
-}
-
-/* Of a layer whose base lies elsewhere. */
-static int
-tell_of_chain(const char *path, struct telling *t, struct qmeld_error *err)
-{
-    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK};
-    struct qmeld_error unheard = {0};
-    struct qm_chain *chain;
-    int rc;
-
-    if (qm_chain_open(path, &how, &chain, &unheard) < 0)
-        return 0; /* it may be half done, with files gone */
-    rc = visit_chain(chain, path, NULL, tell, t, err);
-    qm_chain_close(chain);
-    return rc;
-}
-
-static int
-tell_of_path(const char *path, const char *journal_dir, struct telling *t, struct qmeld_error *err)
-{
-    const char *slash = strrchr(path, '/');
-    QM_FREE char *own = dir_of(path);
-    int rc;
-
-    if (!own)
-        return qm_fail_nomem(err, "a path");
-    if (names_a_journal(slash ? slash + 1 : path))
-        return visit(path, tell, t, err);
-    t->about = path;
-    if (search(journal_dir ? journal_dir : own, tell, t, err) < 0)
-        return -1;
-    t->told = own;
-    rc = journal_dir ? 0 : tell_of_chain(path, t, err);
-    t->told = NULL;
-    return rc;
-}
-
-int
-qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn, void *opaque,
-             struct qmeld_error *err)
-{
-    struct telling t = {.fn = fn, .opaque = opaque};
-    struct stat st;
-
-    memset(err, 0, sizeof *err);
-    if (is_dir(path))
-        return search(path, tell, &t, err);
-    if (tell_of_path(path, journal_dir, &t, err) < 0)
-        return -1;
-    /* a layer may be gone by now, but then a merge removed it; a slip of the pen is no "nothing" */
-    if (!t.any && stat(path, &st) < 0)
-        return qm_fail_sys(err, qm_in(path), "cannot look for unfinished merges of it");
-    return 0;
 }

@@ -8,6 +8,38 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The base's name leads to the layer that it was moved up into, its file is no more. */
+static bool
+is_replaced(const struct qm_intent *intent)
+{
+    const struct qm_journal_layer *target = &intent->layers.at[intent->target];
+
+    return intent->target > intent->base && qm_journal_path_now(target) != target->path;
+}
+
+/* Opens layer i of the list; it stays closed if it is gone as was meant. */
+static int
+open_one(struct qm_merge *m, const struct qm_intent *intent, size_t i, struct qmeld_error *err)
+{
+    const struct qm_journal_layer *l = &intent->layers.at[i];
+    const struct qm_chain_options how = {
+        .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
+    const bool goes = (intent->overlays == QMELD_OVERLAYS_DELETE ||
+                       intent->overlays == QMELD_OVERLAYS_QUARANTINE) &&
+                      i > intent->base && i <= intent->top && i != intent->target;
+    const bool stays = i < intent->base || (i == intent->base && intent->target > i);
+    struct qm_chain *one;
+
+    if (i == intent->base && is_replaced(intent))
+        return 0;
+    if (qm_chain_open(qm_journal_path_now(l), &how, &one, err) < 0)
+        return goes && err->sys_errno == ENOENT ? 0 : -1;
+    m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
+    qm_chain_close(one);
+    return qm_journal_same(l, m->chain->layers[i].img->file, (goes && !intent->reclaim) || stays,
+                           err);
+}
+
 /* The layers as the journal lists them, each by itself: some headers name others by now, and
  * some files may be gone. */
 static int
@@ -18,28 +50,10 @@ open_listed(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_err
         return qm_fail_nomem(err, "the chain");
     m->chain->n = intent->layers.n;
     for (size_t i = 0; i < m->chain->n; i++) {
-        const struct qm_journal_layer *l = &intent->layers.at[i];
-        const struct qm_chain_options how = {
-            .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
-        const bool goes = (intent->overlays == QMELD_OVERLAYS_DELETE ||
-                           intent->overlays == QMELD_OVERLAYS_QUARANTINE) &&
-                          i > intent->base && i <= intent->top;
-        struct qm_chain *one;
-
-        m->chain->layers[i].path = strdup(l->path);
+        m->chain->layers[i].path = strdup(intent->layers.at[i].path);
         if (!m->chain->layers[i].path)
             return qm_fail_nomem(err, "the chain");
-        if (i > intent->top + 1)
-            continue;
-        if (qm_chain_open(qm_journal_path_now(l), &how, &one, err) < 0) {
-            if (goes && err->sys_errno == ENOENT)
-                continue;
-            return -1;
-        }
-        m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
-        qm_chain_close(one);
-        if (qm_journal_same(l, m->chain->layers[i].img->file,
-                            (goes && !intent->reclaim) || i < intent->base, err) < 0)
+        if (i <= intent->top + 1 && open_one(m, intent, i, err) < 0)
             return -1;
     }
     return 0;
@@ -62,8 +76,8 @@ qm_merge_open_whole(struct qm_merge *m, const struct qm_intent *intent, struct q
                        "the old files back",
                        m->chain->n, intent->layers.n);
     for (size_t i = 0; i < m->chain->n; i++) {
-        const size_t changed_to = intent->reclaim ? intent->top : intent->base;
-        const bool untouched = i < intent->base || i > changed_to;
+        const bool in_range = i >= intent->base && i <= intent->top;
+        const bool untouched = i != intent->target && !(in_range && intent->reclaim);
 
         if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img->file, untouched, err) <
             0)
@@ -104,7 +118,7 @@ check_complete(const struct qm_merge *m, struct qmeld_error *err)
     m->report->verified = intent->verify; /* before the journal said so */
     if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY || t->give_up)
         return 0;
-    for (size_t i = t->base + 1; i <= t->top; i++)
+    for (size_t i = t->base; i <= t->top; i++)
         if (!m->chain->layers[i].img)
             return 0;
     if (t->verify ? qm_merge_read_back(m, intent->backing_format, &found, err) < 0
@@ -166,8 +180,10 @@ int
 qm_merge_tell(struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
-    const struct qm_settle_config config = {
-        .base = intent->base, .top = intent->top, .overlays = intent->overlays};
+    const struct qm_settle_config config = {.base = intent->base,
+                                            .top = intent->top,
+                                            .target = intent->target,
+                                            .overlays = intent->overlays};
     struct qmeld_commit_report *r = m->report;
 
     r->base_old_size = intent->base_size;

@@ -33,11 +33,13 @@ static int
 check_repoint(struct qm_settle *s, size_t idx, struct qmeld_error *err)
 {
     const struct qm_layer *layer = &s->cfg.chain->layers[idx];
-    const struct qm_layer *base = &s->cfg.chain->layers[s->cfg.base];
+    const struct qm_layer *base =
+        &s->cfg.chain->layers[s->cfg.base]; /* its name; and the file that has it: */
+    const struct qm_layer *target = &s->cfg.chain->layers[s->cfg.target];
     struct repoint *r = &s->repoints[s->n_repoints++];
 
     r->img = layer->img;
-    r->format = base->img->ops->format;
+    r->format = target->img->ops->format;
     if (qm_backing_name_for(layer->path, layer->img->backing_name, base->path, s->cfg.keep_relative,
                             &r->name, err) < 0 ||
         qm_header_backing_fits(qm_qcow2_of(layer->img), r->name, r->format, err) < 0)
@@ -173,6 +175,27 @@ empty(const struct qm_settle *s, size_t layer, struct qmeld_error *err)
     return qm_qcow2_mend_leaks(q, err);
 }
 
+/* A target above its base has two names by now, and keeps the base's. */
+static int
+drop_old_name(const struct qm_settle *s, struct qmeld_error *err)
+{
+    const struct qm_layer *target = &s->cfg.chain->layers[s->cfg.target];
+    const char *base = s->cfg.chain->layers[s->cfg.base].path;
+    const struct qm_file *file = target->img->file;
+    struct stat st;
+
+    if (file->shadow) /* it has both names there, too, but the disk does not know */
+        return qm_unlink(target->path, err);
+    if (lstat(base, &st) < 0 || st.st_dev != file->dev || st.st_ino != file->ino)
+        return qm_fail(
+            err, QMELD_STALE, qm_in(base),
+            "its name does not lead to the merged file any more: put that back, it is %.300s",
+            target->path);
+    if (lstat(target->path, &st) < 0 && errno == ENOENT)
+        return 0; /* by the run that was interrupted */
+    return qm_unlink(target->path, err);
+}
+
 /* Layer by layer, from the top: no file without its backing. */
 static int
 put_away(struct qm_settle *s, struct qmeld_error *err)
@@ -181,6 +204,11 @@ put_away(struct qm_settle *s, struct qmeld_error *err)
         const struct qm_layer *layer = &s->cfg.chain->layers[i];
         const char *to = s->cfg.overlays == QMELD_OVERLAYS_QUARANTINE ? s->cfg.moved_to[i] : NULL;
 
+        if (i == s->cfg.target) {
+            if (drop_old_name(s, err) < 0)
+                return -1;
+            continue;
+        }
         if (!layer->img || (to && strcmp(layer->img->file->path, to) == 0))
             continue; /* by the run that was interrupted */
         if ((to ? qm_rename(layer->path, to, err) : qm_unlink(layer->path, err)) < 0)
@@ -196,7 +224,7 @@ qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err)
 
     /* COMMIT POINT S7: the base is durable and reads as the backing file did. */
     assert(!layers[s->cfg.top].img ||
-           guest_end(&s->cfg, s->cfg.base) >= layers[s->cfg.top].img->size);
+           guest_end(&s->cfg, s->cfg.target) >= layers[s->cfg.top].img->size);
     for (size_t i = 0; i < s->n_repoints; i++) {
         const struct repoint *r = &s->repoints[i];
         struct qm_qcow2 *q = qm_qcow2_of(r->img);
@@ -230,8 +258,10 @@ qm_settle_free(struct qm_settle *s)
 enum qmeld_fate
 qm_settle_fate(const struct qm_settle_config *config, size_t layer)
 {
-    if (layer == config->base)
+    if (layer == config->target)
         return QMELD_FATE_MERGED_INTO;
+    if (layer == config->base)
+        return QMELD_FATE_REPLACED;
     if (layer == config->top + 1)
         return QMELD_FATE_REPOINTED;
     if (layer < config->base || layer > config->top)

@@ -96,6 +96,7 @@ cut_short_again(struct harness *h, const struct qm_torn_state *state)
 
     stage_files_put(s, state, ".");
     t = qm_torn_start_many(s->files, s->n_files);
+    qm_torn_start_as(t, state);
     if (stage_has_way_back(s) && state->number % 2)
         rc = qmeld_revert(s->journal, NULL, NULL, &err) < 0 ? stage_commit(s, NULL, &err) : 0;
     else
@@ -216,7 +217,9 @@ print_commit(FILE *f, const char *recipe, uint64_t seed)
     }
     fprintf(f, "# commit overlays=%s batch=64k weight=1k dirty=maybe%s", overlays[seed % 4],
             seed % 3 ? "" : " sec=0");
-    if (seed % 4 != 3 && seed / 3 % 2) /* not with quarantine */
+    if (seed % 4 == 2 && seed / 4 % 2) /* with delete */
+        fputs(" direction=up", f);
+    else if (seed % 4 != 3 && seed / 3 % 2) /* not with quarantine */
         fputs(" reclaim=yes", f);
     if (seed % 5 == 0)
         fputs(" share=512", f);

@@ -150,14 +150,18 @@ struct job {
     const char *journal;        /* among the files; NULL: there is none */
     bool glance;                /* it is much like one that was looked at closely */
     struct stage_bytes *before; /* of each file; at NULL: it was not there */
+    size_t *leads;              /* each name: to the file that this one is the first name of */
 };
 
 static void
 remember_files(struct job *j)
 {
     j->before = calloc(j->n_files, sizeof *j->before);
-    if (!j->before)
+    j->leads = calloc(j->n_files, sizeof *j->leads);
+    if (!j->before || !j->leads)
         abort();
+    for (size_t i = 0; i < j->n_files; i++)
+        j->leads[i] = stage_files_which(j->files, j->n_files, i);
     for (size_t i = 0; i < j->n_files; i++)
         if (access(j->files[i], F_OK) == 0)
             j->before[i].at = qm_torn_load(j->files[i], &j->before[i].len);
@@ -188,6 +192,7 @@ restore_files(const struct job *j)
                                          .at = j->before[i].at,
                                          .len = j->before[i].len,
                                          .gone = !j->before[i].at,
+                                         .file = j->leads[i],
                                          .changed = true};
     stage_files_put(NULL, &state, ".");
     free(files);
@@ -309,6 +314,7 @@ run_job(struct harness *h, struct job *j)
         free(j->before[i].at);
     }
     free(j->before);
+    free(j->leads);
     printf("%6zu faults: %s%s\n", h->n_faults - before, j->name,
            h->n_failed > failed ? " FAILED" : "");
 }

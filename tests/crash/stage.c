@@ -5,6 +5,7 @@
 #include "stage_int.h"
 
 #include "forge_recipe.h"
+#include "promote.h"
 #include "share.h"
 #include "torn.h"
 #include "transfer.h"
@@ -54,6 +55,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
                            : !strcmp(value, "delete")     ? QMELD_OVERLAYS_DELETE
                            : !strcmp(value, "quarantine") ? QMELD_OVERLAYS_QUARANTINE
                                                           : QMELD_OVERLAYS_KEEP;
+    } else if (!strcmp(key, "direction")) {
+        s->opts.direction = !strcmp(value, "auto") ? QMELD_DIRECTION_AUTO : QMELD_DIRECTION_UP;
     } else if (!strcmp(key, "backing_format")) {
         s->opts.backing_format = !strcmp(value, "raw") ? "raw" : "qcow2";
     } else if (!strcmp(key, "atomic")) {
@@ -170,6 +173,12 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
         snprintf(s->undo, sizeof s->undo, "%s-undo", s->journal);
         s->files[s->n_files++] = s->undo;
     }
+    qm_promote_held_names = 0;
+    if (s->opts.direction != QMELD_DIRECTION_DOWN) {
+        snprintf(s->moment, sizeof s->moment, "%s-new", s->journal);
+        s->files[s->n_files++] = s->moment;
+        qm_promote_held_names = 1; /* stage_files_hold */
+    }
     return true;
 }
 
@@ -178,7 +187,7 @@ stage_close(struct stage *s)
 {
     qm_forge_free(s->forge);
     for (size_t i = s->n + 1; i < s->n_files; i++)
-        if (s->files[i] != s->undo)
+        if (s->files[i] != s->undo && s->files[i] != s->moment)
             free((void *)s->files[i]);
     for (size_t i = 0; s->aside && i < s->base - s->top; i++)
         free(s->aside[i].at);

@@ -33,11 +33,13 @@ struct stage {
     char why[2048];
     struct qm_forge *forge;
     const char **files; /* one a layer, then the journal of the merge, then, for quarantine, the
-                         * merged layers' new names, from top on, then, with a way back, undo */
+                         * merged layers' new names, from top on, then, with a way back, undo, or, going
+                         * up, moment */
     size_t n;           /* layers */
     size_t n_files;
     char journal[256];
-    char undo[264]; /* what is kept of a raw base */
+    char undo[264];   /* what is kept of a raw base */
+    char moment[264]; /* going up: the name that the target has for a moment */
     size_t base;
     size_t top;
     bool rebase; /* no merge: the active layer, which is base and top, gets another backing file */

@@ -329,6 +329,8 @@ is_settled(struct stage *s)
         return stage_no(s, "the journal is still there");
     if (*s->undo && access(s->undo, F_OK) == 0)
         return stage_no(s, "what was kept is still there");
+    if (*s->moment && access(s->moment, F_OK) == 0)
+        return stage_no(s, "the name for a moment is still there");
     if (s->opts.overlays == QMELD_OVERLAYS_DELETE)
         return true;
     for (size_t i = s->top; s->opts.reclaim && i < s->base; i++)

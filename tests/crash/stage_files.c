@@ -28,7 +28,7 @@ stage_files_hold(const struct stage *s)
         /* a layer that is put aside is the same file */
         const char *file = s->files[i > s->n ? s->top + (i - s->n - 1) : i];
 
-        if (i == s->n || s->files[i] == s->undo) /* not there yet */
+        if (i == s->n || s->files[i] == s->undo || s->files[i] == s->moment) /* not there yet */
             continue;
         snprintf(held, sizeof held, HELD "/%s", s->files[i]);
         unlink(held);
@@ -85,6 +85,41 @@ set_left_time(const struct stage *s, const struct qm_torn_state *state)
     utimensat(AT_FDCWD, s->files[s->base], then, 0);
 }
 
+static bool
+is_same(const char *a, const char *b)
+{
+    struct stat x, y;
+
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+size_t
+stage_files_which(const char *const *paths, size_t n, size_t i)
+{
+    for (size_t k = 0; k < n; k++) {
+        char held[4096];
+
+        snprintf(held, sizeof held, HELD "/%s", paths[k]);
+        if (is_same(paths[i], held))
+            return k;
+    }
+    return i;
+}
+
+/* path, the i-th name, becomes one of the file that the state has there. */
+static void
+lead_to_its_file(const struct qm_torn_state *state, size_t i, const char *path)
+{
+    char held[4096];
+
+    snprintf(held, sizeof held, HELD "/%s", state->files[state->files[i].file].path);
+    if (access(held, F_OK) != 0 || is_same(path, held))
+        return;
+    unlink(path);
+    if (link(held, path) < 0)
+        abort();
+}
+
 void
 stage_files_put(const struct stage *s, const struct qm_torn_state *state, const char *dir)
 {
@@ -92,16 +127,15 @@ stage_files_put(const struct stage *s, const struct qm_torn_state *state, const 
 
     for (size_t i = 0; i < state->n_files; i++) {
         const struct qm_torn_file *f = &state->files[i];
-        char path[4096], held[4096];
+        char path[4096];
 
         snprintf(path, sizeof path, "%s/%s", dir, f->path);
-        snprintf(held, sizeof held, HELD "/%s", f->path);
         if (f->gone) {
             unlink(path);
             continue;
         }
-        if (here && access(path, F_OK) != 0 && access(held, F_OK) == 0 && link(held, path) < 0)
-            abort();
+        if (here)
+            lead_to_its_file(state, i, path);
         if (f->changed || !here || (s && stage_has_way_back(s))) /* merges, and ways back */
             qm_torn_save(path, f->at, f->len);
         set_time(path);

@@ -15,6 +15,9 @@
 /* Those that are there now, from here on. */
 void stage_files_hold(const struct stage *s);
 
+/* Which of those held the i-th path leads to now; i: its own, or one that is not held. */
+size_t stage_files_which(const char *const *paths, size_t n, size_t i);
+
 /* They are what the state says; in another directory than ".": copies of them.  s may be
  * NULL if no merge of it can be taken back. */
 void stage_files_put(const struct stage *s, const struct qm_torn_state *state, const char *dir);

@@ -430,6 +430,8 @@ letter(const struct plan *p, const struct event *e)
         return '|';
     case QM_IO_UNLINK:
     case QM_IO_RENAME:
+    case QM_IO_LINK:
+    case QM_IO_ATTRS:
         break;
     }
     return 'U';

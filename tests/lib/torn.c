@@ -6,6 +6,9 @@
  * is a choice of pieces; chosen pieces are applied in the order in which they were made.  That is
  * a little stricter than a disk with whole sectors: of two small writes into one sector the later
  * one may be there without the earlier one.
+ *
+ * Names are apart from files: the i-th name leads to the i-th file as long as nothing says otherwise; a second
+ * name of a file leads to that one.
  */
 #include "torn.h"
 
@@ -35,9 +38,10 @@
 
 struct change {
     enum qm_io_op op; /* QM_IO_SYNC ends an interval */
-    size_t file;
-    size_t to;    /* QM_IO_RENAME: the file that it becomes */
-    bool appears; /* the file gets its name; op means nothing */
+    size_t file;      /* QM_IO_UNLINK: the name */
+    size_t to;        /* QM_IO_LINK, RENAME: the name that leads to file */
+    size_t gone;      /* QM_IO_RENAME: the name that it had */
+    bool appears;     /* the file gets its name; op means nothing */
     uint64_t off;
     uint64_t len;
     unsigned char *bytes; /* QM_IO_WRITE */
@@ -47,14 +51,20 @@ struct content {
     unsigned char *at;
     size_t len;
     size_t room;
-    bool gone;
     uint64_t hash;
+};
+
+struct name {
+    bool gone;
+    size_t file; /* it leads to */
 };
 
 struct file {
     char *path;
-    bool there; /* while it is recorded: it has its name */
+    bool there;       /* while it is recorded: it has its name */
+    size_t leads_now; /* likewise: that name leads to this file */
     bool changed;
+    struct name start_name, durable_name, state_name;
     struct content start;
     struct content durable;
     struct content state; /* being built */
@@ -68,7 +78,7 @@ struct qm_torn {
     QM_VEC(struct change) changes;
 };
 
-/* By inode, as an event may use another path; asked each time, as a file may be a new one. */
+/* By inode, as an event may use another path; asked each time, as a file may be a new one.  Of several names any. */
 static bool
 which_file(const struct qm_torn *t, const char *path, size_t *out)
 {
@@ -87,9 +97,9 @@ which_file(const struct qm_torn *t, const char *path, size_t *out)
     return false;
 }
 
-/* The file that a path that does not exist yet stands for: same name, same directory. */
+/* The name that a path has: same name, same directory. */
 static size_t
-file_to_be(const struct qm_torn *t, const char *path)
+name_of(const struct qm_torn *t, const char *path)
 {
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
     char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
@@ -107,6 +117,23 @@ file_to_be(const struct qm_torn *t, const char *path)
     return i;
 }
 
+/* More or fewer names of one file. */
+static void
+note_link(struct qm_torn *t, const struct qm_io_event *ev, struct change *c)
+{
+    const size_t from = name_of(t, ev->path);
+
+    c->to = name_of(t, ev->to);
+    c->file = t->files[from].leads_now;
+    t->files[c->to].leads_now = c->file;
+    t->files[c->to].there = true;
+    if (ev->op == QM_IO_RENAME) {
+        c->gone = from;
+        t->files[from].there = false;
+        t->files[from].leads_now = from;
+    }
+}
+
 static void
 note_name(struct qm_torn *t, size_t idx, enum qm_io_op op)
 {
@@ -117,7 +144,7 @@ note_name(struct qm_torn *t, size_t idx, enum qm_io_op op)
 
         assert_true(qm_vec_push(&t->changes, &c));
     }
-    f->there = op != QM_IO_UNLINK && op != QM_IO_RENAME;
+    f->there = op != QM_IO_UNLINK;
 }
 
 static int
@@ -126,13 +153,18 @@ record(const struct qm_io_event *ev, void *opaque)
     struct qm_torn *t = opaque;
     struct change c = {.op = ev->op, .off = ev->off, .len = ev->len};
 
-    if (!which_file(t, ev->path, &c.file) || (c.file == ALL_FILES && ev->op != QM_IO_SYNC))
+    if (!which_file(t, ev->path, &c.file) || (c.file == ALL_FILES && ev->op != QM_IO_SYNC) ||
+        ev->op == QM_IO_ATTRS)
         return 0;
-    if (c.file != ALL_FILES)
-        note_name(t, c.file, ev->op);
-    if (ev->op == QM_IO_RENAME) {
-        c.to = file_to_be(t, ev->to);
-        t->files[c.to].there = t->files[c.to].changed = true;
+    if (ev->op == QM_IO_LINK || ev->op == QM_IO_RENAME) {
+        note_link(t, ev, &c);
+    } else if (c.file != ALL_FILES) {
+        if (ev->op == QM_IO_UNLINK)
+            c.file = name_of(t, ev->path);
+        else
+            c.file = t->files[c.file].leads_now;
+        if (ev->op == QM_IO_UNLINK || c.file == t->files[c.file].leads_now)
+            note_name(t, c.file, ev->op);
     }
     if (ev->op == QM_IO_WRITE && ev->len > 0) {
         c.bytes = malloc(ev->len);
@@ -179,12 +211,28 @@ qm_torn_start_many(const char *const *paths, size_t n)
         f->path = strdup(paths[i]);
         assert_non_null(f->path);
         f->there = access(paths[i], F_OK) == 0;
-        f->start.gone = !f->there;
+        f->leads_now = i;
+        f->start_name = (struct name){.gone = !f->there, .file = i};
         if (f->there)
             f->start.at = qm_torn_load(paths[i], &f->start.len);
     }
     qm_io_set_hook(record, t);
     return t;
+}
+
+void
+qm_torn_start_as(struct qm_torn *t, const struct qm_torn_state *state)
+{
+    for (size_t i = 0; i < t->n_files; i++) {
+        const struct qm_torn_file *was = &state->files[i];
+        struct file *f = &t->files[was->file];
+
+        if (was->gone || was->file == i)
+            continue;
+        t->files[i].leads_now = t->files[i].start_name.file = was->file;
+        free(f->start.at);
+        f->start.at = qm_torn_load(t->files[i].path, &f->start.len);
+    }
 }
 
 struct qm_torn *
@@ -250,7 +298,6 @@ copy_content(struct content *to, const struct content *from)
     resize(to, from->len);
     if (from->len)
         memcpy(to->at, from->at, from->len);
-    to->gone = from->gone;
     to->hash = from->hash;
 }
 
@@ -264,8 +311,8 @@ mix(uint64_t h, uint64_t v)
 static void
 hash_content(struct content *c)
 {
-    const size_t len = c->gone ? 0 : c->len; /* what a file without a name holds, nobody sees */
-    uint64_t h = mix(c->gone, len), word;
+    const size_t len = c->len;
+    uint64_t h = mix(0, len), word;
     size_t i;
 
     for (i = 0; i + sizeof word <= len; i += sizeof word) {
@@ -277,21 +324,18 @@ hash_content(struct content *c)
     c->hash = h;
 }
 
+static bool
+concerns_names(const struct change *c)
+{
+    return c->appears || c->op == QM_IO_UNLINK || c->op == QM_IO_RENAME || c->op == QM_IO_LINK;
+}
+
 static size_t
 n_pieces(const struct change *c)
 {
-    if (c->appears || c->op == QM_IO_TRUNCATE || c->op == QM_IO_UNLINK || c->op == QM_IO_RENAME)
+    if (concerns_names(c) || c->op == QM_IO_TRUNCATE)
         return 1;
     return c->len ? (size_t)((c->off + c->len - 1) / SECTOR - c->off / SECTOR + 1) : 0;
-}
-
-/* What was not durable of the file is still said of its old name: nobody renames such a file here. */
-static void
-rename_to(struct content *from, struct content *to)
-{
-    copy_content(to, from);
-    from->gone = true;
-    resize(from, 0);
 }
 
 static void
@@ -301,10 +345,6 @@ apply(struct content *f, const struct change *c, size_t piece)
     const uint64_t from = qm_max(c->off, sector), to = qm_min(c->off + c->len, sector + SECTOR);
     const uint64_t inside = from < f->len ? qm_min(to, f->len) - from : 0;
 
-    if (c->appears) {
-        f->gone = false;
-        return;
-    }
     switch (c->op) {
     case QM_IO_WRITE:
         if (to > f->len)
@@ -320,12 +360,11 @@ apply(struct content *f, const struct change *c, size_t piece)
     case QM_IO_TRUNCATE:
         resize(f, c->off);
         break;
-    case QM_IO_UNLINK:
-        f->gone = true;
-        resize(f, 0); /* a file that gets this name again is another one */
-        break;
+    case QM_IO_UNLINK: /* names: apply_to_names */
+    case QM_IO_RENAME:
+    case QM_IO_LINK:
     case QM_IO_SYNC:
-    case QM_IO_RENAME: /* concerns two files: rename_to */
+    case QM_IO_ATTRS:
         break;
     }
 }
@@ -404,6 +443,49 @@ state_of(struct file *f)
     return &f->state;
 }
 
+/* Of what is durable, or of the state that is being built. */
+static struct content *
+content_of(struct qm_torn *t, size_t file, bool durable)
+{
+    return durable ? &t->files[file].durable : state_of(&t->files[file]);
+}
+
+static struct name *
+name_at(struct qm_torn *t, size_t i, bool durable)
+{
+    return durable ? &t->files[i].durable_name : &t->files[i].state_name;
+}
+
+static void
+take_name(struct qm_torn *t, size_t i, bool durable)
+{
+    struct name *n = name_at(t, i, durable);
+    bool last = true;
+
+    n->gone = true;
+    for (size_t k = 0; k < t->n_files; k++)
+        last = last && (name_at(t, k, durable)->gone || name_at(t, k, durable)->file != n->file);
+    if (last) /* a file that gets this name again is another one */
+        resize(content_of(t, n->file, durable), 0);
+    n->file = i;
+}
+
+static void
+apply_to_names(struct qm_torn *t, const struct change *c, bool durable)
+{
+    if (c->appears) {
+        name_at(t, c->file, durable)->gone = false;
+        return;
+    }
+    if (c->op == QM_IO_UNLINK) {
+        take_name(t, c->file, durable);
+        return;
+    }
+    *name_at(t, c->to, durable) = (struct name){.file = c->file};
+    if (c->op == QM_IO_RENAME)
+        take_name(t, c->gone, durable);
+}
+
 /* Applies the pieces in keep[] to what is durable. */
 static uint64_t
 build(struct replay *r)
@@ -411,24 +493,30 @@ build(struct replay *r)
     struct qm_torn *t = r->t;
     uint64_t hash = 1;
 
+    for (size_t i = 0; i < t->n_files; i++)
+        t->files[i].state_name = t->files[i].durable_name;
     QM_VEC_EACH (p, &r->pending) {
         struct file *f = &t->files[p->change->file];
 
         for (size_t k = 0; k < p->n; k++) {
             if (!r->keep[p->first + k])
                 continue;
-            if (p->change->op == QM_IO_RENAME && !p->change->appears)
-                rename_to(state_of(f), state_of(&t->files[p->change->to]));
+            if (concerns_names(p->change))
+                apply_to_names(t, p->change, false);
             else
                 apply(state_of(f), p->change, k);
         }
     }
-    for (size_t i = 0; i < t->n_files; i++) {
-        struct file *f = &t->files[i];
+    for (size_t i = 0; i < t->n_files; i++)
+        if (!t->files[i].state_is_durable)
+            hash_content(&t->files[i].state);
+    for (size_t i = 0; i < t->n_files; i++) { /* what a file without a name holds, nobody sees */
+        const struct name *n = &t->files[i].state_name;
+        const struct file *f = &t->files[n->file];
 
-        if (!f->state_is_durable)
-            hash_content(&f->state);
-        hash = mix(hash, f->state_is_durable ? f->durable.hash : f->state.hash);
+        hash = mix(hash, n->gone ? SIZE_MAX : n->file);
+        if (!n->gone)
+            hash = mix(hash, f->state_is_durable ? f->durable.hash : f->state.hash);
     }
     return hash;
 }
@@ -446,11 +534,16 @@ show(struct replay *r, const char *choice)
 
     assert_non_null(files);
     for (size_t i = 0; i < t->n_files; i++) {
-        const struct file *f = &t->files[i];
+        const struct name *n = &t->files[i].state_name;
+        const struct file *f = &t->files[n->file];
         const struct content *c = f->state_is_durable ? &f->durable : &f->state;
 
-        files[i] = (struct qm_torn_file){
-            .path = f->path, .at = c->at, .len = c->len, .gone = c->gone, .changed = f->changed};
+        files[i] = (struct qm_torn_file){.path = t->files[i].path,
+                                         .at = c->at,
+                                         .len = c->len,
+                                         .gone = n->gone,
+                                         .file = n->file,
+                                         .changed = f->changed};
     }
     r->fn(&state, r->opaque);
     r->n_states++;
@@ -561,16 +654,15 @@ settle(struct replay *r, const struct change *sync)
 
     QM_VEC_EACH (p, &r->pending) {
         struct file *f = &r->t->files[p->change->file];
-        const bool name =
-            p->change->appears || p->change->op == QM_IO_UNLINK || p->change->op == QM_IO_RENAME;
+        const bool name = concerns_names(p->change);
 
         if (sync->file == ALL_FILES ? !name : name || sync->file != p->change->file) {
             r->pending.at[left++] = *p;
             continue;
         }
-        if (p->change->op == QM_IO_RENAME && !p->change->appears)
-            rename_to(&f->durable, &r->t->files[p->change->to].durable);
-        for (size_t k = 0; k < p->n; k++)
+        if (name)
+            apply_to_names(r->t, p->change, true);
+        for (size_t k = 0; k < p->n && !name; k++)
             apply(&f->durable, p->change, k);
     }
     if (left != r->pending.n)
@@ -586,6 +678,7 @@ walk(struct replay *r)
     for (size_t i = 0; i < r->t->n_files; i++) {
         struct file *f = &r->t->files[i];
 
+        f->durable_name = f->start_name;
         copy_content(&f->durable, &f->start);
         hash_content(&f->durable);
     }

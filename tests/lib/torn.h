@@ -29,7 +29,9 @@ struct qm_torn_file {
     const char *path; /* as it was given */
     const unsigned char *at;
     size_t len;
-    bool gone;    /* it has no name: not yet, or not any more */
+    bool gone; /* it has no name: not yet, or not any more */
+    size_t
+        file; /* which of the files it leads to: if not its own, it is another name of that one */
     bool changed; /* something was done to it while it was recorded */
 };
 
@@ -53,6 +55,9 @@ struct qm_torn_how {
  * yet: its name appears with the first thing done to it. */
 struct qm_torn *qm_torn_start(const char *path);
 struct qm_torn *qm_torn_start_many(const char *const *paths, size_t n);
+
+/* Right after the start: the i-th path is a name of the file that the state says, as one was built of it. */
+void qm_torn_start_as(struct qm_torn *t, const struct qm_torn_state *state);
 void qm_torn_stop(struct qm_torn *t);
 void qm_torn_free(struct qm_torn *t);
 

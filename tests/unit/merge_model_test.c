@@ -7,6 +7,8 @@
  * active layer reads as ever.  What must not change (other layers, snapshots) is compared as
  * bytes of the files.  A failure prints its seed:  forge --random SEED shows the chain.
  *
+ * The model knows no direction: a base that is moved up (--direction=up) has to come to the same.
+ *
  *     merge_model_test [FIRST_SEED COUNT]
  */
 #include "chain.h"
@@ -30,6 +32,7 @@
 
 static uint64_t first_seed = 1, n_seeds = 50;
 static uint64_t seed; /* of the trial that runs */
+static uint64_t n_up; /* merges that went up */
 
 struct trial {
     uint64_t dice;
@@ -38,6 +41,8 @@ struct trial {
     size_t base; /* 0 = the lowest, as the library counts */
     size_t top;
     enum qmeld_overlays overlays;
+    enum qmeld_direction direction;
+    bool up;       /* it was done so */
     bool grows_v2; /* base is version 2, has snapshots, and would have to grow */
     bool snapshots_on_the_way;
     bool small_header; /* some rewritten header has little room */
@@ -108,6 +113,10 @@ draw(struct trial *t)
     t->base = any(t, 3) ? 0 : any(t, t->n - 1);
     t->top = any(t, 2) ? t->n - 1 : t->base + 1 + any(t, t->n - 1 - t->base);
     t->overlays = any(t, 3) ? QMELD_OVERLAYS_KEEP : (enum qmeld_overlays)any(t, 4);
+    if (any(t, 2))
+        return;
+    t->overlays = QMELD_OVERLAYS_DELETE;
+    t->direction = any(t, 4) ? QMELD_DIRECTION_UP : QMELD_DIRECTION_AUTO;
 }
 
 /* Free space of base is full of rubbish: what is taken must be filled, or flagged, to the last
@@ -146,7 +155,8 @@ look(struct trial *t)
         t->snapshots_on_the_way |= i > t->base && i <= t->top && q->hdr.n_snapshots > 0;
         t->grows_v2 |= i == t->base && q->hdr.version == 2 && q->hdr.n_snapshots > 0 &&
                        c->layers[t->top].img->size > q->img.size;
-        t->small_header |= i >= t->top && q->geo.cluster_size < 1024;
+        t->small_header |=
+            (i >= t->top || t->direction != QMELD_DIRECTION_DOWN) && q->geo.cluster_size < 1024;
     }
     qm_chain_close(c);
 }
@@ -167,8 +177,11 @@ static bool
 merge(struct trial *t)
 {
     char base[16], top[16];
-    const struct qmeld_commit_options opts = {
-        .base = base, .top = top, .overlays = t->overlays, .threads = (unsigned)any(t, 4)};
+    const struct qmeld_commit_options opts = {.base = base,
+                                              .top = top,
+                                              .overlays = t->overlays,
+                                              .direction = t->direction,
+                                              .threads = (unsigned)any(t, 4)};
     struct qmeld_commit_report report;
     const struct qm_transfer_limits limits = qm_transfer_limits;
     struct qmeld_error err;
@@ -181,10 +194,17 @@ merge(struct trial *t)
     qmeld_commit_report_free(&report);
     qm_transfer_limits = limits;
     if (rc == 0) {
-        assert_false(t->snapshots_on_the_way || t->grows_v2);
+        t->up = report.direction == QMELD_DIRECTION_UP;
+        assert_true(t->up || t->direction != QMELD_DIRECTION_UP);
+        assert_false(t->snapshots_on_the_way || (t->grows_v2 && !t->up));
         return true;
     }
     assert_int_equal(err.disk, QMELD_DISK_OLD);
+    if (err.code == QMELD_USAGE && t->direction == QMELD_DIRECTION_UP &&
+        strstr(err.what, "merge down (--direction=down)")) {
+        t->direction = QMELD_DIRECTION_DOWN; /* as we are told */
+        return merge(t);
+    }
     if (!(err.code == QMELD_USAGE && t->snapshots_on_the_way) &&
         !(err.code == QMELD_UNSUPPORTED && t->grows_v2) &&
         !(err.code == QMELD_NOSPACE && t->small_header))
@@ -245,6 +265,7 @@ check_merged(const struct trial *t, struct qm_bytes snapshots)
         qm_lab_clean(file(t, t->base));
     if (t->top + 1 < t->n)
         qm_lab_clean(file(t, t->top + 1));
+    n_up += t->up;
 }
 
 /* 1: merged, 0: refused, -1: nothing to merge */
@@ -292,8 +313,10 @@ merge_model__base_reads_as_the_model_says(void **state)
         merged += rc == 1;
         refused += rc == 0;
     }
-    printf("%" PRIu64 " merged, %" PRIu64 " refused\n", merged, refused);
+    printf("%" PRIu64 " merged, %" PRIu64 " of them up, %" PRIu64 " refused\n", merged, n_up,
+           refused);
     assert_true(merged * 2 >= n_seeds || n_seeds < 20);
+    assert_true(n_up > 0 || n_seeds < 50);
 }
 
 static int

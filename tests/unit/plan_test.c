@@ -35,6 +35,27 @@ note(struct steps *s, const struct qm_chain *chain, const struct qm_want *w, boo
                                  asked ? "zero" : "grow", at, n);
 }
 
+static void
+check_plan(const struct qm_plan_config *config, const char *steps)
+{
+    struct steps got = {.n = 0};
+    struct qmeld_error err = {0};
+    struct qm_plan *plan;
+
+    assert_int_equal(qm_plan_open(config, &plan, &err), 0);
+    for (;;) {
+        struct qm_want want;
+        bool asked, done;
+
+        assert_int_equal(qm_plan_next(plan, &want, &asked, &done, &err), 0);
+        if (done)
+            break;
+        note(&got, config->chain, &want, asked);
+    }
+    qm_plan_close(plan);
+    assert_string_equal(got.text, steps);
+}
+
 /* The steps of making layers base .. top (0 = base) of the picture's rows one, which is target. */
 static void
 check_steps_into(const char *picture, size_t base, size_t target, size_t top, size_t hidden_cells,
@@ -43,12 +64,8 @@ check_steps_into(const char *picture, size_t base, size_t target, size_t top, si
     const char *rows[16];
     char copy[256];
     size_t n = 0;
-    struct steps got = {.n = 0};
-    struct qmeld_error err = {0};
     struct qm_plan_config config = {.base = base, .top = top, .hidden_end = hidden_cells * CELL};
     struct qm_chain *chain;
-    struct qm_plan *plan;
-    bool done, asked;
 
     assert_true(strlen(picture) < sizeof copy);
     memcpy(copy, picture, strlen(picture) + 1);
@@ -59,18 +76,8 @@ check_steps_into(const char *picture, size_t base, size_t target, size_t top, si
     config.target = target;
     config.old_size = chain->layers[target].img->size;
     config.new_size = qm_max(chain->layers[base].img->size, chain->layers[top].img->size);
-    assert_int_equal(qm_plan_open(&config, &plan, &err), 0);
-    for (;;) {
-        struct qm_want want;
-
-        assert_int_equal(qm_plan_next(plan, &want, &asked, &done, &err), 0);
-        if (done)
-            break;
-        note(&got, chain, &want, asked);
-    }
-    qm_plan_close(plan);
+    check_plan(&config, steps);
     qm_picture_close(chain);
-    assert_string_equal(got.text, steps);
 }
 
 static void
@@ -303,6 +310,25 @@ plan__the_tail_of_a_longer_base_moves_up_and_hides_what_is_below(void **state)
                      0, 1, 1, 4, "copy 1+1 from [1]; zero 2+2; copy 4+1 from [1]");
 }
 
+/* The same, when the target, which is top, has its new size already. */
+static void
+plan__nor_is_the_tail_lost_if_the_target_has_grown(void **state)
+{
+    const char *const rows[] = {"......", "C.00A", "AAAAA"};
+    struct qm_chain *chain = qm_picture_open(rows, 3, CELL);
+    const struct qm_plan_config config = {.chain = chain,
+                                          .base = 0,
+                                          .top = 1,
+                                          .target = 1,
+                                          .old_size = 2 * CELL,
+                                          .new_size = 5 * CELL,
+                                          .hidden_end = 4 * CELL};
+
+    (void)state;
+    check_plan(&config, "copy 1+1 from [1]; zero 2+2; copy 4+1 from [1]");
+    qm_picture_close(chain);
+}
+
 static void
 plan__what_a_longer_target_holds_behind_the_top_is_not_kept(void **state)
 {
@@ -361,6 +387,7 @@ main(void)
         cmocka_unit_test(plan__a_target_that_grows_does_not_show_what_lies_below_its_old_end),
         cmocka_unit_test(plan__nor_does_one_that_has_grown),
         cmocka_unit_test(plan__the_tail_of_a_longer_base_moves_up_and_hides_what_is_below),
+        cmocka_unit_test(plan__nor_is_the_tail_lost_if_the_target_has_grown),
         cmocka_unit_test(plan__what_a_longer_target_holds_behind_the_top_is_not_kept),
         cmocka_unit_test(plan__an_unreadable_layer_is_an_error),
     };
