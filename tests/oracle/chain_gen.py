@@ -166,6 +166,8 @@ def write_again(chain, layer, story):
         view, pieces, cmds = oracle.view(layer.path, "qcow2", chain.folder), [], []
     except oracle.Fail:
         return  # QEMU has broken it already, see add_layer
+    if oracle.Qcow2(path).incompat & 2:
+        return  # and has noticed
     for _ in range(rng.choice([1, 2, 4])):
         unit = rng.choice([512, 4096, cs, cs])
         off, length = span(rng, layer.size, min(unit, layer.size // 512 * 512))
