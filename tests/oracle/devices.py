@@ -92,10 +92,51 @@ def test_qcow2_too_small(qmeld, d):
         refused(qmeld, d, device, "qcow2")
 
 
+def flattened(qmeld, d, fmt, size, *options):
+    """Over rubbish: what is zeros has to be written, too."""
+    with Loop(d, "disk", size) as device:
+        with open(device, "wb") as f:
+            f.write(os.urandom(1 << 20) * (size >> 20))
+        oracle.must(["qemu-img", "create", "-q", "-f", "qcow2", "t", "16M"], d)
+        oracle.qemu_io("t", ["write -P 1 0 100k", "write -P 2 5M 3M", "write -P 3 15M 1M"], cwd=d)
+        argv = [qmeld, "flatten", "-O", fmt, *options, "t", device]
+        if oracle.run(argv, d).rc != 2:
+            raise Fail("a device was written to without --force")
+        r = oracle.run([*argv, "--force"], d)
+        want = oracle.view("t", "qcow2", d)
+        if size < 16 << 20:
+            if r.rc not in (2, 3) or "device" not in r.err:
+                raise Fail(f"too small: rc {r.rc}: {r.err}")
+            return
+        if r.rc != 0:
+            raise Fail(f"rc {r.rc}: {r.err}")
+        if oracle.view(device, fmt, d)[:len(want)] != want:
+            raise Fail("the device reads otherwise")
+        if fmt == "qcow2" and oracle.check(device, cwd=d)[0] != 0:
+            raise Fail("qemu-img check finds something")
+
+
+def test_flatten_raw(qmeld, d):
+    flattened(qmeld, d, "raw", 24 << 20)
+
+
+def test_flatten_qcow2(qmeld, d):
+    flattened(qmeld, d, "qcow2", 24 << 20)
+
+
+def test_flatten_version_2(qmeld, d):
+    flattened(qmeld, d, "qcow2", 24 << 20, "--compat=0.10", "-c")
+
+
+def test_flatten_too_small(qmeld, d):
+    flattened(qmeld, d, "raw", 8 << 20)
+
+
 def main():
     oracle.need("qemu-img", "qemu-io", "losetup")
     qmeld, folder, bad = oracle.qmeld_program(), oracle.scratch(None), 0
-    for test in (test_raw, test_raw_too_small, test_qcow2, test_qcow2_too_small):
+    for test in (test_raw, test_raw_too_small, test_qcow2, test_qcow2_too_small, test_flatten_raw, test_flatten_qcow2,
+                 test_flatten_version_2, test_flatten_too_small):
         d = os.path.join(folder, test.__name__[5:])
         os.mkdir(d)
         try:
