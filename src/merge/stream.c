@@ -10,6 +10,7 @@
  */
 #include "stream.h"
 
+#include "bytes.h"
 #include "work.h"
 
 #include <assert.h>
@@ -80,12 +81,6 @@ set_state(struct qm_stream *s, struct slot *slot, enum state state)
 }
 
 /* ---- what workers do ---- */
-
-static bool
-is_zero(const unsigned char *p, size_t len)
-{
-    return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
-}
 
 static bool
 reads_zero(const struct qm_stream *s, const struct qm_map_span *span)
@@ -254,7 +249,7 @@ find_runs(const struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
             continue;
         for (uint64_t at = from, n; at < to; at += n) {
             n = qm_min(to, qm_align_down(at, QM_STREAM_GRAIN) + QM_STREAM_GRAIN) - at;
-            if ((s->cfg.keep_zeros || !is_zero(slot->buf + at, n)) && add_run(c, at, n, err) < 0)
+            if ((s->cfg.keep_zeros || !qm_is_zero(slot->buf + at, n)) && add_run(c, at, n, err) < 0)
                 return -1;
         }
     }
