@@ -49,20 +49,28 @@ def pick_any_merge(rng, chain):
     elif m.base != 0 or rng.random() < 0.3:
         args += ["--base", layer_name(rng, chain, m.base)]
     m.overlays = rng.choice(["keep", "keep", "empty", "delete", "quarantine"])
+    base = chain.layers[m.base]
+    may_go_up = base.fmt == "qcow2" and base.opts["compat"] != "0.10" and not base.snapshots
+    up = may_go_up and not chain.easy and rng.random() < 0.4
+    if up:
+        m.overlays = "delete"
     if m.overlays == "empty" and chain.easy and m.base != m.top - 1:
         m.overlays = "keep"
     if m.overlays != "keep" or rng.random() < 0.3:
         args += [f"--overlays={m.overlays}"]
-    m.reclaim = m.overlays != "quarantine" and not chain.easy and rng.random() < 0.3
+    m.reclaim = m.overlays != "quarantine" and not chain.easy and not up and rng.random() < 0.3
     if m.reclaim:
         args += ["--reclaim"]
     m.back = ""
     if not chain.easy and rng.random() < 0.1:
         args += ["--decompress"]
-    if not m.reclaim and not chain.easy and rng.random() < 0.35:
+    if not m.reclaim and not chain.easy and not up and rng.random() < 0.35:
         raw = chain.layers[m.base].fmt == "raw"
         m.back = "--undo" if raw else rng.choice(["--atomic", "--undo"])
         args += [m.back]
+    if up:
+        args += ["--direction=" + rng.choice(["up", "auto"])]
+    m.inode = os.stat(chain.path(m.base)).st_ino
     for option in ("--skip-equal", "--detect-zeroes"):
         if not chain.easy and rng.random() < 0.3:
             args += [option]
@@ -233,6 +241,11 @@ def check_base(m, upper):
     if rc != 0:
         raise Fail(f"base is not clean: rc {rc} {found}\n{text}")
     q = Qcow2(path)
+    if os.stat(path).st_ino != m.inode:  # it went up: another file, over the old one's backing file
+        chain.tags.add("up")
+        if os.stat(path).st_nlink != 1 or q.backing()[0] != m.backing[m.base][0]:
+            raise Fail(f"base's backing file was {m.backing[m.base]}, is {q.backing()}")
+        return
     kept = [e for e in q.extensions() if e[0] not in (oracle.EXT_BITMAPS,)]
     if sorted(kept) != sorted(e for e in m.exts[m.base] if e[0] != oracle.EXT_BITMAPS):
         raise Fail(f"base's header extensions were {m.exts[m.base]}, are {q.extensions()}")
@@ -400,6 +413,8 @@ def merge_and_check(rng, chain, qmeld, story):
     if r.rc == 2:
         unchanged(m, "refused")
         reasons = known_reasons(m)
+        if "--direction=up" in m.merge_args and "(--direction=down)" in r.err:
+            reasons.append("cannot go up")
         if not reasons:
             raise Fail(f"refused without a known reason: {r.err}")
         return reasons[0]
