@@ -178,9 +178,6 @@ int qm_window_write(struct qm_window *w, uint64_t off, struct qm_file *to, uint6
 /* The window is moved so that it has the byte at off, which the file has.  False: it cannot be. */
 bool qm_window_covers(struct qm_window *w, uint64_t off);
 
-/* What was read through the window in [off, + len) is not held on to any more, so that the page cache may forget it. */
-void qm_window_let_go(const struct qm_window *w, uint64_t off, uint64_t len);
-
 /* ---- test builds only ---- */
 
 /* What can happen to a disk. */

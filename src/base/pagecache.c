@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -85,7 +86,8 @@ qm_cache_drop(const struct qm_file *file, uint64_t off, uint64_t len, uint64_t t
 
 /* ---- behind a writer ---- */
 
-struct written {
+struct range {
+    const struct qm_file *file;
     uint64_t off;
     uint64_t len;
     uint64_t there;
@@ -96,9 +98,10 @@ struct qm_behind {
     struct qm_file *file;
     pthread_mutex_t lock;
     /* under lock */
-    QM_VEC(struct written) list; /* from `first` on */
-    size_t first;
-    uint64_t sum;
+    QM_VEC(struct range) list; /* all since the last sync, for dropping */
+    QM_VEC(struct range) read;
+    size_t waited; /* of list, from the front */
+    uint64_t sum;  /* bytes of the others */
     /* any thread's */
     _Atomic bool cannot; /* the file system has no such call */
 };
@@ -130,41 +133,43 @@ qm_behind_free(struct qm_behind *b)
         return;
     pthread_mutex_destroy(&b->lock);
     qm_vec_release(&b->list);
+    qm_vec_release(&b->read);
     free(b);
 }
 
 static int
-wait_for(const struct qm_file *f, const struct written *w)
+wait_for(const struct qm_file *f, uint64_t off, uint64_t len)
 {
 #ifdef QM_TESTING
-    const ssize_t can = qm_io_ask(QM_IO_CALL_WAIT, f->path, w->off, w->len);
+    const ssize_t can = qm_io_ask(QM_IO_CALL_WAIT, f->path, off, len);
 
     if (can < 0) {
         errno = (int)-can;
         return -1;
     }
 #endif
-    return sync_file_range(f->wfd, (off_t)w->off, (off_t)w->len,
+    return sync_file_range(f->wfd, (off_t)off, (off_t)len,
                            SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                                SYNC_FILE_RANGE_WAIT_AFTER);
 }
 
-/* The oldest, if there is too much; taken out under the lock, waited for without it. */
+/* What was written first, as far as it is one range, if there is too much; waited for without the lock. */
 static bool
-take_oldest(struct qm_behind *b, struct written *out)
+take_oldest(struct qm_behind *b, uint64_t *out_off, uint64_t *out_len)
 {
     bool took = false;
 
     pthread_mutex_lock(&b->lock);
-    if (b->sum > BEHIND_BYTES && b->first < b->list.n) {
-        *out = b->list.at[b->first++];
-        b->sum -= out->len;
+    for (*out_len = 0; (took || b->sum > BEHIND_BYTES) && b->waited < b->list.n; b->waited++) {
+        const struct range *r = &b->list.at[b->waited];
+
+        if (took && (*out_off + *out_len != r->off || *out_len >= BEHIND_BYTES / 4))
+            break;
+        if (!took)
+            *out_off = r->off;
+        *out_len += r->len;
+        b->sum -= r->len;
         took = true;
-        if (b->first * 2 > b->list.n) { /* so that the list stays short */
-            b->list.n -= b->first;
-            memmove(b->list.at, b->list.at + b->first, b->list.n * sizeof *b->list.at);
-            b->first = 0;
-        }
     }
     pthread_mutex_unlock(&b->lock);
     return took;
@@ -174,34 +179,73 @@ int
 qm_behind_wrote(struct qm_behind *b, uint64_t off, uint64_t len, uint64_t there,
                 struct qmeld_error *err)
 {
-    struct written w = {off, len, there};
-    bool noted = false;
+    const struct range r = {b->file, off, len, there};
+    bool noted;
 
     qm_writeback(b->file, off, len);
     pthread_mutex_lock(&b->lock);
-    if (!b->cannot && (noted = qm_vec_push(&b->list, &w)))
-        b->sum += len;
+    noted = qm_vec_push(&b->list, &r);
+    b->sum += noted ? len : 0;
     pthread_mutex_unlock(&b->lock);
-    while (noted && take_oldest(b, &w)) {
-        if (wait_for(b->file, &w) == 0) {
-            qm_cache_drop(b->file, w.off, w.len, w.there);
+    while (noted && !b->cannot && take_oldest(b, &off, &len)) {
+        if (wait_for(b->file, off, len) == 0)
             continue;
-        }
         if (errno != ENOSYS && errno != EOPNOTSUPP && errno != ESPIPE && errno != EINVAL)
-            return qm_fail_sys(err, qm_at(b->file->path, w.off),
-                               "cannot make durable what was written at offset %" PRIu64, w.off);
+            return qm_fail_sys(err, qm_at(b->file->path, off),
+                               "cannot make durable what was written at offset %" PRIu64, off);
         b->cannot = true;
-        return 0;
     }
     return 0;
 }
 
 void
+qm_behind_read(struct qm_behind *b, const struct qm_file *file, uint64_t off, uint64_t len,
+               uint64_t there)
+{
+    const struct range r = {file, off, len, there};
+
+    if (there == QM_CACHE_ALL)
+        return;
+    pthread_mutex_lock(&b->lock);
+    (void)qm_vec_push(&b->read, &r); /* otherwise it stays */
+    pthread_mutex_unlock(&b->lock);
+}
+
+static int
+by_place(const void *a, const void *b)
+{
+    const struct range *x = a, *y = b;
+
+    if (x->file != y->file)
+        return (uintptr_t)x->file < (uintptr_t)y->file ? -1 : 1;
+    return x->off < y->off ? -1 : x->off > y->off;
+}
+
+/* One call for what is one range: each may wait for all processors (Linux, mm/fadvise.c, lru_add_drain_all). */
+static void
+drop_all(struct range *r, size_t n)
+{
+    if (n == 0)
+        return;
+    qsort(r, n, sizeof *r, by_place);
+    for (size_t i = 0, k; i < n; i = k) {
+        struct range whole = r[i];
+
+        for (k = i + 1; k < n && whole.there == 0 && r[k].there == 0 && r[k].file == whole.file &&
+                        r[k].off == whole.off + whole.len;
+             k++)
+            whole.len += r[k].len;
+        qm_cache_drop(whole.file, whole.off, whole.len, whole.there);
+    }
+}
+
+void
 qm_behind_synced(struct qm_behind *b)
 {
-    for (size_t i = b->first; i < b->list.n; i++)
-        qm_cache_drop(b->file, b->list.at[i].off, b->list.at[i].len, b->list.at[i].there);
+    drop_all(b->list.at, b->list.n);
+    drop_all(b->read.at, b->read.n);
     qm_vec_clear(&b->list);
-    b->first = 0;
+    qm_vec_clear(&b->read);
+    b->waited = 0;
     b->sum = 0;
 }

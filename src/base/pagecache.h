@@ -33,12 +33,17 @@ int qm_behind_new(struct qm_file *file, struct qm_behind **out, struct qmeld_err
 void qm_behind_free(struct qm_behind *b); /* NULL is fine */
 
 /* [off, + len) has been written, and `there` says what of it was in the cache before.  It begins to reach the disk;
- * what was told QM_BEHIND_BYTES ago is waited for, and then forgotten.  An error of the disk is told here and
- * nowhere else: the kernel tells it once (Linux, fs/sync.c, file_fdatawait_range), so it is final. */
+ * what was told QM_BEHIND_BYTES ago is waited for.  An error of the disk is told here and nowhere else: the kernel
+ * tells it once (Linux, fs/sync.c, file_fdatawait_range), so it is final. */
 int qm_behind_wrote(struct qm_behind *b, uint64_t off, uint64_t len, uint64_t there,
                     struct qmeld_error *err) QM_CHECK;
 
-/* All that was told is durable by now: it is forgotten. */
+/* [off, + len) of another file has been read; it outlives the next call of synced. */
+void qm_behind_read(struct qm_behind *b, const struct qm_file *file, uint64_t off, uint64_t len,
+                    uint64_t there);
+
+/* All that was told is durable by now, and nobody has it mapped: it is forgotten.  One thread, when nobody else
+ * tells anything. */
 void qm_behind_synced(struct qm_behind *b);
 
 #define QM_BEHIND_BYTES (64ull << 20)

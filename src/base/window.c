@@ -65,17 +65,6 @@ qm_window_covers(struct qm_window *w, uint64_t off)
     return has(w, off) || (off < w->file->size && move_to(w, off, &unheard) == 0);
 }
 
-void
-qm_window_let_go(const struct qm_window *w, uint64_t off, uint64_t len)
-{
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    const uint64_t from = qm_max(w->off, qm_align_down(off, page));
-    const uint64_t to = qm_min(w->off + w->len, off + len);
-
-    if (w->base && from < to)
-        (void)madvise(w->base + (from - w->off), to - from, MADV_DONTNEED);
-}
-
 /* A hole of a tmpfs file that is read through a mapping takes a page for good (mm/shmem.c,
  * shmem_fault): space that a merge has no right to, and may not find.  So those are read. */
 static int

@@ -99,15 +99,13 @@ write_inside(struct qm_copy *c, struct worker_state *w, const struct piece *p, u
     if (qm_window_write(&w->window, p->ext.host.h + done, c->cfg.target, p->to + done,
                         inside - done, err) < 0)
         return -1;
-    if (p->from_there != QM_CACHE_ALL) {
-        qm_window_let_go(&w->window, p->ext.host.h, inside);
-        qm_cache_drop(file, p->ext.host.h, p->len, p->from_there);
-    }
+    qm_behind_read(c->behind, file, p->ext.host.h, p->len, p->from_there);
     return 0;
 }
 
 static int
-read_past_cache(const struct piece *p, void *buf, bool *out_refused, struct qmeld_error *err)
+read_past_cache(const struct qm_copy *c, const struct piece *p, void *buf, bool *out_refused,
+                struct qmeld_error *err)
 {
     const uint64_t off = p->ext.host.h;
 
@@ -116,7 +114,7 @@ read_past_cache(const struct piece *p, void *buf, bool *out_refused, struct qmel
         return qm_direct_read(p->route->direct, off, buf, p->len, out_refused, err);
     if (qm_pread(p->from->file, off, buf, p->len, err) < 0)
         return -1;
-    qm_cache_drop(p->from->file, off, p->len, p->from_there);
+    qm_behind_read(c->behind, p->from->file, off, p->len, p->from_there);
     return 0;
 }
 
@@ -132,7 +130,7 @@ write_past_cache(struct qm_copy *c, struct worker_state *w, const struct piece *
         return 0;
     if (!w->direct_buf && !(w->direct_buf = qm_direct_buffer(c->piece_bytes)))
         return qm_fail_nomem(err, "the copy");
-    if (read_past_cache(p, w->direct_buf, &refused, err) < 0 ||
+    if (read_past_cache(c, p, w->direct_buf, &refused, err) < 0 ||
         (!refused && qm_direct_write(c->direct, p->to, w->direct_buf, p->len, &refused, err) < 0))
         return -1;
     if (refused) {
@@ -668,8 +666,12 @@ qm_copy_drain(struct qm_copy *copy, struct qmeld_error *err)
 void
 qm_copy_synced(struct qm_copy *copy)
 {
-    if (copy->behind)
-        qm_behind_synced(copy->behind);
+    if (!copy->behind)
+        return;
+    for (unsigned i = 0; i < copy->threads;
+         i++) /* workers are idle; mapped pages are not forgotten */
+        qm_window_release(&copy->workers[i].window);
+    qm_behind_synced(copy->behind);
 }
 
 void
