@@ -307,7 +307,11 @@ def c21(t):
     t.commit("wide")
     t.ok(t.view("wide.b")[:65536] == block * 8, "a stream with a 32 KiB window decodes wrong")
     for name in ("short", "gzip"):
-        t.refused(f"commit {name}", rc=(1, 2))
+        t.refused(f"commit --decompress {name}", rc=(1, 2))
+        t.refused(f"commit --verify {name}", rc=(1, 2))
+        t.commit(name)  # passed on as it is, and as unreadable as it was
+        t.img(f"check {name}.b")
+        t.ok(t.q(f"{name}.b").l2(0) >> 62 & 1, "no compressed cluster in the base")
 
 
 @case("c22", "a shared cluster is copied on write, the snapshot stays")
