@@ -28,12 +28,37 @@ may_be_a_machines(const struct qm_cli_merging *merging, const char *path)
     return held;
 }
 
+/* The first thing asked for that libvirt's block commit has not got; NULL: none. */
+static const char *
+what_qemu_cannot(const struct qmeld_commit_options *o)
+{
+    const struct {
+        bool asked;
+        const char *what;
+    } all[] = {{o->overlays == QMELD_OVERLAYS_EMPTY, "--overlays=empty"},
+               {o->overlays == QMELD_OVERLAYS_QUARANTINE, "--overlays=quarantine"},
+               {o->atomic, "--atomic"},
+               {o->undo, "--undo"},
+               {o->reclaim, "--reclaim"},
+               {o->verify, "--verify"},
+               {o->skip_equal, "--skip-equal"},
+               {o->detect_zeroes, "--detect-zeroes"},
+               {o->direct, "--cache=none"},
+               {o->direction == QMELD_DIRECTION_UP, "--direction=up"}};
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].asked)
+            return all[i].what;
+    return NULL;
+}
+
 /* What the options of commit become.  False after a complaint. */
 static bool
 translate(const struct qm_cli_merging *merging, const char *path, const struct qm_live_use *use,
           struct qm_live_commit *out)
 {
     const struct qmeld_commit_options *options = &merging->options;
+    const char *cannot;
 
     *out = (struct qm_live_commit){
         .uri = use->uri,
@@ -50,15 +75,14 @@ translate(const struct qm_cli_merging *merging, const char *path, const struct q
         .wait = true,
         .bandwidth = options->bandwidth,
     };
-    if (options->overlays == QMELD_OVERLAYS_KEEP || out->remove)
-        if (!options->reclaim && !options->verify && !options->skip_equal &&
-            !options->detect_zeroes)
-            return true;
+    cannot = what_qemu_cannot(options);
+    if (!cannot)
+        return true;
     fprintf(
         stderr,
-        "qmeld: a running machine has the image, and QEMU, which then merges, can neither empty, "
-        "rename nor read back, and looks at no bytes: use --overlays=keep or delete, without "
-        "--reclaim, --verify, --skip-equal and --detect-zeroes, or stop the machine\n");
+        "qmeld: a running machine has the image, and QEMU, which then merges, does not know %s: "
+        "leave that out, or stop the machine\n",
+        cannot);
     return false;
 }
 

@@ -464,7 +464,8 @@ def image(m):
     top, inner = m.path("b.qcow2"), m.path("a.qcow2")
     refused = m.run(m.lab.qmeld, "commit", "--live=never", top, rc=2)
     m.has(refused, "running machine", f"blockcommit -c qemu:///session {m.name} vda --pivot")
-    m.has(m.run(m.lab.qmeld, "commit", "--overlays=empty", top, rc=2), "neither empty")
+    for option in ("--overlays=empty", "--atomic", "--undo", "--skip-equal", "--cache=none"):
+        m.has(m.run(m.lab.qmeld, "commit", option, top, rc=2), f"does not know {option}")
     m.is_chain("b.qcow2", "a.qcow2", "base.raw")
     m.has(m.run(m.lab.qmeld, "commit", inner), "Commit complete")
     m.is_chain("b.qcow2", "base.raw")
