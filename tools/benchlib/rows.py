@@ -115,9 +115,9 @@ class Row:
 class Commit(Row):
     """Everything into the base; overlays stay, so that they need not be built anew."""
 
-    def __init__(self, *args, cold=False, **kw):
+    def __init__(self, *args, cold=False, direct=False, **kw):
         super().__init__(*args, **kw)
-        self.cold = cold
+        self.cold, self.direct = cold, direct
 
     def prepare(self, who):
         self.chain.fresh()
@@ -126,8 +126,9 @@ class Commit(Row):
         c = self.chain
         if who == "qemu-img":
             # -d: an overlay that is kept, as with ours
-            return [program, "commit", "-q", "-d", "-b", c.base, c.top], [c.base]
-        return [program, "commit", "-q", c.top], [c.base]
+            cache = ["-t", "none"] if self.direct else []
+            return [program, "commit", "-q", "-d", *cache, "-b", c.base, c.top], [c.base]
+        return [program, "commit", "-q", *(["--cache=none"] if self.direct else []), c.top], [c.base]
 
     def settle(self, who):
         os.replace(self.chain.at(self.chain.base), self.chain.at("result." + who))
@@ -298,6 +299,8 @@ def all_rows():
     rows = [
         Commit("raw-1m", "3 overlays of 1 GiB, 1 MiB extents, into raw", 2.0, raw1m),
         Commit("raw-1m-cold", "the same with cold caches", 1.7, raw1m, cold=True),
+        Commit("raw-1m-direct", "the same, cold, past the page cache (--cache=none, -t none)", None,
+               raw1m, cold=True, direct=True),
         Commit("qcow2-64k", "3 overlays of 512 MiB, 64 KiB scattered, into qcow2", 1.6, qcow64k),
         Flatten("flatten-raw", "that chain flattened to raw", 1.8, qcow64k, "raw"),
         Flatten("flatten-qcow2", "that chain flattened to qcow2", 1.8, qcow64k, "qcow2"),
