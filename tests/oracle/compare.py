@@ -111,13 +111,13 @@ def compare_and_check(rng, chain, qmeld, story):
 
 def strictly(qmeld, folder, a, b):
     """QEMU's flag "end of file" is in what it compares, and ours not: where it finds the last extents to
-    differ, and nothing else, we find what comes behind, or nothing."""
+    differ, and nothing else, we find the bytes there, what comes behind, or nothing."""
     argv = ["-s", "-f", a[1], "-F", b[1], a[0], b[0]]
     theirs = say(["qemu-img", "compare", *argv], folder)
     mine = say([qmeld, "compare", *argv], folder)
     if mine == theirs:
         return
-    if "block status" in theirs[1] and offset_in(mine[1]) > offset_in(theirs[1]) \
+    if "block status" in theirs[1] and offset_in(mine[1]) >= offset_in(theirs[1]) \
             and only_the_end(folder, a, b, offset_in(theirs[1])):
         return
     raise Fail(f"compare {' '.join(argv)}: {mine}, qemu-img says {theirs}")
