@@ -70,15 +70,7 @@ enum {
     OPT_TOP,
     OPT_SHALLOW,
     OPT_DECOMPRESS,
-    OPT_OVERLAYS,
     OPT_DIRECTION,
-    OPT_RECLAIM,
-    OPT_ATOMIC,
-    OPT_UNDO,
-    OPT_SKIP_EQUAL,
-    OPT_DETECT_ZEROES,
-    OPT_KEEP_RELATIVE,
-    OPT_BACKING_FORMAT,
     OPT_LIVE,
 };
 
@@ -127,36 +119,10 @@ take_option(struct qm_cli_merging *merging, int c)
     case OPT_SHALLOW:
         options->shallow = true;
         return true;
-    case OPT_ATOMIC:
-        options->atomic = true;
-        return true;
-    case OPT_UNDO:
-        options->undo = true;
-        return true;
-    case OPT_OVERLAYS:
-        return qm_cli_merging_take_overlays(merging, optarg);
     case OPT_DIRECTION:
         return take_direction(merging->command, options, optarg);
-    case OPT_RECLAIM:
-        options->reclaim = true;
-        return true;
-    case OPT_SKIP_EQUAL:
-        options->skip_equal = true;
-        return true;
-    case OPT_DETECT_ZEROES:
-        options->detect_zeroes = true;
-        return true;
     case OPT_DECOMPRESS:
         options->decompress = true;
-        return true;
-    case OPT_KEEP_RELATIVE:
-        options->keep_relative = true;
-        return true;
-    case 'f':
-        options->format = optarg;
-        return true;
-    case OPT_BACKING_FORMAT:
-        options->backing_format = optarg;
         return true;
     case OPT_LIVE:
         return take_live(merging, optarg);
@@ -172,18 +138,10 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"base", required_argument, NULL, OPT_BASE},
         {"top", required_argument, NULL, OPT_TOP},
         {"shallow", no_argument, NULL, OPT_SHALLOW},
-        {"overlays", required_argument, NULL, OPT_OVERLAYS},
         {"direction", required_argument, NULL, OPT_DIRECTION},
-        {"reclaim", no_argument, NULL, OPT_RECLAIM},
         {"decompress", no_argument, NULL, OPT_DECOMPRESS},
-        {"atomic", no_argument, NULL, OPT_ATOMIC},
-        {"undo", no_argument, NULL, OPT_UNDO},
-        {"skip-equal", no_argument, NULL, OPT_SKIP_EQUAL},
-        {"detect-zeroes", no_argument, NULL, OPT_DETECT_ZEROES},
-        {"keep-relative", no_argument, NULL, OPT_KEEP_RELATIVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
-        {"format", required_argument, NULL, 'f'},
-        {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+        QM_CLI_MERGE_KIND_OPTIONS,
         {"live", required_argument, NULL, OPT_LIVE},
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,

@@ -40,17 +40,7 @@ static const char help[] =
     "usage, nothing touched; 3 stopped half-way, and 75 stopped by a signal or at the deadline:\n"
     "the same command again finishes.\n";
 
-enum {
-    OPT_KEEP = QM_OPT_MERGING_FIRST,
-    OPT_OVERLAYS,
-    OPT_RECLAIM,
-    OPT_ATOMIC,
-    OPT_UNDO,
-    OPT_SKIP_EQUAL,
-    OPT_DETECT_ZEROES,
-    OPT_KEEP_RELATIVE,
-    OPT_BACKING_FORMAT,
-};
+enum { OPT_KEEP = QM_OPT_MERGING_FIRST };
 
 /* As the call that serves all merges has no room for it. */
 static uint64_t n_kept;
@@ -76,40 +66,7 @@ take_keep(const char *command, const char *arg)
 static bool
 take_option(struct qm_cli_merging *merging, int c)
 {
-    struct qmeld_commit_options *options = &merging->options;
-
-    switch (c) {
-    case OPT_KEEP:
-        return take_keep(merging->command, optarg);
-    case OPT_OVERLAYS:
-        return qm_cli_merging_take_overlays(merging, optarg);
-    case OPT_RECLAIM:
-        options->reclaim = true;
-        return true;
-    case OPT_ATOMIC:
-        options->atomic = true;
-        return true;
-    case OPT_UNDO:
-        options->undo = true;
-        return true;
-    case OPT_SKIP_EQUAL:
-        options->skip_equal = true;
-        return true;
-    case OPT_DETECT_ZEROES:
-        options->detect_zeroes = true;
-        return true;
-    case OPT_KEEP_RELATIVE:
-        options->keep_relative = true;
-        return true;
-    case 'f':
-        options->format = optarg;
-        return true;
-    case OPT_BACKING_FORMAT:
-        options->backing_format = optarg;
-        return true;
-    default:
-        return qm_cli_merging_take(merging, c);
-    }
+    return c == OPT_KEEP ? take_keep(merging->command, optarg) : qm_cli_merging_take(merging, c);
 }
 
 static int
@@ -117,16 +74,8 @@ run(int argc, char **argv)
 {
     static const struct option options[] = {
         {"keep", required_argument, NULL, OPT_KEEP},
-        {"overlays", required_argument, NULL, OPT_OVERLAYS},
-        {"reclaim", no_argument, NULL, OPT_RECLAIM},
-        {"atomic", no_argument, NULL, OPT_ATOMIC},
-        {"undo", no_argument, NULL, OPT_UNDO},
-        {"skip-equal", no_argument, NULL, OPT_SKIP_EQUAL},
-        {"detect-zeroes", no_argument, NULL, OPT_DETECT_ZEROES},
-        {"keep-relative", no_argument, NULL, OPT_KEEP_RELATIVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
-        {"format", required_argument, NULL, 'f'},
-        {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+        QM_CLI_MERGE_KIND_OPTIONS,
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},

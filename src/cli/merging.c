@@ -63,6 +63,65 @@ take_deadline(struct qm_cli_merging *merging, const char *arg)
     return false;
 }
 
+static bool
+take_overlays(struct qm_cli_merging *merging, const char *arg)
+{
+    static const struct {
+        const char *name;
+        enum qmeld_overlays overlays;
+    } words[] = {{"keep", QMELD_OVERLAYS_KEEP},
+                 {"empty", QMELD_OVERLAYS_EMPTY},
+                 {"delete", QMELD_OVERLAYS_DELETE},
+                 {"quarantine", QMELD_OVERLAYS_QUARANTINE}};
+
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strcmp(arg, words[i].name) == 0) {
+            merging->options.overlays = words[i].overlays;
+            return true;
+        }
+    qm_cli_usage(merging->command, "--overlays is keep, empty, delete or quarantine, not \"%s\"",
+                 arg);
+    return false;
+}
+
+/* False: it is none of these, or there was a complaint. */
+static bool
+take_kind(struct qm_cli_merging *merging, int c)
+{
+    struct qmeld_commit_options *options = &merging->options;
+
+    switch (c) {
+    case QM_OPT_OVERLAYS:
+        return take_overlays(merging, optarg);
+    case QM_OPT_RECLAIM:
+        options->reclaim = true;
+        return true;
+    case QM_OPT_ATOMIC:
+        options->atomic = true;
+        return true;
+    case QM_OPT_UNDO:
+        options->undo = true;
+        return true;
+    case QM_OPT_SKIP_EQUAL:
+        options->skip_equal = true;
+        return true;
+    case QM_OPT_DETECT_ZEROES:
+        options->detect_zeroes = true;
+        return true;
+    case QM_OPT_KEEP_RELATIVE:
+        options->keep_relative = true;
+        return true;
+    case QM_OPT_BACKING_FORMAT:
+        options->backing_format = optarg;
+        return true;
+    case 'f':
+        options->format = optarg;
+        return true;
+    default:
+        return false;
+    }
+}
+
 bool
 qm_cli_merging_take(struct qm_cli_merging *merging, int c)
 {
@@ -92,29 +151,8 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
     case QM_OPT_OUTPUT:
         return qm_cli_parse_output(merging->command, optarg, &merging->output);
     default:
-        return false;
+        return take_kind(merging, c);
     }
-}
-
-bool
-qm_cli_merging_take_overlays(struct qm_cli_merging *merging, const char *arg)
-{
-    static const struct {
-        const char *name;
-        enum qmeld_overlays overlays;
-    } words[] = {{"keep", QMELD_OVERLAYS_KEEP},
-                 {"empty", QMELD_OVERLAYS_EMPTY},
-                 {"delete", QMELD_OVERLAYS_DELETE},
-                 {"quarantine", QMELD_OVERLAYS_QUARANTINE}};
-
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (strcmp(arg, words[i].name) == 0) {
-            merging->options.overlays = words[i].overlays;
-            return true;
-        }
-    qm_cli_usage(merging->command, "--overlays is keep, empty, delete or quarantine, not \"%s\"",
-                 arg);
-    return false;
 }
 
 /* ---- stopping, and asking ---- */

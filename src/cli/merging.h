@@ -38,6 +38,14 @@ enum {
     QM_OPT_JOURNAL_DIR,
     QM_OPT_VERIFY,
     QM_OPT_CACHE,
+    QM_OPT_OVERLAYS,
+    QM_OPT_RECLAIM,
+    QM_OPT_ATOMIC,
+    QM_OPT_UNDO,
+    QM_OPT_SKIP_EQUAL,
+    QM_OPT_DETECT_ZEROES,
+    QM_OPT_KEEP_RELATIVE,
+    QM_OPT_BACKING_FORMAT,
     QM_OPT_MERGING_FIRST, /* a command's own begin here */
 };
 
@@ -51,6 +59,19 @@ enum {
         {"cache", required_argument, NULL, QM_OPT_CACHE}, {"verbose", no_argument, NULL, 'v'},     \
     {                                                                                              \
         "quiet", no_argument, NULL, 'q'                                                            \
+    }
+
+/* What commands that begin a merge have beside those: what kind of merge, of which formats. */
+#define QM_CLI_MERGE_KIND_OPTIONS                                                                  \
+    {"overlays", required_argument, NULL, QM_OPT_OVERLAYS},                                        \
+        {"reclaim", no_argument, NULL, QM_OPT_RECLAIM},                                            \
+        {"atomic", no_argument, NULL, QM_OPT_ATOMIC}, {"undo", no_argument, NULL, QM_OPT_UNDO},    \
+        {"skip-equal", no_argument, NULL, QM_OPT_SKIP_EQUAL},                                      \
+        {"detect-zeroes", no_argument, NULL, QM_OPT_DETECT_ZEROES},                                \
+        {"keep-relative", no_argument, NULL, QM_OPT_KEEP_RELATIVE},                                \
+        {"format", required_argument, NULL, 'f'},                                                  \
+    {                                                                                              \
+        "backing-format", required_argument, NULL, QM_OPT_BACKING_FORMAT                           \
     }
 
 /* All options of commit, for the commands that take the same; the image is argv[optind].  -1, or an exit
@@ -80,9 +101,6 @@ int qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli
 
 /* An option that qm_cli_getopt found, --output and --journal-dir included.  False after a complaint. */
 bool qm_cli_merging_take(struct qm_cli_merging *merging, int c);
-
-/* The value of --overlays.  False after a complaint. */
-bool qm_cli_merging_take_overlays(struct qm_cli_merging *merging, const char *arg);
 
 /* After the options: signals are caught from now on, and the deadline's time runs. */
 void qm_cli_merging_begin(struct qm_cli_merging *merging);

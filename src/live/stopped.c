@@ -270,6 +270,8 @@ add_report(struct qm_stopped *s, struct qmeld_commit_report *one)
     all->bytes_zeroed += one->bytes_zeroed;
     all->bytes_shared += one->bytes_shared;
     all->bytes_offloaded += one->bytes_offloaded;
+    all->bytes_verified += one->bytes_verified;
+    all->verified = all->verified && one->verified;
     all->bytes_zero_found += one->bytes_zero_found;
     all->bytes_skipped += one->bytes_skipped;
     qm_lib->commit_report_free(one);

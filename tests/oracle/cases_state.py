@@ -275,7 +275,8 @@ def c64(t):
 qemu-img create -q -f qcow2 b 64M; qemu-img bitmap --add -g 512 b m
 qemu-io -c 'write 0 8M' b >/dev/null
 qemu-img create -q -f qcow2 -b $PWD/b -F qcow2 $CASE/t; qemu-io -c 'write -P 4 0 8M' $CASE/t >/dev/null
-qemu-img check b >/dev/null; dd if=/dev/zero of=fill bs=4k 2>/dev/null || true
+qemu-img check b >/dev/null
+if dd if=/dev/zero of=fill bs=4k 2>/dev/null; then echo 'the disk did not fill'; exit 1; fi
 $QMELD commit $CASE/t && rc=0 || rc=$?
 echo rc=$rc
 rm fill

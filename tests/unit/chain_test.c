@@ -367,9 +367,10 @@ chain__a_thousand_layers_are_ordinary(void **state)
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
     more = old;
     more.rlim_cur = old.rlim_max;
-    if (more.rlim_max < 1100)
+    if (more.rlim_max < 1100) /* only root may have more */
+        more.rlim_cur = more.rlim_max = 4096;
+    if (setrlimit(RLIMIT_NOFILE, &more) < 0)
         skip();
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &more), 0);
     write_tower(1000);
     c = opens("l999", &hold);
     assert_int_equal(c->n, 1000);
