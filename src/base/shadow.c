@@ -399,6 +399,16 @@ qm_shadow_purse(const struct qm_shadow *s, size_t i)
     return &s->purses.at[i];
 }
 
+uint64_t
+qm_shadow_peak(const struct qm_shadow *s)
+{
+    uint64_t sum = 0;
+
+    QM_VEC_EACH (p, &s->purses)
+        sum += p->room.kind == QM_ROOM_DISK ? p->peak : 0;
+    return sum;
+}
+
 size_t
 qm_shadow_n_files(const struct qm_shadow *s)
 {

@@ -71,6 +71,9 @@ int qm_shadow_finish(struct qm_shadow *s, struct qmeld_error *err) QM_CHECK;
 
 size_t qm_shadow_n_purses(const struct qm_shadow *s);
 const struct qm_shadow_purse *qm_shadow_purse(const struct qm_shadow *s, size_t i);
+
+/* Bytes that are needed at a time: the sum of the file systems' peaks. */
+uint64_t qm_shadow_peak(const struct qm_shadow *s);
 size_t qm_shadow_n_files(const struct qm_shadow *s);
 const struct qm_shadow_sum *qm_shadow_sum(const struct qm_shadow *s, size_t i);
 

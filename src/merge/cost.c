@@ -102,17 +102,6 @@ sum_of(const struct dry *d, size_t layer)
     return NULL;
 }
 
-static uint64_t
-peak_of(const struct qm_shadow *shadow)
-{
-    uint64_t sum = 0;
-
-    for (size_t i = 0; i < qm_shadow_n_purses(shadow); i++)
-        if (qm_shadow_purse(shadow, i)->room.kind == QM_ROOM_DISK)
-            sum += qm_shadow_purse(shadow, i)->peak;
-    return sum;
-}
-
 /* ---- the report ---- */
 
 static int
@@ -152,7 +141,7 @@ tell_rooms(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error 
 {
     const size_t n = qm_shadow_n_purses(d->shadow);
 
-    r->peak = peak_of(d->shadow);
+    r->peak = qm_shadow_peak(d->shadow);
     r->rooms = calloc(n + 1, sizeof *r->rooms);
     if (!r->rooms)
         return qm_fail_nomem(err, "the plan");
@@ -287,7 +276,7 @@ price(const struct dry *d, struct qmeld_plan_mode *mode)
 
     mode->possible = true;
     mode->fits = qm_space_judge(d->shadow, &why) == 0;
-    mode->peak = peak_of(d->shadow);
+    mode->peak = qm_shadow_peak(d->shadow);
     mode->new_length = target ? target->new_size : 0;
     mode->bytes_read = d->m.transfer.costs.bytes_read;
     mode->bytes_written = d->m.transfer.costs.bytes_written;

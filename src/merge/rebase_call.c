@@ -33,17 +33,6 @@ rebase(struct qm_rebase *r, struct qmeld_error *err)
     return qm_rebase_run(r, err);
 }
 
-static uint64_t
-peak_of(const struct qm_shadow *shadow)
-{
-    uint64_t sum = 0;
-
-    for (size_t i = 0; i < qm_shadow_n_purses(shadow); i++)
-        if (qm_shadow_purse(shadow, i)->room.kind == QM_ROOM_DISK)
-            sum += qm_shadow_purse(shadow, i)->peak;
-    return sum;
-}
-
 static int
 run(const char *path, const struct qmeld_rebase_options *opts, struct qmeld_rebase_report *report,
     struct qmeld_error *err)
@@ -74,7 +63,7 @@ run_dry(const char *path, const struct qmeld_rebase_options *opts,
     if (rc == 0)
         rc = qm_shadow_finish(shadow, err);
     if (rc == 0)
-        report->peak = peak_of(shadow);
+        report->peak = qm_shadow_peak(shadow);
     if (rc == 0)
         rc = qm_space_judge(shadow, err);
     qm_shadow_end(shadow);
