@@ -208,29 +208,39 @@ qm_append_cluster(struct qm_append *a, uint64_t idx, uint32_t units, host_off *o
     return set_entry(a, idx, &e, err);
 }
 
+/* *out: entries can lead behind all that is taken now, and a cluster and some refcount blocks more. */
+static int
+reaches(struct qm_append *a, bool *out, struct qmeld_error *err)
+{
+    struct qcow2_l2 far = {.kind = QCOW2_L2_COMPRESSED};
+    uint64_t end;
+
+    if (qm_refs_end(a->refs, &end, err) < 0)
+        return -1;
+    far.host = qm_host(end + 4 * a->geo->cluster_size);
+    *out = qcow2_l2_fits(a->geo, &far);
+    return 0;
+}
+
 int
 qm_append_compressed(struct qm_append *a, uint64_t idx, uint32_t len, host_off *out, bool *out_fits,
                      struct qmeld_error *err)
 {
-    const uint64_t cs = a->geo->cluster_size;
     struct qcow2_l2 e = {.kind = QCOW2_L2_COMPRESSED};
-    uint64_t end;
 
     *out_fits = false;
     if (idx >> a->geo->l2_bits != a->l1_idx && load_table(a, idx >> a->geo->l2_bits, err) < 0)
         return -1;
-    if (qm_refs_end(a->refs, &end, err) < 0)
+    if (reaches(a, out_fits, err) < 0)
         return -1;
-    if (!qm_pack_can_lead_to(
-            a->geo, qm_host(end + 4 * cs))) /* and a refcount block or two may come first */
+    if (!*out_fits)
         return 0;
     if (qm_pack_take(&a->pack, len, &e.host, err) < 0)
         return -1;
-    a->end = qm_max(a->end, qm_align_up(e.host.h + len, cs));
+    a->end = qm_max(a->end, qm_align_up(e.host.h + len, a->geo->cluster_size));
     /* whole sectors, of which the first begins in front of it (specification, "Compressed Clusters Descriptor") */
     e.payload_len = (uint32_t)(qm_align_up(e.host.h + len, 512) - e.host.h);
     *out = e.host;
-    *out_fits = true;
     return set_entry(a, idx, &e, err);
 }
 
@@ -282,6 +292,7 @@ qm_append_publish(struct qm_append *a, struct qmeld_error *err)
             return -1;
     }
     qm_vec_clear(&a->tables);
+    qm_pack_cut(&a->pack);
     a->live = a->l1_idx != NO_TABLE;
     return qm_sync(a->q->img.file, err);
 }

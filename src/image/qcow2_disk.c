@@ -595,7 +595,8 @@ qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, struc
 bool
 qcow2_l2_fits(const struct qcow2_geo *g, const struct qcow2_l2 *e)
 {
-    return e->host.h < 1ull << offset_bits(g);
+    /* an offset has 56 bits at most (specification, "Cluster mapping"; qemu 7.2, QCOW_MAX_CLUSTER_OFFSET) */
+    return e->host.h < 1ull << qm_min(offset_bits(g), 56);
 }
 
 void

@@ -7,6 +7,7 @@
 #define QM_QCOW2_EDIT_INT_H
 
 #include "qcow2_edit.h"
+#include "qcow2_pack.h"
 
 #include <inttypes.h>
 
@@ -70,13 +71,7 @@ struct qm_edit {
     QM_VEC(struct qm_edit_free) frees;       /* since the last release */
     size_t weight;                           /* of all but frees, since the last release */
     QM_VEC(struct qm_edit_payload) payloads; /* ascending */
-    /* where they go: clusters that are being filled, and the sectors that were taken over last, in order */
-    uint64_t area_at;  /* the first sector that is free */
-    uint64_t area_end; /* 0: there is no area */
-    const struct qm_image
-        *run_from;     /* NULL: none in this batch, or the next one needs a new place */
-    uint64_t run_end;  /* there */
-    uint64_t run_to;   /* and here */
+    struct qm_pack pack;                     /* where they go */
     uint64_t host_end; /* of the last new data cluster: the file must reach that far */
     /* the part of one L2 table read last */
     unsigned char *slice;

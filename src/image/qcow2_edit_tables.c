@@ -83,6 +83,7 @@ qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint
     e->q = q;
     e->refs = refs;
     e->geo = &q->geo;
+    qm_pack_init(&e->pack, refs, e->geo);
     e->below_size = below_size;
     e->new_size = new_size;
     e->slice_off = UINT64_MAX;
