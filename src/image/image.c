@@ -97,13 +97,46 @@ qm_image_open(struct qm_file *file, const char *format, struct qm_image **out,
 void
 qm_image_close(struct qm_image *img)
 {
-    struct qm_file *file;
+    struct qm_file *file, *data;
 
     if (!img)
         return;
     file = img->file;
+    data = img->data;
     img->ops->free(img);
+    if (data != file)
+        qm_file_close(data);
     qm_file_close(file);
+}
+
+bool
+qm_image_is_in(const struct qm_image *img, const struct qm_file *file)
+{
+    return qm_file_same(img->file, file) || qm_file_same(img->data, file);
+}
+
+int
+qm_image_lock(struct qm_image *img, enum qm_lock_role role, struct qmeld_error *err)
+{
+    if (qm_lock_take(img->file, role, err) < 0)
+        return -1;
+    return img->data == img->file ? 0 : qm_lock_take(img->data, role, err);
+}
+
+int
+qm_image_make_writable(struct qm_image *img, struct qmeld_error *err)
+{
+    if (img->data != img->file && qm_file_make_writable(img->data, err) < 0)
+        return -1;
+    return qm_file_make_writable(img->file, err);
+}
+
+int
+qm_image_sync(struct qm_image *img, struct qmeld_error *err)
+{
+    if (img->data != img->file && qm_sync(img->data, err) < 0)
+        return -1;
+    return qm_sync(img->file, err);
 }
 
 int
@@ -164,8 +197,8 @@ qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, struct q
         memset(buf, 0, ext->len);
         return 0;
     case QM_DATA:
-        return img->ops->pad_data ? qm_pread_padded(img->file, ext->host.h, buf, ext->len, err)
-                                  : qm_pread(img->file, ext->host.h, buf, ext->len, err);
+        return img->ops->pad_data ? qm_pread_padded(img->data, ext->host.h, buf, ext->len, err)
+                                  : qm_pread(img->data, ext->host.h, buf, ext->len, err);
     case QM_COMPRESSED:
         return read_compressed(img, ext, codec, buf, err);
     }

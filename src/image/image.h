@@ -10,7 +10,8 @@
  *            qm_image_close.
  * Threads    qm_image_next uses caches of the image: one thread at a time.  qm_extent_read
  *            may run in many threads, each with its own qm_codec.
- * Ownership  The image owns its file from a successful qm_image_open on.
+ * Ownership  The image owns its file from a successful qm_image_open on, and its data file from the
+ *            moment somebody sets it.
  * Units      Bytes.  size is the virtual size in bytes.
  * Errors     0 or -1 with *err: IO, CORRUPT, UNSUPPORTED, NOMEM, USAGE.
  */
@@ -20,6 +21,7 @@
 #include "addr.h"
 #include "err.h"
 #include "io.h"
+#include "lock.h"
 
 struct qm_image;
 struct qm_codec;
@@ -67,7 +69,10 @@ struct qm_image_ops {
 struct qm_image {
     const struct qm_image_ops *ops;
     struct qm_file *file;
-    uint64_t size;         /* virtual size; raw: file length rounded up to 512 (QEMU does) */
+    struct qm_file
+        *data;     /* what .host of DATA, ZERO and ABSENT extents is an offset in: file itself, or
+                            * the external data file; COMPRESSED extents always lie in file */
+    uint64_t size; /* virtual size; raw: file length rounded up to 512 (QEMU does) */
     uint64_t cluster_size; /* raw: 0 */
     char *backing_name;    /* as stored; NULL: none */
     char *backing_format;  /* as stored; NULL: none */
@@ -82,6 +87,15 @@ int qm_image_open(struct qm_file *file, const char *format, struct qm_image **ou
 
 /* Closes image and file (read-only or after an error).  NULL is fine. */
 void qm_image_close(struct qm_image *img);
+
+/* file is the image's file, or its data file. */
+bool qm_image_is_in(const struct qm_image *img, const struct qm_file *file);
+
+/* What is done to an image is done to its data file, too: these are qm_lock_take, qm_file_make_writable and
+ * qm_sync of both, data first: what entries point at is durable before they can be. */
+int qm_image_lock(struct qm_image *img, enum qm_lock_role role, struct qmeld_error *err) QM_CHECK;
+int qm_image_make_writable(struct qm_image *img, struct qmeld_error *err) QM_CHECK;
+int qm_image_sync(struct qm_image *img, struct qmeld_error *err) QM_CHECK;
 
 /* True if the first bytes of the file are a qcow2 header. */
 int qm_image_looks_like_qcow2(const struct qm_file *file, bool *out, struct qmeld_error *err)

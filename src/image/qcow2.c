@@ -506,7 +506,7 @@ qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out, struc
         return qm_fail_nomem(err, "a qcow2 image");
     }
     q->img.ops = &qcow2_ops;
-    q->img.file = file;
+    q->img.file = q->img.data = file;
     q->flags = flags;
     adopt_header(q, &hdr);
     if (!(flags & QCOW2_DECODE_FOR_CHECK) && check_snapshots(q, err) < 0) {
@@ -544,7 +544,7 @@ qm_qcow2_can_read(const struct qm_qcow2 *q, struct qmeld_error *err)
                        "the image is encrypted (%s), which is not supported: decrypt it into a "
                        "new image first",
                        q->hdr.crypt_method == 1 ? "AES" : "LUKS");
-    if (q->geo.data_file)
+    if (q->geo.data_file && q->img.data == q->img.file)
         return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file),
                        "the guest's data is in an external data file (%.256s), which is not "
                        "supported: convert it into one file first",

@@ -86,7 +86,7 @@ qm_raw_open(struct qm_file *file, struct qm_image **out, struct qmeld_error *err
     if (!raw)
         return qm_fail_nomem(err, "a raw image");
     raw->img.ops = &raw_ops;
-    raw->img.file = file;
+    raw->img.file = raw->img.data = file;
     raw->img.size = qm_align_up(file->size, 512);
     *out = &raw->img;
     return 0;

@@ -114,7 +114,7 @@ verify_filled(struct run *r, struct qmeld_error *err)
                                              .have = t->chain,
                                              .have_top = t->target,
                                              .bandwidth = t->opts->bandwidth};
-    struct qm_file *file = t->chain->layers[t->target].img->file;
+    struct qm_file *file = t->chain->layers[t->target].img->data;
     struct qm_compare_result found;
 
     if (r->filled.list.n == 0)
@@ -154,7 +154,7 @@ batch_of(const struct qm_transfer *t)
 static int
 begin_batch(struct run *r, struct qmeld_error *err)
 {
-    const struct qm_file *file = r->t->chain->layers[r->t->target].img->file;
+    const struct qm_file *file = r->t->chain->layers[r->t->target].img->data;
     uint64_t room;
 
     r->gain = 0;
@@ -197,6 +197,7 @@ verify_batch(struct run *r, guest_off end, struct qmeld_error *err)
     if (!t->verify || !t->give_up)
         return 0;
     qm_drop_cache(base->file, 0, 0);
+    qm_drop_cache(base->data, 0, 0);
     qm_image_forget(base);
     if (qm_compare(&config, &found, err) < 0)
         return -1;
@@ -486,7 +487,7 @@ tell_routes(const struct qm_transfer *t, const struct qm_copy *copy)
 
         if (!t->chain->layers[i].img)
             continue;
-        sums = qm_copy_sums(copy, t->chain->layers[i].img->file);
+        sums = qm_copy_sums(copy, t->chain->layers[i].img->data);
         layer->bytes_shared += sums.shared;
         layer->bytes_offloaded += sums.offloaded;
         layer->bytes_copied += sums.copied;

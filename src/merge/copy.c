@@ -143,9 +143,9 @@ look_ahead(struct qm_copy *c, struct qm_piece *p)
         qm_prefetch(p->from->file, p->ext.host.h, p->ext.payload_len);
         return;
     }
-    p->from_there = look(&c->from_ahead, p->from->file, p->ext.host.h, p->len);
+    p->from_there = look(&c->from_ahead, p->from->data, p->ext.host.h, p->len);
     if (p->from_there != QM_CACHE_ALL)
-        qm_prefetch(p->from->file, p->ext.host.h, p->len);
+        qm_prefetch(p->from->data, p->ext.host.h, p->len);
 }
 
 /* To the workers; nothing is shared of it. */
@@ -290,7 +290,7 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
         p.kind = QM_PIECE_ZERO;
         return give(copy, &p, err);
     }
-    p.route = qm_route_to(&copy->routes, p.from->file);
+    p.route = qm_route_to(&copy->routes, p.from->data);
     if (!p.route)
         return qm_fail_nomem(err, "the copy");
     if (move->ext.kind == QM_COMPRESSED) {
@@ -333,10 +333,10 @@ qm_copy_foresee_shared(struct qm_copy *copy, const struct qm_want *want, uint64_
     *out = 0;
     if (!want->from || want->ext.kind != QM_DATA)
         return 0;
-    route = qm_route_to(&copy->routes, want->from->file);
+    route = qm_route_to(&copy->routes, want->from->data);
     if (!route)
         return qm_fail_nomem(err, "the copy");
-    size = want->from->file->size;
+    size = want->from->data->size;
     if (route->foreseen && cluster_size % route->share.block == 0 && want->ext.host.h < size)
         *out = qm_route_shareable(route, want->guest.g, want->ext.host.h,
                                   qm_min(want->len, size - want->ext.host.h), &head);

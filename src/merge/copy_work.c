@@ -10,7 +10,7 @@
 uint64_t
 qm_piece_bytes_inside(const struct qm_piece *p)
 {
-    const uint64_t off = p->ext.host.h, size = p->from->file->size;
+    const uint64_t off = p->ext.host.h, size = p->from->data->size;
 
     if (!p->from->ops->pad_data)
         return p->len;
@@ -22,7 +22,7 @@ static int
 write_inside(struct qm_copy *c, struct qm_copy_worker *w, const struct qm_piece *p, uint64_t inside,
              struct qmeld_error *err)
 {
-    const struct qm_file *file = p->from->file;
+    const struct qm_file *file = p->from->data;
     uint64_t done = 0;
 
     if (qm_route_offloads(p->route)) {
@@ -52,9 +52,9 @@ read_past_cache(const struct qm_copy *c, const struct qm_piece *p, void *buf, bo
     *out_refused = false;
     if (p->route->direct)
         return qm_direct_read(p->route->direct, off, buf, p->len, out_refused, err);
-    if (qm_pread(p->from->file, off, buf, p->len, err) < 0)
+    if (qm_pread(p->from->data, off, buf, p->len, err) < 0)
         return -1;
-    qm_behind_read(c->behind, p->from->file, off, p->len, p->from_there);
+    qm_behind_read(c->behind, p->from->data, off, p->len, p->from_there);
     return 0;
 }
 
@@ -139,7 +139,7 @@ qm_piece_share(struct qm_copy *c, const struct qm_piece *p, bool *out_done, stru
     *out_done = false;
     if (p->route->refused)
         return 0;
-    if (qm_share_range(c->cfg.target, p->to, p->from->file, p->ext.host.h, p->len, out_done, err) <
+    if (qm_share_range(c->cfg.target, p->to, p->from->data, p->ext.host.h, p->len, out_done, err) <
         0)
         return -1;
     if (*out_done)

@@ -84,7 +84,7 @@ look_at_backing(const char *path, const struct qmeld_create_options *o,
         return -1;
     *out_size = chain->layers[chain->n - 1].img->size;
     for (size_t i = 0; i < chain->n && target; i++)
-        if (qm_file_same(chain->layers[i].img->file, target))
+        if (qm_image_is_in(chain->layers[i].img, target))
             rc = qm_fail(err, QMELD_USAGE, qm_in(path),
                          "the image would overwrite its own backing file %s: choose another name",
                          chain->layers[i].path);

@@ -281,7 +281,7 @@ is_same(const struct source *a, const struct source *b)
     if (!a->img || !b->img)
         return a->img == b->img;
     if (a->ext.kind != b->ext.kind || a->ext.host.h != b->ext.host.h ||
-        (a->img != b->img && !qm_file_same(a->img->file, b->img->file)))
+        (a->img != b->img && !qm_file_same(a->img->data, b->img->data)))
         return false;
     return a->ext.kind == QM_DATA
                ? a->img->ops->pad_data == b->img->ops->pad_data

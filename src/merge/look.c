@@ -379,7 +379,7 @@ put_span(struct walk *w, const struct qm_map_span *s, struct qmeld_error *err)
     if (is_preallocated(w->chain, s->layer, &preallocated, err) < 0)
         return -1;
     if (preallocated)
-        return put_preallocated(w, c->layers[s->layer].img->file, e, err);
+        return put_preallocated(w, c->layers[s->layer].img->data, e, err);
     return put(w, &e, err);
 }
 

@@ -73,8 +73,7 @@ lock_layers(const struct qm_merge *m, struct qmeld_error *err)
             role = change_top ? QM_LOCK_WRITER : QM_LOCK_READER;
         else if (i > top)
             role = QM_LOCK_WRITER;
-        if (refuse_layer(m, i, err) < 0 ||
-            qm_lock_take(m->chain->layers[i].img->file, role, err) < 0)
+        if (refuse_layer(m, i, err) < 0 || qm_image_lock(m->chain->layers[i].img, role, err) < 0)
             return -1;
     }
     return 0;
@@ -217,6 +216,7 @@ qm_merge_read_back(const struct qm_merge *m, const char *backing_format,
     int rc;
 
     qm_drop_cache(target->img->file, 0, 0);
+    qm_drop_cache(target->img->data, 0, 0);
     if (qm_chain_open(target->img->file->path, &how, &anew, err) < 0)
         return -1;
     rc = qm_back_adopt(&m->back, anew->layers[anew->n - 1].img, err);
@@ -430,7 +430,7 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         return -1;
     }
     /* whoever wrote it may have been killed before it was durable; overlays are to be given up now */
-    if (done && qm_sync(m->chain->layers[m->transfer.target].img->file, err) < 0) {
+    if (done && qm_image_sync(m->chain->layers[m->transfer.target].img, err) < 0) {
         qm_intent_release(intent);
         return -1;
     }

@@ -56,6 +56,13 @@ name_all(struct qm_output *o, const char *path, struct qmeld_error *err)
 
 /* ---- what is there ---- */
 
+static bool
+is_file(const struct qm_file *f, const struct stat *st)
+{
+    return f->blockdev ? S_ISBLK(st->st_mode) && st->st_rdev == f->dev
+                       : st->st_dev == f->dev && st->st_ino == f->ino;
+}
+
 int
 qm_output_not_an_input(const char *path, const struct qm_chain *chain, struct qmeld_error *err)
 {
@@ -64,11 +71,9 @@ qm_output_not_an_input(const char *path, const struct qm_chain *chain, struct qm
     if (!chain || stat(path, &st) < 0)
         return 0;
     for (size_t i = 0; i < chain->n; i++) {
-        const struct qm_file *f = chain->layers[i].img->file;
-        const bool same = f->blockdev ? S_ISBLK(st.st_mode) && st.st_rdev == f->dev
-                                      : st.st_dev == f->dev && st.st_ino == f->ino;
+        const struct qm_image *img = chain->layers[i].img;
 
-        if (same)
+        if (is_file(img->file, &st) || is_file(img->data, &st))
             return qm_fail(err, QMELD_USAGE, qm_in(path),
                            "this is %.400s, a layer of the chain that is read: choose another name",
                            chain->layers[i].path);

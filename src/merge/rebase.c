@@ -67,7 +67,8 @@ static int
 check_no_loop(const struct qm_rebase *r, struct qmeld_error *err)
 {
     for (size_t i = 0; i < r->onto->n; i++)
-        if (qm_file_same(r->onto->layers[i].img->file, image_of(r)->img->file))
+        if (qm_image_is_in(r->onto->layers[i].img, image_of(r)->img->file) ||
+            qm_image_is_in(r->onto->layers[i].img, image_of(r)->img->data))
             return qm_fail(
                 err, QMELD_USAGE, qm_in(r->path),
                 "the new backing file stands on it, or is it: the chain would be a loop");
@@ -451,10 +452,10 @@ qm_rebase_run(struct qm_rebase *r, struct qmeld_error *err)
     report->old_length = file->size;
     if (r->journal)
         qm_err_disk(err, QMELD_DISK_OPEN);
-    if (qm_lock_take(file, QM_LOCK_WRITER, err) < 0 ||
+    if (qm_image_lock(image_of(r)->img, QM_LOCK_WRITER, err) < 0 ||
         qm_header_backing_fits(qm_qcow2_of(image_of(r)->img), name_of(r),
                                r->backing ? r->backing_format : NULL, err) < 0 ||
-        qm_file_make_writable(file, err) < 0)
+        qm_image_make_writable(image_of(r)->img, err) < 0)
         return -1;
     rc = r->opts->unsafe ? point(r, err) : copy_and_point(r, err);
     report->bytes_copied = r->sums.bytes_copied;

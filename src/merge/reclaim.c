@@ -27,7 +27,7 @@ check_layer(struct qm_qcow2 *q, struct qmeld_error *err)
 {
     bool shared;
 
-    if (qm_file_make_writable(q->img.file, err) < 0 || qm_qcow2_look_safe(q, &shared, err) < 0)
+    if (qm_image_make_writable(&q->img, err) < 0 || qm_qcow2_look_safe(q, &shared, err) < 0)
         return -1;
     if (shared)
         return qm_fail(
@@ -52,7 +52,7 @@ begin(struct qm_qcow2 *q, bool resumed, struct qmeld_error *err)
 {
     const bool dirty = q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY;
 
-    if (qm_file_make_writable(q->img.file, err) < 0)
+    if (qm_image_make_writable(&q->img, err) < 0)
         return -1;
     if (resumed ? qm_qcow2_give_back(q, err) < 0 : dirty && qm_qcow2_make_safe_to_write(q, err) < 0)
         return -1;

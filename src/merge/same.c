@@ -67,7 +67,7 @@ static int
 look_into_file(const struct side *s, uint64_t at, struct status *out, uint64_t *len,
                struct qmeld_error *err)
 {
-    const struct qm_file *file = s->chain->layers[s->span.layer].img->file;
+    const struct qm_file *file = s->chain->layers[s->span.layer].img->data;
     const uint64_t host = s->span.ext.host.h + (at - s->span.guest.g);
     bool data = false;
     uint64_t n = *len;

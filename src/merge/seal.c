@@ -124,7 +124,7 @@ qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out, struct 
     s->file = img->file;
     s->new_size = config->new_size;
     s->q = qm_qcow2_of(img);
-    rc = qm_file_make_writable(s->file, err);
+    rc = qm_image_make_writable(img, err);
     if (rc == 0)
         rc = s->q ? begin_qcow2(s, config, err) : begin_raw(s, img, err);
     if (rc < 0) {
@@ -196,7 +196,7 @@ qm_seal_prepare(struct qm_seal *s, struct qmeld_error *err)
 int
 qm_seal_publish(struct qm_seal *s, bool release, struct qmeld_error *err)
 {
-    if (qm_sync(s->file, err) < 0)
+    if (qm_image_sync(s->img, err) < 0)
         return -1;
     return s->q ? qm_edit_publish(s->edit, release, err) : 0;
 }

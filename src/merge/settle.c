@@ -136,7 +136,7 @@ qm_settle_check(const struct qm_settle_config *config, struct qm_settle **out,
         rc = check_names(s, err);
     for (size_t i = config->base + 1; rc == 0 && i <= config->top; i++)
         if (is_emptied(config, i))
-            rc = qm_file_make_writable(config->chain->layers[i].img->file, err);
+            rc = qm_image_make_writable(config->chain->layers[i].img, err);
     if (rc < 0) {
         qm_settle_free(s);
         return -1;

@@ -73,7 +73,7 @@ qm_transfer_open_copy(const struct qm_transfer *t, const char *phase, bool write
 {
     const bool dry = qm_shadow_now(); /* to who looks on it is a part of counting */
     const struct qm_copy_config config = {.target =
-                                              write ? t->chain->layers[t->target].img->file : NULL,
+                                              write ? t->chain->layers[t->target].img->data : NULL,
                                           .threads = t->opts->threads,
                                           .bandwidth = write ? t->opts->bandwidth : 0,
                                           .direct = write && t->opts->direct,
