@@ -124,7 +124,8 @@ struct qmeld_layer_info {
     uint64_t virtual_size;
     uint64_t file_size; /* length of the file, or size of the block device */
     uint64_t allocated; /* bytes of disk the file takes (st_blocks * 512) */
-    bool block_device;
+    bool block_device;  /* or an NBD export: its size is fixed, and is both numbers above */
+    bool nbd; /* an export of an NBD server, where there are no locks: no holder is known */
     const char *backing_name;   /* as stored in the header; NULL: none */
     const char *backing_format; /* as stored; NULL: none */
     /* the rest is 0, NULL or false for raw */
@@ -374,9 +375,7 @@ QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 /* Rolling fulls: of the chain full <- increments, whose newest is path, the oldest increments are merged
  * into the full until `keep` are left; the first of those then stands on the full.  It is a commit with base and
  * top chosen (opts->base, top and shallow must not be set), with all that is said there; nothing_to_do if
- * there are no more than `keep`.  An interrupted one is gone on with by the same call, also if path is a newer
- * increment, which stands on what was the newest one; then what else is due is folded, so that a guard may be
- * asked for each of both.  USAGE: it would leave fewer than `keep`, or something else is unfinished. */
+ * there are no more than `keep`.  An interrupted one is gone on with by the same call. */
 QMELD_API int qmeld_fold(const char *path, size_t keep, const struct qmeld_commit_options *opts,
                          struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 
@@ -387,7 +386,8 @@ struct qmeld_plan_layer {
     char *path;
     char *moved_to; /* QUARANTINED, and MERGED_INTO above the base: its new name; else NULL */
     enum qmeld_fate fate;
-    bool block_device;
+    bool block_device;   /* or an NBD export */
+    bool nbd;            /* an export of an NBD server: nothing keeps others from it meanwhile */
     uint64_t old_length; /* of the file, or size of the device */
     uint64_t new_length; /* 0 if the file is deleted */
     uint64_t
@@ -527,7 +527,6 @@ struct qmeld_unfinished {
 
     bool rebase; /* no merge: active gets another backing file; base and top are active, too */
     const char *new_backing; /* its name; NULL: none */
-    bool fold;               /* begun by qmeld_fold: the layers above top are what it was to keep */
     bool running;            /* a process is at work on it now */
     const char *active;      /* the chain's active layer: it reads as before, always */
     const char *base;        /* what is merged into */

@@ -23,7 +23,7 @@ qm_direct_open(struct qm_file *file)
     struct stat st;
     int fd;
 
-    if (file->shadow)
+    if (file->shadow || !qm_file_is_local(file))
         return NULL;
     fd = open(file->path, mode);
     if (fd < 0)

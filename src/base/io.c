@@ -20,13 +20,40 @@
 #define ZERO_CHUNK (64u << 10)
 static const unsigned char zeros[ZERO_CHUNK];
 
+ssize_t
+qm_io_raw_read(const struct qm_file *f, uint64_t off, void *buf, size_t len)
+{
+    struct qm_remote *r = f->remote;
+
+    if (!r)
+        return pread(f->fd, buf, len, (off_t)off);
+    if (off >= r->size)
+        return 0;
+    len = (size_t)qm_min(len, r->size - off);
+    return r->ops->read(r, off, buf, len) < 0 ? -1 : (ssize_t)len;
+}
+
+ssize_t
+qm_io_raw_write(const struct qm_file *f, uint64_t off, const void *buf, size_t len)
+{
+    struct qm_remote *r = f->remote;
+
+    if (!r)
+        return pwrite(f->wfd, buf, len, (off_t)off);
+    if (!qm_inside(off, len, r->size)) {
+        errno = ENOSPC; /* as a block device says it */
+        return -1;
+    }
+    return len > 0 && r->ops->write(r, off, buf, len) < 0 ? -1 : (ssize_t)len;
+}
+
 int
 qm_io_read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *out_got,
                 struct qmeld_error *err)
 {
     size_t got = 0;
 
-    while (f->fd >= 0 && got < len) {
+    while ((f->fd >= 0 || f->remote) && got < len) {
         ssize_t n = qm_io_call_read(f, off + got, (char *)buf + got, len - got);
 
         if (n < 0 && errno == EINTR)
@@ -132,6 +159,27 @@ write_zeros(struct qm_file *f, uint64_t off, uint64_t len, struct qmeld_error *e
     return 0;
 }
 
+/* As fallocate.  Of a block device the kernel makes a hole only where that reads as zeros for certain (Linux, block/fops.c,
+ * blkdev_fallocate: BLKDEV_ZERO_NOFALLBACK), and else writes zeros itself, if it is asked to; a discard promises
+ * nothing about what is read, and is for what nobody refers to. */
+static int
+clear(const struct qm_file *f, enum qm_io_op op, uint64_t off, uint64_t len)
+{
+    const int hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    struct qm_remote *r = f->remote;
+
+    if (r)
+        return op == QM_IO_ZERO ? r->ops->zero(r, off, len) : r->ops->discard(r, off, len);
+    if (f->blockdev && op == QM_IO_DISCARD)
+        return ioctl(f->wfd, BLKDISCARD, (uint64_t[]){off, len});
+    if (fallocate(f->wfd, hole, (off_t)off, (off_t)len) == 0)
+        return 0;
+    return f->blockdev && errno != EINTR
+               ? fallocate(f->wfd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)off,
+                           (off_t)len)
+               : -1;
+}
+
 /* 1: done, 0: the file system cannot, -1: error */
 static int
 punch(struct qm_file *f, enum qm_io_op op, uint64_t off, uint64_t len, struct qmeld_error *err)
@@ -140,12 +188,12 @@ punch(struct qm_file *f, enum qm_io_op op, uint64_t off, uint64_t len, struct qm
     if (QM_ANNOUNCE(.op = op, .path = f->path, .off = off, .len = len) < 0)
         return qm_fail_sys(err, qm_at(f->path, off), "cannot make a hole at offset %" PRIu64, off);
     for (;;) {
-        if (fallocate(f->wfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)off, (off_t)len) ==
-            0)
+        if (clear(f, op, off, len) == 0)
             return 1;
         if (errno == EINTR)
             continue;
-        if (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL || errno == ENODEV)
+        if (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL || errno == ENODEV ||
+            errno == ENOTTY)
             return 0;
         return qm_fail_sys(err, qm_at(f->path, off), "cannot make a hole at offset %" PRIu64, off);
     }
@@ -196,10 +244,7 @@ qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err)
             return 0;
         if (file->shadow) /* how much is too much shall be known in the end */
             return qm_shadow_truncate(file, size, err);
-        return qm_fail(err, QMELD_NOSPACE, qm_in(file->path),
-                       "the block device has %" PRIu64 " bytes, %" PRIu64
-                       " are needed: enlarge it by %" PRIu64,
-                       file->size, size, size - file->size);
+        return qm_file_too_small(file, size, err);
     }
     if (size > QM_MAX_OFF)
         return qm_fail(err, QMELD_NOSPACE, qm_in(file->path), "%" PRIu64 " bytes is no file size",
@@ -270,18 +315,20 @@ qm_sync(struct qm_file *file, struct qmeld_error *err)
     if (QM_ANNOUNCE(.op = QM_IO_SYNC, .path = file->path) == 0)
         do
             rc = !qm_io_waits_for_disks() ? 0
+                 : file->remote           ? file->remote->ops->flush(file->remote)
                  : file->wfd >= 0         ? fdatasync(file->wfd)
                                           : fdatasync(file->fd); /* others' writes, then */
         while (rc < 0 && errno == EINTR);
     if (rc < 0)
-        return qm_fail_sys(err, qm_in(file->path), "cannot make the file durable (fdatasync)");
+        return qm_fail_sys(err, qm_in(file->path), "cannot make the file durable (%s)",
+                           file->remote ? "flush" : "fdatasync");
     return 0;
 }
 
 void
 qm_prefetch(const struct qm_file *file, uint64_t off, uint64_t len)
 {
-    if (file->shadow && qm_shadow_is_changed(file))
+    if (file->remote || (file->shadow && qm_shadow_is_changed(file)))
         return;
     (void)posix_fadvise(file->fd, (off_t)off, (off_t)len, POSIX_FADV_WILLNEED);
 }
@@ -293,13 +340,15 @@ qm_drop_cache(const struct qm_file *file, uint64_t off, uint64_t len)
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), from = qm_align_down(off, page);
     const uint64_t end = len ? qm_min(qm_align_up(off + len, page), QM_MAX_OFF) : 0;
 
+    if (file->remote)
+        return;
     (void)posix_fadvise(file->fd, (off_t)from, len ? (off_t)(end - from) : 0, POSIX_FADV_DONTNEED);
 }
 
 void
 qm_writeback(struct qm_file *file, uint64_t off, uint64_t len)
 {
-    if (file->shadow)
+    if (file->shadow || file->remote)
         return;
     (void)sync_file_range(file->wfd, (off_t)off, (off_t)len, SYNC_FILE_RANGE_WRITE);
 }
@@ -312,6 +361,8 @@ real_data_or_hole(const struct qm_file *file, uint64_t off, bool *out_data, uint
 
     *out_data = true;
     *out_len = file->size - off;
+    if (file->remote && file->remote->ops->status(file->remote, off, out_data, out_len) < 0)
+        return qm_fail_sys(err, qm_at(file->path, off), "cannot look for holes");
     if (file->blockdev)
         return 0;
     next = lseek(file->fd, (off_t)off, SEEK_DATA);

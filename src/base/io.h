@@ -30,15 +30,17 @@
 #include <time.h>
 
 struct qm_shadow_file;
+struct qm_remote;
 
 struct qm_file {
     /* set at open */
     char *path;
-    int fd;        /* read-only; image locks hang on it (lock.h), so it stays open */
-    int wfd;       /* -1 until qm_file_make_writable */
-    bool blockdev; /* a block device: its size is fixed */
+    int fd;        /* read-only; image locks hang on it (lock.h), so it stays open; -1: remote */
+    int wfd;       /* -1 until qm_file_make_writable; remote: always */
+    bool blockdev; /* a block device, or what is like one: its size is fixed */
     dev_t dev;     /* identity: of the file, or of the device node's device */
     ino_t ino;
+    struct qm_remote *remote;      /* not NULL: it is behind a server (remote.h) */
     bool no_map;                   /* reading through a mapping would change the file */
     struct qm_shadow_file *shadow; /* not NULL: changes happen in memory only (shadow.h) */
     /* one thread */
@@ -47,7 +49,8 @@ struct qm_file {
     _Atomic uint64_t size; /* length of the file or device as last seen or set by us */
 };
 
-/* Opens a regular file or a block device for reading.  Anything else is refused (IO). */
+/* Opens a regular file, a block device, or the export of an NBD server (nbd_name.h says which paths are
+ * names of those) for reading.  Anything else is refused (IO). */
 int qm_file_open(const char *path, struct qm_file **out, struct qmeld_error *err) QM_CHECK;
 
 /* Opens for reading and writing, and makes a new, empty file where there is none.  What
@@ -60,7 +63,8 @@ int qm_file_create_new(const char *path, unsigned mode, struct qm_file **out,
                        struct qmeld_error *err) QM_CHECK;
 
 /* Opens the same file for writing beside the first descriptor.  STALE if the path
- * now leads to another file.  Does nothing if it is writable already. */
+ * now leads to another file.  Does nothing if it is writable already.  USAGE: an export that is read-only, or
+ * whose server cannot flush, so that nothing could be said to be durable. */
 int qm_file_make_writable(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 
 /* Looks at the file's length again (a virtual machine may have grown it). */
@@ -72,8 +76,32 @@ void qm_file_close(struct qm_file *file);
 /* Closes and frees, and reports what close reports.  Sync first. */
 int qm_file_finish(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 
-/* True if both are the same file or device. */
+/* True if both are the same file, device or export. */
 bool qm_file_same(const struct qm_file *a, const struct qm_file *b);
+
+/* True if path leads to it now. */
+bool qm_file_is_at(const struct qm_file *file, const char *path);
+
+/* True if both paths lead to one file, device or export; where nothing is at one of them, if they are the same words,
+ * relative paths made absolute. */
+bool qm_path_same(const char *a, const char *b);
+
+/* path made absolute, symbolic links kept; the name of an export in the spelling that stands for all.  malloc'd, NULL
+ * if that cannot be. */
+char *qm_absolute_path(const char *path);
+
+/* There is a descriptor: it can be mapped, locked, shared, asked for blocks and for room. */
+static inline bool
+qm_file_is_local(const struct qm_file *file)
+{
+    return !file->remote;
+}
+
+/* What it is, where its fixed size is spoken of: "block device", "NBD export". */
+const char *qm_file_kind(const struct qm_file *file);
+
+/* NOSPACE: a file of fixed size has less than size bytes.  Returns -1. */
+int qm_file_too_small(const struct qm_file *file, uint64_t size, struct qmeld_error *err);
 
 /* Bytes of disk the file takes now; for a block device its size. */
 int qm_file_allocated(struct qm_file *file, uint64_t *out, struct qmeld_error *err) QM_CHECK;
@@ -111,7 +139,7 @@ int qm_truncate(struct qm_file *file, uint64_t size, struct qmeld_error *err) QM
 int qm_reserve(struct qm_file *file, uint64_t off, uint64_t len, bool *out_done,
                struct qmeld_error *err) QM_CHECK;
 
-/* fdatasync: all writes so far, and the length, are durable. */
+/* fdatasync, or NBD_CMD_FLUSH: all writes so far, and the length, are durable. */
 int qm_sync(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 
 /* Asks the kernel to read [off, off + len) ahead now.  Only a hint. */

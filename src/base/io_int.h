@@ -7,6 +7,7 @@
 #define QM_IO_INT_H
 
 #include "io.h"
+#include "remote.h"
 
 /* Reads up to len bytes of the real file; *out_got < len only at its end. */
 int qm_io_read_some(const struct qm_file *f, uint64_t off, void *buf, size_t len, size_t *out_got,
@@ -18,6 +19,10 @@ void qm_io_note_end(struct qm_file *f, uint64_t end);
 
 /* Syncs are to be waited for. */
 bool qm_io_waits_for_disks(void);
+
+/* One piece of it, from a descriptor or from what is behind a server: as pread and pwrite. */
+ssize_t qm_io_raw_read(const struct qm_file *f, uint64_t off, void *buf, size_t len);
+ssize_t qm_io_raw_write(const struct qm_file *f, uint64_t off, const void *buf, size_t len);
 
 /* ---- the seam ---- */
 
@@ -36,8 +41,8 @@ ssize_t qm_io_call_write(const struct qm_file *f, uint64_t off, const void *buf,
 #else
 #define QM_ANNOUNCE(...)                   0
 #define qm_io_always_map                   false
-#define qm_io_call_read(f, off, buf, len)  pread((f)->fd, buf, len, (off_t)(off))
-#define qm_io_call_write(f, off, buf, len) pwrite((f)->wfd, buf, len, (off_t)(off))
+#define qm_io_call_read(f, off, buf, len)  qm_io_raw_read(f, off, buf, len)
+#define qm_io_call_write(f, off, buf, len) qm_io_raw_write(f, off, buf, len)
 #endif
 
 #endif

@@ -4,18 +4,31 @@
  */
 #include "io_int.h"
 
+#include "nbd_name.h"
 #include "room.h"
 #include "shadow.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
+
+/* dev 0 is no device's. */
+static int
+identify_remote(struct qm_file *f)
+{
+    f->blockdev = f->no_map = true;
+    f->ino = f->remote->id;
+    f->size = f->remote->size;
+    return 0;
+}
 
 static int
 identify(struct qm_file *f, struct qmeld_error *err)
@@ -24,6 +37,8 @@ identify(struct qm_file *f, struct qmeld_error *err)
     struct stat st;
     uint64_t size;
 
+    if (f->remote)
+        return identify_remote(f);
     if (fstat(f->fd, &st) < 0)
         return qm_fail_sys(err, qm_in(f->path), "cannot stat");
     if (S_ISREG(st.st_mode)) {
@@ -43,6 +58,18 @@ identify(struct qm_file *f, struct qmeld_error *err)
     f->ino = 0;
     f->size = size;
     return 0;
+}
+
+/* There is one or not: none is made. */
+static int
+open_remote(struct qm_shadow *dry, struct qm_file *f, int flags, struct qmeld_error *err)
+{
+    if (flags & O_EXCL)
+        return qm_fail(err, QMELD_USAGE, qm_in(f->path),
+                       "an export cannot be made from here: let its server make it");
+    if (qm_nbd_open(f->path, &f->remote, err) < 0 || identify(f, err) < 0)
+        return -1;
+    return dry ? qm_shadow_attach(dry, f, err) : 0;
 }
 
 /* In a dry run: nothing is opened for writing, nothing made. */
@@ -88,7 +115,9 @@ open_with(const char *path, int flags, unsigned mode, struct qm_file **out, stru
         return qm_fail_nomem(err, "an open file");
     }
     f->fd = f->wfd = -1;
-    if ((dry ? open_shadow(dry, f, flags, err) : open_real(f, flags, mode, err)) < 0) {
+    if ((qm_nbd_is_name(path) ? open_remote(dry, f, flags, err)
+         : dry                ? open_shadow(dry, f, flags, err)
+                              : open_real(f, flags, mode, err)) < 0) {
         qm_file_close(f);
         return -1;
     }
@@ -115,7 +144,11 @@ create_with(const char *path, int flags, unsigned mode, struct qm_file **out,
     }
     f->wfd = f->shadow ? -1 : f->fd;
     *out = f;
-    return 0;
+    if (!f->remote || qm_file_make_writable(f, err) == 0)
+        return 0;
+    qm_file_close(f);
+    *out = NULL;
+    return -1;
 }
 
 int
@@ -130,6 +163,20 @@ qm_file_create_new(const char *path, unsigned mode, struct qm_file **out, struct
     return create_with(path, O_EXCL | O_NOFOLLOW, mode, out, err);
 }
 
+static int
+check_writable(const struct qm_file *file, struct qmeld_error *err)
+{
+    if (file->remote->read_only)
+        return qm_fail(err, QMELD_USAGE, qm_in(file->path),
+                       "the export is read-only, and would have to be written to: let the server "
+                       "export it for writing");
+    if (!file->remote->can_flush)
+        return qm_fail(err, QMELD_USAGE, qm_in(file->path),
+                       "its server has no flush, so nothing written there can be said to be "
+                       "durable: use a server that has");
+    return 0;
+}
+
 int
 qm_file_make_writable(struct qm_file *file, struct qmeld_error *err)
 {
@@ -139,10 +186,14 @@ qm_file_make_writable(struct qm_file *file, struct qmeld_error *err)
 
     if (file->wfd >= 0)
         return 0;
+    if (file->remote && check_writable(file, err) < 0)
+        return -1;
     if (file->shadow) {
         qm_shadow_check_access(file);
         return 0;
     }
+    if (file->remote)
+        return 0;
     fd = open(file->path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot open for writing");
@@ -179,6 +230,8 @@ qm_file_close(struct qm_file *file)
         close(file->wfd);
     if (file->fd >= 0)
         close(file->fd);
+    if (file->remote)
+        file->remote->ops->close(file->remote);
     free(file->path);
     free(file);
 }
@@ -200,7 +253,67 @@ qm_file_finish(struct qm_file *file, struct qmeld_error *err)
 bool
 qm_file_same(const struct qm_file *a, const struct qm_file *b)
 {
+    if (a->remote || b->remote)
+        return a->remote && b->remote && strcmp(a->remote->name, b->remote->name) == 0;
     return a->dev == b->dev && a->ino == b->ino && a->blockdev == b->blockdev;
+}
+
+bool
+qm_file_is_at(const struct qm_file *file, const char *path)
+{
+    struct stat st;
+
+    if (file->remote || qm_nbd_is_name(path))
+        return file->remote && qm_nbd_same(file->remote->name, path);
+    if (stat(path, &st) < 0)
+        return false;
+    if (file->blockdev)
+        return S_ISBLK(st.st_mode) && st.st_rdev == file->dev;
+    return S_ISREG(st.st_mode) && st.st_dev == file->dev && st.st_ino == file->ino;
+}
+
+char *
+qm_absolute_path(const char *path)
+{
+    QM_FREE char *cwd = NULL;
+    char *out;
+
+    if (qm_nbd_is_name(path))
+        return qm_nbd_canonical(path);
+    if (path[0] == '/')
+        return strdup(path);
+    cwd = getcwd(NULL, 0);
+    if (!cwd || asprintf(&out, "%s/%s", cwd, path) < 0)
+        return NULL;
+    return out;
+}
+
+bool
+qm_path_same(const char *a, const char *b)
+{
+    QM_FREE char *x = NULL;
+    QM_FREE char *y = NULL;
+    struct stat p, q;
+
+    if (!qm_nbd_is_name(a) && !qm_nbd_is_name(b) && stat(a, &p) == 0 && stat(b, &q) == 0)
+        return p.st_dev == q.st_dev && p.st_ino == q.st_ino;
+    x = qm_absolute_path(a);
+    y = qm_absolute_path(b);
+    return x && y && strcmp(x, y) == 0;
+}
+
+const char *
+qm_file_kind(const struct qm_file *file)
+{
+    return file->remote ? file->remote->ops->kind : file->blockdev ? "block device" : "file";
+}
+
+int
+qm_file_too_small(const struct qm_file *file, uint64_t size, struct qmeld_error *err)
+{
+    return qm_fail(err, QMELD_NOSPACE, qm_in(file->path),
+                   "the %s has %" PRIu64 " bytes, %" PRIu64 " are needed: enlarge it by %" PRIu64,
+                   qm_file_kind(file), (uint64_t)file->size, size, size - file->size);
 }
 
 int

@@ -77,7 +77,7 @@ qm_io_call_read(const struct qm_file *f, uint64_t off, void *buf, size_t len)
     const ssize_t n = qm_io_ask(QM_IO_CALL_READ, f->path, off, len);
 
     if (n >= 0)
-        return pread(f->fd, buf, (size_t)n, (off_t)off);
+        return qm_io_raw_read(f, off, buf, (size_t)n);
     errno = (int)-n;
     return -1;
 }
@@ -88,7 +88,7 @@ qm_io_call_write(const struct qm_file *f, uint64_t off, const void *buf, size_t 
     const ssize_t n = qm_io_ask(QM_IO_CALL_WRITE, f->path, off, len);
 
     if (n >= 0)
-        return pwrite(f->wfd, buf, (size_t)n, (off_t)off);
+        return qm_io_raw_write(f, off, buf, (size_t)n);
     errno = (int)-n;
     return -1;
 }

@@ -73,6 +73,8 @@ qm_cache_drop(const struct qm_file *file, uint64_t off, uint64_t len, uint64_t t
     const uint64_t part = part_bytes(len);
     const int fd = file->wfd >= 0 ? file->wfd : file->fd;
 
+    if (!qm_file_is_local(file))
+        return;
     for (unsigned i = 0, n; i < PARTS && i * part < len; i += n) {
         const bool stays = there >> i & 1;
 
@@ -122,6 +124,7 @@ qm_behind_new(struct qm_file *file, struct qm_behind **out, struct qmeld_error *
     if (!b)
         return qm_fail_nomem(err, "the copy");
     b->file = file;
+    b->cannot = !qm_file_is_local(file);
     pthread_mutex_init(&b->lock, NULL);
     return 0;
 }

@@ -13,6 +13,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
@@ -151,11 +153,13 @@ add_file(struct qm_shadow *s, const char *path, struct qm_shadow_file **out,
 static int
 look_at(struct qm_shadow_file *f, const struct qm_file *file, struct qmeld_error *err)
 {
-    struct statvfs vfs;
-    struct stat st;
+    struct statvfs vfs = {.f_bsize = 4096};
+    struct stat st = {.st_nlink = 1};
 
-    if (fstat(file->fd, &st) < 0 || fstatvfs(file->fd, &vfs) < 0)
+    if (qm_file_is_local(file) && (fstat(file->fd, &st) < 0 || fstatvfs(file->fd, &vfs) < 0))
         return qm_fail_sys(err, qm_in(file->path), "cannot stat");
+    f->sum.remote = !qm_file_is_local(file);
+    f->sum.kind = qm_file_kind(file);
     f->sum.dev = file->dev;
     f->sum.ino = file->ino;
     f->sum.blockdev = file->blockdev;
@@ -369,8 +373,13 @@ void
 qm_shadow_check_access(struct qm_file *file)
 {
     struct qmeld_error obstacle = {0};
+    int read_only = 0;
 
-    if (file->fd < 0 || faccessat(AT_FDCWD, file->path, W_OK, AT_EACCESS) == 0)
+    if (file->fd < 0)
+        return;
+    if (file->blockdev && ioctl(file->fd, BLKROGET, &read_only) == 0 && read_only)
+        errno = EACCES; /* as open will say, also to root */
+    else if (faccessat(AT_FDCWD, file->path, W_OK, AT_EACCESS) == 0)
         return;
     qm_fail_sys(&obstacle, qm_in(file->path), "cannot open for writing");
     qm_shadow_note(file->shadow->s, &obstacle);

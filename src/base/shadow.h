@@ -55,6 +55,8 @@ struct qm_shadow_sum {
     dev_t dev;
     ino_t ino;
     bool blockdev;
+    bool remote;        /* an NBD export: blockdev, too */
+    const char *kind;   /* of a block device, and what is like one (qm_file_kind) */
     bool made;          /* there was none before */
     bool gone;          /* there is none after */
     uint64_t old_size;  /* length */

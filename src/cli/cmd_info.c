@@ -77,7 +77,8 @@ print_sizes(const struct qmeld_layer_info *layer)
     printf("%s (%" PRIu64 " bytes)\n", qm_cli_size(layer->virtual_size).text, layer->virtual_size);
     print_key("disk size");
     if (layer->block_device)
-        printf("%s (block device)\n", qm_cli_size(layer->file_size).text);
+        printf("%s (%s)\n", qm_cli_size(layer->file_size).text,
+               layer->nbd ? "NBD export, which nothing locks" : "block device");
     else
         printf("%s of a file of %s\n", qm_cli_size(layer->allocated).text,
                qm_cli_size(layer->file_size).text);
@@ -269,6 +270,7 @@ qm_cli_info_json(size_t number, const struct qmeld_layer_info *layer, const char
     qm_cli_json_add_u64(object, "actual-size", layer->allocated);
     qm_cli_json_add_u64(object, "file-size", layer->file_size);
     qm_cli_json_add_bool(object, "block-device", layer->block_device);
+    qm_cli_json_add_bool(object, "nbd", layer->nbd);
     qm_cli_json_add_bool(object, "dirty-flag", layer->dirty);
     if (layer->version)
         qm_cli_json_add_u64(object, "cluster-size", layer->cluster_size);

@@ -110,6 +110,9 @@ print_layers(const struct qmeld_plan_report *r)
         printf("  [%zu] %s: ", i + 1, path);
         print_fate(r, i);
         putchar('\n');
+        if (l->nbd && l->fate != QMELD_FATE_UNTOUCHED)
+            puts("      behind an NBD server, where nothing locks: see to it that nobody else has "
+                 "it");
         if (l->fate == QMELD_FATE_UNTOUCHED || l->block_device ||
             (l->old_length == l->new_length && l->old_allocated == l->new_allocated &&
              i != r->target_layer))
@@ -233,6 +236,7 @@ layers_json(const struct qmeld_plan_report *r)
         qm_cli_json_add(o, "fate", json_object_new_string(qm_cli_outcome_fate(l->fate)));
         if (l->moved_to)
             qm_cli_json_add(o, "moved-to", qm_cli_json_string(l->moved_to));
+        qm_cli_json_add_bool(o, "nbd", l->nbd);
         qm_cli_json_add_u64(o, "old-length", l->old_length);
         qm_cli_json_add_u64(o, "new-length", l->new_length);
         qm_cli_json_add_u64(o, "old-allocated", l->old_allocated);

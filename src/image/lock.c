@@ -397,7 +397,7 @@ qm_lock_take(struct qm_file *file, enum qm_lock_role role, struct qmeld_error *e
     const unsigned bytes = role_bytes[role];
     unsigned taken = 0, others;
 
-    if (!(bytes & ~file->held))
+    if (!(bytes & ~file->held) || !qm_file_is_local(file))
         return 0;
     if (file->shadow)
         return note_holder(file, bytes, err);
@@ -445,6 +445,8 @@ qm_lock_holders(const struct qm_file *const *files, size_t n, char **out, struct
         struct target *t = &targets[n_held];
 
         t->file = files[i];
+        if (!qm_file_is_local(files[i]))
+            continue;
         if (test_bytes(files[i], ALL_USES | ALL_FORBIDS, &t->held, err) < 0)
             return -1;
         if (t->held)

@@ -11,6 +11,7 @@
  *
  * Calls      qm_lock_take, any number of times with growing roles.  Locks end with the file.
  * Threads    One thread.
+ * Exports    Behind an NBD server there are no such locks: nothing is taken, nobody is found.
  * Errors     BUSY, with the holder's pid and command where the kernel tells.  A file system
  *            without OFD locks: no lock, no error (QEMU's locking=auto does the same).
  */

@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* Layers from the top down while the chain is being opened. */
 struct opening {
@@ -237,20 +236,6 @@ qm_chain_close(struct qm_chain *chain)
 
 /* ---- finding a layer ---- */
 
-/* True if path leads to the file of l. */
-static bool
-is_layer(const struct qm_layer *l, const char *path)
-{
-    const struct qm_file *f = l->img->file;
-    struct stat st;
-
-    if (stat(path, &st) < 0)
-        return false;
-    if (f->blockdev)
-        return S_ISBLK(st.st_mode) && st.st_rdev == f->dev;
-    return S_ISREG(st.st_mode) && st.st_dev == f->dev && st.st_ino == f->ino;
-}
-
 /* The name as the overlay of layer i has it, or as one would write it there. */
 static bool
 is_backing_of(const struct qm_chain *chain, size_t i, const char *name)
@@ -264,7 +249,7 @@ is_backing_of(const struct qm_chain *chain, size_t i, const char *name)
     if (stored && strcmp(stored, name) == 0)
         return true;
     return qm_backing_path(overlay->path, name, &path, &format, &ignored) == 0 &&
-           is_layer(&chain->layers[i], path);
+           qm_file_is_at(chain->layers[i].img->file, path);
 }
 
 static bool
@@ -293,7 +278,8 @@ qm_chain_find(const struct qm_chain *chain, const char *name, size_t *out, struc
         return 0;
     }
     for (size_t i = 0; i < chain->n; i++) {
-        if (!is_layer(&chain->layers[i], name) && strcmp(chain->layers[i].path, name) != 0 &&
+        if (!qm_file_is_at(chain->layers[i].img->file, name) &&
+            strcmp(chain->layers[i].path, name) != 0 &&
             (i + 1 == chain->n || !is_backing_of(chain, i, name)))
             continue;
         if (found != SIZE_MAX)

@@ -60,8 +60,8 @@ int qm_chain_find(const struct qm_chain *chain, const char *name, size_t *out,
 /* Where a backing name leads: malloc'd path in *out, and the format that a json: name
  * gives in *out_format (malloc'd, NULL if none).  overlay_path is the path the overlay was opened
  * by.  Rules (qemu 7.2, block.c): "proto:..." if a ':' comes before the first '/': file: is
- * relative to the working directory, json:{} likewise for its file name, every other protocol is
- * refused by name; absolute stays; else relative to the overlay's directory. */
+ * relative to the working directory, json:{} likewise for its file name, NBD becomes qm_nbd_uri's spelling, every other
+ * protocol is refused by name; absolute stays; else relative to the overlay's directory. */
 int qm_backing_path(const char *overlay_path, const char *name, char **out, char **out_format,
                     struct qmeld_error *err) QM_CHECK;
 

@@ -128,6 +128,7 @@ tell_layers(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error
         if (!s)
             continue;
         l->block_device = s->blockdev;
+        l->nbd = s->remote;
         l->old_length = s->old_size;
         l->old_allocated = s->old_bytes;
         l->new_length = s->gone ? 0 : s->new_size;

@@ -2,6 +2,7 @@
 #include "journal.h"
 
 #include "bytes.h"
+#include "nbd_name.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -73,7 +74,8 @@ int
 qm_journal_path(const char *base, bool blockdev, const char *active, const char *journal_dir,
                 char **out, struct qmeld_error *err)
 {
-    const char *slash = strrchr(base, '/'), *name = slash ? slash + 1 : base;
+    QM_FREE char *export = qm_nbd_file_name(base);
+    const char *slash = strrchr(base, '/'), *name = export ? export : slash ? slash + 1 : base;
     const char *beside = blockdev ? active : base;
     const char *end = strrchr(beside, '/');
     int rc;
@@ -460,19 +462,15 @@ qm_journal_file(const struct qm_journal *j)
 
 /* ---- identities ---- */
 
-/* Symbolic links stay: a relative backing name counts from the path an overlay was opened by. */
-char *
-qm_absolute_path(const char *path)
+/* An export has a length, and no times. */
+static int
+stat_of(const struct qm_file *f, struct stat *out, struct qmeld_error *err)
 {
-    QM_FREE char *cwd = NULL;
-    char *out;
-
-    if (path[0] == '/')
-        return strdup(path);
-    cwd = getcwd(NULL, 0);
-    if (!cwd || asprintf(&out, "%s/%s", cwd, path) < 0)
-        return NULL;
-    return out;
+    if (!qm_file_is_local(f)) {
+        *out = (struct stat){.st_size = (off_t)f->size};
+        return 0;
+    }
+    return fstat(f->fd, out) < 0 ? qm_fail_sys(err, qm_in(f->path), "cannot stat") : 0;
 }
 
 int
@@ -480,8 +478,8 @@ qm_journal_look(const struct qm_file *target, struct qm_trail *trail, struct qme
 {
     struct stat st;
 
-    if (fstat(target->fd, &st) < 0)
-        return qm_fail_sys(err, qm_in(target->path), "cannot stat");
+    if (stat_of(target, &st, err) < 0)
+        return -1;
     trail->left.size = (uint64_t)st.st_size;
     trail->left.mtime_sec = st.st_mtim.tv_sec;
     trail->left.mtime_nsec = st.st_mtim.tv_nsec;
@@ -502,8 +500,8 @@ qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, stru
     struct stat st;
 
     *out = (struct qm_journal_layer){.blockdev = f->blockdev, .ino = f->ino, .size = f->size};
-    if (fstat(f->fd, &st) < 0)
-        return qm_fail_sys(err, qm_in(f->path), "cannot stat");
+    if (stat_of(f, &st, err) < 0)
+        return -1;
     out->mtime_sec = st.st_mtim.tv_sec;
     out->mtime_nsec = st.st_mtim.tv_nsec;
     out->path = qm_absolute_path(layer->path);
@@ -546,8 +544,8 @@ qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file,
 {
     struct stat st;
 
-    if (fstat(file->fd, &st) < 0)
-        return qm_fail_sys(err, qm_in(file->path), "cannot stat");
+    if (stat_of(file, &st, err) < 0)
+        return -1;
     if (then->blockdev == file->blockdev && then->ino == file->ino &&
         (!untouched || file->blockdev || looks_so(then, &st)))
         return 0;

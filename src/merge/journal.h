@@ -105,9 +105,6 @@ bool qm_journal_changed(const struct qm_journal_layer *then);
  * own, or root's. */
 int qm_journal_is_ours(const struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 
-/* path made absolute, symbolic links kept; malloc'd, NULL if that cannot be. */
-char *qm_absolute_path(const char *path);
-
 /* Fills *out from an open layer. */
 int qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out,
                     struct qmeld_error *err) QM_CHECK;

@@ -231,6 +231,7 @@ qmeld_chain_layer(struct qmeld_chain *chain, size_t layer, struct qmeld_layer_in
     out->virtual_size = l->img->size;
     out->file_size = l->img->file->size;
     out->block_device = l->img->file->blockdev;
+    out->nbd = !qm_file_is_local(l->img->file);
     out->backing_name = l->img->backing_name;
     out->backing_format = l->img->backing_format;
     q = qm_qcow2_of(l->img);

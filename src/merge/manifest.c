@@ -461,12 +461,12 @@ make_input(struct qm_manifest *m, size_t layer, const struct qm_sha256 *sha256,
     const struct qm_file *file = m->chain->layers[layer].img->file;
     struct json_object *j = json_object_new_object();
     struct qm_journal_layer l;
-    struct stat st;
+    struct stat st = {.st_ino = file->ino};
 
     *out = j;
     if (!j)
         return qm_fail_nomem(err, "the manifest");
-    if (fstat(file->fd, &st) < 0)
+    if (qm_file_is_local(file) && fstat(file->fd, &st) < 0)
         return qm_fail_sys(err, qm_in(file->path), "cannot stat");
     if (qm_journal_note(&m->chain->layers[layer], &l, err) < 0)
         return -1;

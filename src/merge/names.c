@@ -4,10 +4,12 @@
  *
  * Why this way.  The rules are QEMU's, traps included (qemu 7.2, block.c: path_has_protocol,
  * path_combine, parse_json_filename), as a name must lead where QEMU would go.  Of its protocols
- * only local files are ours, and of json:{} only what means "this file, whole": any option that
+ * only local files and NBD are ours, and of json:{} only what means "this file, whole": any option that
  * would change which bytes are read is refused by name, never ignored.
  */
 #include "chain.h"
+
+#include "nbd_name.h"
 
 #include <errno.h>
 #include <json-c/json.h>
@@ -53,6 +55,9 @@ struct json_name {
     const char *file_driver;
     const char *filename;      /* file.filename */
     const char *bare_filename; /* filename, of a file node without a format on top */
+    struct nbd_options {
+        const char *type, *host, *port, *path, *export;
+    } nbd, bare_nbd; /* likewise of an NBD node */
 };
 
 /* Options of a node that do not change which bytes it reads. */
@@ -83,6 +88,25 @@ is_harmless(const char *key)
     return false;
 }
 
+/* Options of an NBD node, and the older form of some (qemu 7.2, block/nbd.c, nbd_process_options). */
+static const char **
+nbd_slot(struct json_name *j, const char *key)
+{
+    const bool wrapped = strncmp(key, "file.", 5) == 0;
+    struct nbd_options *o = wrapped ? &j->nbd : &j->bare_nbd;
+    const struct {
+        const char *key;
+        const char **slot;
+    } slots[] = {{"host", &o->host},        {"server.host", &o->host}, {"port", &o->port},
+                 {"server.port", &o->port}, {"path", &o->path},        {"server.path", &o->path},
+                 {"server.type", &o->type}, {"export", &o->export}};
+
+    for (size_t i = 0; i < sizeof slots / sizeof *slots; i++)
+        if (strcmp(key + (wrapped ? 5 : 0), slots[i].key) == 0)
+            return slots[i].slot;
+    return NULL;
+}
+
 static int
 take_option(struct json_name *j, const char *key, struct json_object *value,
             struct qmeld_error *err)
@@ -100,18 +124,22 @@ take_option(struct json_name *j, const char *key, struct json_object *value,
         slot = &j->bare_filename;
     else if (is_harmless(key))
         return 0;
+    else
+        slot = nbd_slot(j, key);
     if (!slot) {
         snprintf(why, sizeof why, "option \"%s\" is not supported: give the file itself a name",
                  key);
         return bad_name(err, QMELD_UNSUPPORTED, j->overlay, j->name, why);
     }
-    if (*slot || !json_object_is_type(value, json_type_string)) {
+    if (*slot || (!json_object_is_type(value, json_type_string) &&
+                  !(strstr(key, "port") && json_object_is_type(value, json_type_int)))) {
         snprintf(why, sizeof why, "option \"%s\" is %s", key,
                  *slot ? "given twice" : "not a string");
         return bad_name(err, QMELD_CORRUPT, j->overlay, j->name, why);
     }
     *slot = json_object_get_string(value);
-    if (strlen(*slot) != (size_t)json_object_get_string_len(value))
+    if (json_object_is_type(value, json_type_string) &&
+        strlen(*slot) != (size_t)json_object_get_string_len(value))
         return bad_name(err, QMELD_CORRUPT, j->overlay, j->name, "contains a NUL");
     return 0;
 }
@@ -146,18 +174,63 @@ is_file_driver(const char *driver)
     return strcmp(driver, "file") == 0 || strcmp(driver, "host_device") == 0;
 }
 
+static bool
+is_nbd(const char *driver)
+{
+    return strcmp(driver, "nbd") == 0;
+}
+
+static bool
+says_anything(const struct nbd_options *o)
+{
+    return o->type || o->host || o->port || o->path || o->export;
+}
+
+/* The options as the one spelling of their export. */
+static int
+nbd_path(const struct json_name *j, const struct nbd_options *o, char **out,
+         struct qmeld_error *err)
+{
+    const char *port = o->port ? o->port : QM_NBD_PORT;
+    const struct qm_nbd_name name = {.host = (char *)o->host,
+                                     .port = (char *)(o->host ? port : NULL),
+                                     .socket = (char *)o->path,
+                                     .export = (char *)(o->export ? o->export : "")};
+    QM_FREE char *uri = NULL;
+
+    if (!o->host == !o->path || (o->path && o->port) ||
+        (o->type && strcmp(o->type, o->host ? "inet" : "unix") != 0))
+        return bad_name(err, QMELD_CORRUPT, j->overlay, j->name,
+                        "it has to name either an NBD server's host or its socket");
+    uri = qm_nbd_uri(&name);
+    if (!uri)
+        return qm_fail_nomem(err, "a backing name");
+    *out = qm_nbd_canonical(uri);
+    return *out ? 0 : bad_name(err, QMELD_CORRUPT, j->overlay, j->name, "it names no NBD export");
+}
+
+/* A local file's name that would be taken for an export. */
+static char *
+plain_path(const char *path)
+{
+    char *out;
+
+    return asprintf(&out, "%s%s", qm_nbd_is_name(path) ? "./" : "", path) < 0 ? NULL : out;
+}
+
 /* From the options to a path and a format. */
 static int
 settle_options(const struct json_name *j, char **out, char **out_format, struct qmeld_error *err)
 {
-    const bool bare = j->driver && is_file_driver(j->driver);
+    const bool bare = j->driver && (is_file_driver(j->driver) || is_nbd(j->driver));
+    const bool nbd = is_nbd(bare ? j->driver : j->file_driver ? j->file_driver : "");
     const char *path = bare ? j->bare_filename : j->filename;
     const char *format = bare ? "raw" : j->driver; /* a file node alone is its bytes */
     char why[200];
 
-    if (j->file_driver && !is_file_driver(j->file_driver)) {
+    if (j->file_driver && !is_file_driver(j->file_driver) && !is_nbd(j->file_driver)) {
         snprintf(why, sizeof why,
-                 "driver \"%.60s\" under the format is not supported: only local files are",
+                 "driver \"%.60s\" under the format is not supported: only local files and NBD are",
                  j->file_driver);
         return bad_name(err, QMELD_UNSUPPORTED, j->overlay, j->name, why);
     }
@@ -168,13 +241,22 @@ settle_options(const struct json_name *j, char **out, char **out_format, struct 
     if (bare ? j->filename || j->file_driver : j->bare_filename != NULL)
         return bad_name(err, QMELD_CORRUPT, j->overlay, j->name,
                         "\"filename\" and \"file\" contradict each other");
+    if ((path && nbd) || says_anything(bare ? &j->nbd : &j->bare_nbd) ||
+        (!nbd && says_anything(bare ? &j->bare_nbd : &j->nbd)))
+        return bad_name(err, QMELD_UNSUPPORTED, j->overlay, j->name,
+                        "it has options of an NBD server where they have no meaning");
+    if (nbd && nbd_path(j, bare ? &j->bare_nbd : &j->nbd, out, err) < 0)
+        return -1;
+    if (nbd)
+        path = *out;
     if (!path || !*path)
         return bad_name(err, QMELD_CORRUPT, j->overlay, j->name, "names no file");
     if (strlen(path) >= PATH_MAX)
         return bad_name(err, QMELD_CORRUPT, j->overlay, j->name, "the path is too long");
     if (format && !(*out_format = strdup(format)))
         return qm_fail_nomem(err, "a backing format");
-    *out = strdup(path); /* verbatim: QEMU looks for no "file:" in it */
+    if (!nbd)
+        *out = plain_path(path); /* verbatim: QEMU looks for no "file:" in it */
     if (!*out) {
         free(*out_format);
         *out_format = NULL;
@@ -213,6 +295,25 @@ json_path(const char *overlay, const char *name, char **out, char **out_format,
 
 /* ---- where a name leads ---- */
 
+/* What QEMU would not follow is not followed either: its names know no TLS, and what such a name says of files with secrets
+ * is not for an image to say. */
+static int
+export_path(const char *overlay, const char *name, char **out, struct qmeld_error *err)
+{
+    struct qm_nbd_name n;
+
+    if (qm_nbd_parse(name, &n, err) < 0)
+        return bad_name(err, QMELD_CORRUPT, overlay, name, "it names no NBD export");
+    *out = n.tls ? NULL : qm_nbd_uri(&n);
+    qm_nbd_name_release(&n);
+    if (*out)
+        return 0;
+    return strncmp(name, "nbds", 4) == 0
+               ? bad_name(err, QMELD_UNSUPPORTED, overlay, name,
+                          "NBD with TLS is only for names on the command line")
+               : qm_fail_nomem(err, "a backing name");
+}
+
 int
 qm_backing_path(const char *overlay_path, const char *name, char **out, char **out_format,
                 struct qmeld_error *err)
@@ -224,9 +325,12 @@ qm_backing_path(const char *overlay_path, const char *name, char **out, char **o
     if (strncmp(name, "json:", 5) == 0)
         return json_path(overlay_path, name, out, out_format, err);
     if (strncmp(name, "file:", 5) == 0)
-        *out = strdup(name + 5);
+        *out = plain_path(name + 5);
+    else if (qm_nbd_is_name(name))
+        return export_path(overlay_path, name, out, err);
     else if (has_protocol(name)) {
-        snprintf(why, sizeof why, "protocol \"%.*s\" is not supported: only local files are",
+        snprintf(why, sizeof why,
+                 "protocol \"%.*s\" is not supported: only local files and NBD are",
                  (int)qm_min(strcspn(name, ":"), 60), name);
         return bad_name(err, QMELD_UNSUPPORTED, overlay_path, name, why);
     } else if (*name == '/')
@@ -327,8 +431,12 @@ leads_to(const char *child, const char *name, const char *target)
     struct qmeld_error ignored = {0};
     struct stat a, b;
 
-    return qm_backing_path(child, name, &path, &format, &ignored) == 0 && stat(path, &a) == 0 &&
-           stat(target, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+    if (qm_backing_path(child, name, &path, &format, &ignored) < 0)
+        return false;
+    if (qm_nbd_is_name(path) || qm_nbd_is_name(target))
+        return qm_nbd_same(path, target);
+    return stat(path, &a) == 0 && stat(target, &b) == 0 && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
 }
 
 /* True if a part of path is "..". */
@@ -381,10 +489,18 @@ int
 qm_backing_name_for(const char *child_path, const char *old_name, const char *target_path,
                     bool must_be_relative, char **out, struct qmeld_error *err)
 {
-    const bool was_relative = old_name && *old_name && *old_name != '/' && !has_protocol(old_name);
+    const bool export = qm_nbd_is_name(target_path);
+    const bool was_relative =
+        old_name && *old_name && *old_name != '/' && !has_protocol(old_name) && !export;
     QM_FREE char *name = was_relative ? relative_name(child_path, target_path) : NULL;
 
     *out = NULL;
+    if (export && must_be_relative)
+        return qm_fail(err, QMELD_USAGE, qm_in(child_path),
+                       "no relative backing name leads to %s: allow an absolute one", target_path);
+    if (export && strncmp(target_path, "nbds", 4) == 0)
+        return qm_fail(err, QMELD_USAGE, qm_in(child_path),
+                       "its backing name cannot be %s: QEMU knows no such names", target_path);
     if (!name && must_be_relative)
         return qm_fail(err, QMELD_USAGE, qm_in(child_path),
                        was_relative
@@ -392,7 +508,9 @@ qm_backing_name_for(const char *child_path, const char *old_name, const char *ta
                            : "the backing name is not relative now, so it cannot stay so for %s: "
                              "allow an absolute one",
                        target_path);
-    if (!name)
+    if (export)
+        name = qm_nbd_canonical(target_path);
+    else if (!name)
         name = *target_path == '/' ? strdup(target_path) : real_name(target_path);
     if (!name)
         return qm_fail_sys(err, qm_in(target_path), "cannot find the absolute name");

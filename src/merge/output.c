@@ -3,6 +3,7 @@
 
 #include "journal.h"
 #include "lock.h"
+#include "nbd_name.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -56,24 +57,13 @@ name_all(struct qm_output *o, const char *path, struct qmeld_error *err)
 
 /* ---- what is there ---- */
 
-static bool
-is_file(const struct qm_file *f, const struct stat *st)
-{
-    return f->blockdev ? S_ISBLK(st->st_mode) && st->st_rdev == f->dev
-                       : st->st_dev == f->dev && st->st_ino == f->ino;
-}
-
 int
 qm_output_not_an_input(const char *path, const struct qm_chain *chain, struct qmeld_error *err)
 {
-    struct stat st;
-
-    if (!chain || stat(path, &st) < 0)
-        return 0;
-    for (size_t i = 0; i < chain->n; i++) {
+    for (size_t i = 0; chain && i < chain->n; i++) {
         const struct qm_image *img = chain->layers[i].img;
 
-        if (is_file(img->file, &st) || is_file(img->data, &st))
+        if (qm_file_is_at(img->file, path) || qm_file_is_at(img->data, path))
             return qm_fail(err, QMELD_USAGE, qm_in(path),
                            "this is %.400s, a layer of the chain that is read: choose another name",
                            chain->layers[i].path);
@@ -84,16 +74,17 @@ qm_output_not_an_input(const char *path, const struct qm_chain *chain, struct qm
 static int
 look_at_old(struct qm_output *o, const struct qm_output_config *config, struct qmeld_error *err)
 {
+    const bool export = qm_nbd_is_name(o->path);
     struct stat st;
 
-    if (stat(o->path, &st) < 0) {
+    if (!export && stat(o->path, &st) < 0) {
         if (errno == ENOENT)
             return 0;
         return qm_fail_sys(err, qm_in(o->path), "cannot look at it");
     }
     if (qm_output_not_an_input(o->path, config->chain, err) < 0)
         return -1;
-    if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) {
+    if (export || S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) {
         if (!config->force)
             return qm_fail(
                 err, QMELD_USAGE, qm_in(o->path),

@@ -18,17 +18,6 @@ qm_search_is_name(const char *name)
     return name[0] == '.' && len > strlen("..qmeld") && strcmp(name + len - 6, ".qmeld") == 0;
 }
 
-bool
-qm_search_same_file(const char *a, const char *b)
-{
-    QM_FREE char *full = qm_absolute_path(a);
-    struct stat x, y;
-
-    if (stat(a, &x) == 0 && stat(b, &y) == 0)
-        return x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-    return full && strcmp(full, b) == 0;
-}
-
 char *
 qm_search_dir_of(const char *path)
 {
@@ -130,7 +119,7 @@ add_dir(struct dirs *dirs, const char *dir, bool *out_new, struct qmeld_error *e
 
     *out_new = false;
     QM_VEC_EACH (d, &dirs->list)
-        if (strcmp(*d, dir) == 0 || qm_search_same_file(*d, dir))
+        if (strcmp(*d, dir) == 0 || qm_path_same(*d, dir))
             return 0;
     copy = strdup(dir);
     if (!copy || !qm_vec_push(&dirs->list, &copy)) {

@@ -43,9 +43,6 @@ int qm_search_beside(const struct qm_chain *chain, const char *own, qm_found_fn 
 /* "x/.NAME.qmeld" without "x/": a journal's name. */
 bool qm_search_is_name(const char *name);
 
-/* By inode where both exist; by path, made absolute, otherwise: a layer may be gone. */
-bool qm_search_same_file(const char *a, const char *b);
-
 bool qm_search_is_dir(const char *path);
 char *qm_search_dir_of(const char *path); /* malloc'd; NULL: no memory */
 

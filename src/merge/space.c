@@ -172,9 +172,9 @@ judge_file(const struct qm_shadow_sum *f, struct qmeld_error *err)
 
     if (f->blockdev && f->new_size > f->old_size)
         return qm_fail(err, QMELD_NOSPACE, qm_in(f->path),
-                       "the block device has %" PRIu64 " bytes, %" PRIu64
+                       "the %s has %" PRIu64 " bytes, %" PRIu64
                        " are needed: enlarge it by %" PRIu64,
-                       f->old_size, f->new_size, f->new_size - f->old_size);
+                       f->kind, f->old_size, f->new_size, f->new_size - f->old_size);
     if (f->blockdev || f->reach == 0)
         return 0;
     fd = f->made ? -1 : open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);

@@ -21,8 +21,7 @@ static bool
 concerns(const struct qm_intent *i, const char *path)
 {
     QM_VEC_EACH (l, &i->layers)
-        if (qm_search_same_file(path, l->path) ||
-            (l->moved_to && qm_search_same_file(path, l->moved_to)))
+        if (qm_path_same(path, l->path) || (l->moved_to && qm_path_same(path, l->moved_to)))
             return true;
     return false;
 }
@@ -47,7 +46,6 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     out->running = qm_journal_is_held(j);
     out->rebase = i->rebase;
     out->new_backing = i->new_backing;
-    out->fold = i->fold;
     out->active = i->layers.at[i->layers.n - 1].path;
     out->base = i->layers.at[i->base].path;
     out->top = i->layers.at[i->top].path;
@@ -77,7 +75,7 @@ tell(struct qm_found *f, void *opaque, struct qmeld_error *err)
     QM_FREE char *dir = qm_search_dir_of(f->path);
     QM_FREE const char **layers = NULL; /* and behind them their new names */
 
-    if (t->told && dir && qm_search_same_file(dir, t->told))
+    if (t->told && dir && qm_path_same(dir, t->told))
         return 0;
     if (t->about &&
         !(f->j ? concerns(qm_journal_intent(f->j), t->about) : is_named_after(f->path, t->about)))

@@ -82,7 +82,7 @@ names__a_colon_before_a_slash_is_a_protocol(void **state)
 {
     (void)state;
     refused("a:b.q", QMELD_UNSUPPORTED, "protocol \"a\"");
-    refused("nbd://host/x", QMELD_UNSUPPORTED, "protocol \"nbd\"");
+    refused("nbds://host/x", QMELD_UNSUPPORTED, "TLS");
     refused("fat:rw:/etc", QMELD_UNSUPPORTED, "protocol \"fat\"");
     leads("d/t", "./a:b.q", "d/./a:b.q", NULL);
     leads("d/t", "s/a:b", "d/s/a:b", NULL);
@@ -194,14 +194,79 @@ names__json_options_that_change_bytes_are_refused_by_name(void **state)
             QMELD_UNSUPPORTED, "\"encrypt.key-secret\"");
 }
 
+/* What QEMU's own spelling of an export is, it is here. */
+static void
+names__exports_have_one_spelling(void **state)
+{
+    (void)state;
+    leads("d/t", "nbd://h/x", "nbd://h:10809/x", NULL);
+    leads("d/t", "nbd:h:99:exportname=x", "nbd://h:99/x", NULL);
+    leads("d/t", "nbd:unix:/s:exportname=x y", "nbd+unix:///x%20y?socket=/s", NULL);
+    leads("d/t", "json:{\"driver\":\"nbd\",\"host\":\"h\"}", "nbd://h:10809", "raw");
+    leads("d/t",
+          "json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"server\":{\"type\":\"inet\","
+          "\"host\":\"::1\",\"port\":99},\"export\":\"/x\"}}",
+          "nbd://[::1]:99//x", "qcow2");
+    leads("d/t",
+          "json:{\"driver\":\"raw\",\"file.driver\":\"nbd\",\"file.server.type\":\"unix\","
+          "\"file.server.path\":\"/s\"}",
+          "nbd+unix:///?socket=/s", "raw");
+}
+
+static void
+names__exports_that_make_no_sense_are_refused(void **state)
+{
+    (void)state;
+    refused("nbd:h", QMELD_CORRUPT, "no NBD export");
+    refused("nbd:h:1:exportname=", QMELD_CORRUPT, "no NBD export");
+    refused("nbd://", QMELD_CORRUPT, "no NBD export");
+    refused("nbd://h/x?y=1", QMELD_CORRUPT, "no NBD export");
+    refused("nbd+unix://h/x?socket=/s", QMELD_CORRUPT, "no NBD export");
+    refused("json:{\"driver\":\"nbd\"}", QMELD_CORRUPT, "host or its socket");
+    refused("json:{\"driver\":\"nbd\",\"host\":\"h\",\"path\":\"/s\"}", QMELD_CORRUPT,
+            "host or its socket");
+    refused("json:{\"driver\":\"nbd\",\"host\":\"h\",\"tls-creds\":\"t\"}", QMELD_UNSUPPORTED,
+            "\"tls-creds\"");
+    refused("json:{\"driver\":\"nbd\",\"host\":\"h\",\"file.host\":\"h\"}", QMELD_UNSUPPORTED,
+            "no meaning");
+    refused("json:{\"driver\":\"qcow2\",\"host\":\"h\",\"file.filename\":\"b\"}", QMELD_UNSUPPORTED,
+            "no meaning");
+}
+
+/* A file may be called so, but says it as a path. */
+static void
+names__a_file_may_be_called_as_an_export(void **state)
+{
+    (void)state;
+    leads("d/t", "file:nbd:h:1", "./nbd:h:1", NULL);
+    leads("d/t", "json:{\"driver\":\"raw\",\"file.filename\":\"nbd:h:1\"}", "./nbd:h:1", "raw");
+    leads("t", "./nbd:h:1", "./nbd:h:1", NULL);
+}
+
+static void
+names__a_child_keeps_the_name_of_an_export(void **state)
+{
+    struct qmeld_error err = {0};
+    char *name;
+
+    (void)state;
+    assert_int_equal(
+        qm_backing_name_for("d/t", "m.qcow2", "nbd:h:99:exportname=x", false, &name, &err), 0);
+    assert_string_equal(name, "nbd://h:99/x");
+    free(name);
+    assert_int_equal(qm_backing_name_for("d/t", "m.qcow2", "nbd://h/x", true, &name, &err), -1);
+    assert_non_null(strstr(err.what, "no relative backing name"));
+    assert_int_equal(qm_backing_name_for("d/t", "m.qcow2", "nbds://h/x", false, &name, &err), -1);
+    assert_non_null(strstr(err.what, "QEMU knows no such names"));
+}
+
 static void
 names__json_other_drivers_are_refused_by_name(void **state)
 {
     (void)state;
     refused("json:{\"driver\":\"vmdk\",\"file.filename\":\"b\"}", QMELD_UNSUPPORTED, "\"vmdk\"");
-    refused("json:{\"driver\":\"nbd\",\"host\":\"h\"}", QMELD_UNSUPPORTED, "\"host\"");
-    refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\"}}", QMELD_UNSUPPORTED,
-            "\"nbd\"");
+    refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"ssh\"}}", QMELD_UNSUPPORTED,
+            "\"ssh\"");
     refused(
         "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"qcow2\",\"file\":{\"filename\":\"b\"}}}",
         QMELD_UNSUPPORTED, "\"file.file.filename\"");
@@ -398,6 +463,10 @@ main(void)
         cmocka_unit_test(names__json_options_that_change_no_bytes_are_taken),
         cmocka_unit_test(names__json_options_that_change_bytes_are_refused_by_name),
         cmocka_unit_test(names__json_other_drivers_are_refused_by_name),
+        cmocka_unit_test(names__exports_have_one_spelling),
+        cmocka_unit_test(names__exports_that_make_no_sense_are_refused),
+        cmocka_unit_test(names__a_file_may_be_called_as_an_export),
+        cmocka_unit_test(names__a_child_keeps_the_name_of_an_export),
         cmocka_unit_test(names__json_that_is_broken_is_corrupt),
         cmocka_unit_test(names__json_of_any_depth_ends),
         cmocka_unit_test(names__a_relative_name_stays_relative),
