@@ -488,6 +488,9 @@ struct qmeld_rebase_options {
     bool unsafe;        /* the header only: nothing is compared or copied, nothing else is opened */
     bool keep_relative; /* store a relative name that leads there, or refuse */
     bool dry_run;       /* nothing is written; the report tells what would be */
+    bool
+        verify; /* nothing becomes the image's that was not read back from the disk, and before the header
+                  * changes the image as it is on the disk is compared on the new backing file */
     const char *journal_dir;     /* NULL: beside the image */
     unsigned threads;            /* 0: as many as there are processors, at most 16 */
     uint64_t bandwidth;          /* bytes a second: for comparing, and for copying; 0: no limit */
@@ -505,6 +508,8 @@ struct qmeld_rebase_report {
     uint64_t old_length; /* of the image's file */
     uint64_t new_length;
     uint64_t peak; /* dry_run: bytes of extra space that are needed at a time */
+    bool verified; /* with verify: all that was copied, by an interrupted run too, was read back */
+    uint64_t bytes_verified; /* guest bytes of that, by this run */
     uint64_t seconds_x1000;
 };
 

@@ -32,6 +32,9 @@ static const char help[] =
     "        --standalone           no backing file\n"
     "    -u, --unsafe               change the header only: IMAGE will read whatever is there\n"
     "        --keep-relative        store a relative name, whichever NAME is, or refuse\n"
+    "        --verify               read back what was written before it becomes a part of IMAGE, "
+    "and\n"
+    "                               compare IMAGE, from the disk, before its header is changed\n"
     "        --dry-run              write nothing; tell what would be copied, and the room it "
     "takes\n"
     "        --journal-dir=DIR      where the journal lies meanwhile (beside IMAGE)\n"
@@ -81,6 +84,8 @@ print_human(const struct qmeld_rebase_report *r, bool dry, bool unsafe)
         return;
     printf(": %s copied, %s compared, %s shared\n", qm_cli_size(r->bytes_copied).text,
            qm_cli_size(r->bytes_compared).text, qm_cli_size(r->bytes_shared).text);
+    if (r->verified)
+        printf("read back and compared: %s\n", qm_cli_size(r->bytes_verified).text);
     if (dry)
         printf("length of the file: %" PRIu64 " now, then %" PRIu64 "; extra space: %s\n",
                r->old_length, r->new_length, qm_cli_size(r->peak).text);
@@ -106,6 +111,8 @@ print_json(const struct request *request, const struct qmeld_rebase_report *r,
     qm_cli_json_add_u64(o, "bytes-shared", r->bytes_shared);
     qm_cli_json_add_u64(o, "old-length", r->old_length);
     qm_cli_json_add_u64(o, "new-length", r->new_length);
+    qm_cli_json_add_bool(o, "verified", r->verified);
+    qm_cli_json_add_u64(o, "bytes-verified", r->bytes_verified);
     if (request->options.dry_run)
         qm_cli_json_add_u64(o, "peak", r->peak);
     qm_cli_json_add_u64(o, "milliseconds", r->seconds_x1000);
@@ -124,6 +131,7 @@ rebase(struct request *request, const char *path)
     qm_cli_merging_begin(merging);
     o->threads = merging->options.threads;
     o->bandwidth = merging->options.bandwidth;
+    o->verify = merging->options.verify;
     o->journal_dir = merging->options.journal_dir;
     o->progress = merging->options.progress;
     o->opaque = merging->options.opaque;
@@ -136,6 +144,10 @@ rebase(struct request *request, const char *path)
         print_human(&report, o->dry_run, o->unsafe);
     if (rc < 0)
         qm_cli_merging_explain(merging, path, false, &err);
+    else if (o->verify && !report.verified && !o->dry_run)
+        fputs("qmeld: not all was read back: an earlier run, without --verify, had copied a part "
+              "of it\n",
+              stderr);
     qmeld_rebase_report_free(&report);
     return rc < 0 ? qm_cli_exit_code(&err) : QM_EXIT_DONE;
 }
@@ -197,6 +209,11 @@ check_request(struct request *request)
     }
     if (!o->backing || !*o->backing)
         o->backing = o->backing_format = NULL;
+    if (o->unsafe && request->merging.options.verify) {
+        qm_cli_usage(command,
+                     "--unsafe writes nothing that could be read back: leave out --verify");
+        return false;
+    }
     if (o->backing && !o->backing_format) {
         qm_cli_usage(command, "the format of the new backing file is to be given with -F");
         return false;
@@ -217,6 +234,7 @@ run(int argc, char **argv)
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"bandwidth", required_argument, NULL, QM_OPT_BANDWIDTH},
         {"threads", required_argument, NULL, QM_OPT_THREADS},
+        {"verify", no_argument, NULL, QM_OPT_VERIFY},
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},

@@ -21,6 +21,10 @@ struct qm_want {
     struct qm_extent ext;        /* DATA or COMPRESSED, exactly these guest bytes */
 };
 
+struct qm_wants {
+    QM_VEC(struct qm_want) list;
+};
+
 enum qm_move_kind {
     QM_MOVE_COPY, /* ext of image from */
     QM_MOVE_ZERO,

@@ -37,7 +37,8 @@ struct run {
     struct qm_journal *journal;
     struct qm_copy *copy;
     struct qm_moves moves;
-    struct qm_moves filled; /* OLD moves of the batch, if it is to be verified */
+    struct qm_moves filled; /* OLD moves of the batch, if it is to be verified; of a rebase all */
+    struct qm_wants wanted; /* of a rebase that is to be verified: of the batch */
     uint64_t end;           /* where the batch's last want ends; 0: it has none */
     time_t started;         /* when the batch began */
     /* Since clusters were released last; a batch that ends by the clock does not count, so that
@@ -93,7 +94,8 @@ static int
 put_moves(struct run *r, struct qmeld_error *err)
 {
     QM_VEC_EACH (move, &r->moves.list) {
-        if (r->t->verify && move->kind == QM_MOVE_OLD && !qm_vec_push(&r->filled.list, move))
+        if (r->t->verify && (move->kind == QM_MOVE_OLD || r->t->onto) &&
+            !qm_vec_push(&r->filled.list, move))
             return qm_fail_nomem(err, "the list of moves");
         if ((move->kind == QM_MOVE_OLD ? put_old(r, move, err) : qm_copy_put(r->copy, move, err)) <
             0)
@@ -104,7 +106,8 @@ put_moves(struct run *r, struct qmeld_error *err)
 }
 
 /* What clusters that are only partly new were filled up with cannot be read back when the merge is complete:
- * what it was copied from may be gone by then.  Here it is what the base reads as still. */
+ * what it was copied from may be gone by then.  Here it is what the base reads as still.  In a rebase everybody
+ * reads what is published: nothing is that the disk does not give back. */
 static int
 verify_filled(struct run *r, struct qmeld_error *err)
 {
@@ -125,7 +128,7 @@ verify_filled(struct run *r, struct qmeld_error *err)
         qm_drop_cache(file, move->to.h, move->len);
     if (qm_compare_moves(&config, &r->filled, &found, err) < 0)
         return -1;
-    t->report->bytes_verified += found.bytes;
+    t->report->bytes_verified += t->onto ? 0 : found.bytes; /* it is counted when it is published */
     qm_vec_clear(&r->filled.list);
     return found.equal ? 0 : qm_transfer_lost(t, found.differs, err);
 }
@@ -180,6 +183,21 @@ publish(struct run *r, bool release, struct qmeld_error *err)
     return 0;
 }
 
+/* Of the batch: does the image read on its new backing file, by the tables that the disk has, what it is to? */
+static int
+verify_wanted(struct run *r, const struct qm_compare_config *config, struct qm_compare_result *out,
+              struct qmeld_error *err)
+{
+    struct qm_compare_config onto = *config;
+
+    onto.have = &r->t->done;
+    onto.have_top = r->t->done.n - 1;
+    if (qm_compare_wants(&onto, &r->wanted, out, err) < 0)
+        return -1;
+    qm_vec_clear(&r->wanted.list);
+    return 0;
+}
+
 /* Other merges read back when all is complete.  Here it cannot be told any more by then. */
 static int
 verify_batch(struct run *r, guest_off end, struct qmeld_error *err)
@@ -194,12 +212,12 @@ verify_batch(struct run *r, guest_off end, struct qmeld_error *err)
     struct qm_compare_result found;
 
     config.plan.from = r->given_up;
-    if (!t->verify || !t->give_up)
+    if (!t->verify || !(t->give_up || t->onto))
         return 0;
     qm_drop_cache(base->file, 0, 0);
     qm_drop_cache(base->data, 0, 0);
     qm_image_forget(base);
-    if (qm_compare(&config, &found, err) < 0)
+    if ((t->onto ? verify_wanted(r, &config, &found, err) : qm_compare(&config, &found, err)) < 0)
         return -1;
     t->report->bytes_verified += found.bytes;
     return found.equal ? 0 : qm_transfer_lost(t, found.differs, err);
@@ -248,7 +266,9 @@ is_full(const struct run *r)
 static int
 is_late(struct run *r, bool *out, struct qmeld_error *err)
 {
-    *out = r->filled.list.n * sizeof *r->filled.list.at >= qm_transfer_limits.batch_weight;
+    *out = r->filled.list.n * sizeof *r->filled.list.at +
+               r->wanted.list.n * sizeof *r->wanted.list.at >=
+           qm_transfer_limits.batch_weight;
     if (*out || now() - r->started < (time_t)qm_transfer_limits.batch_sec)
         return 0;
     return qm_seal_is_bare(r->seal, &r->moves, out, err) < 0 ? -1 : put_moves(r, err);
@@ -313,6 +333,8 @@ run_want(struct run *r, const struct qm_want *want, bool asked, struct qmeld_err
         return -1;
     if (qm_seal_want(r->seal, want, asked, &r->moves, err) < 0 || put_moves(r, err) < 0)
         return -1;
+    if (r->t->verify && r->t->onto && !qm_vec_push(&r->wanted.list, want))
+        return qm_fail_nomem(err, "the list of what is wanted");
     if (want->from)
         r->t->report->bytes_copied += want->len;
     else if (asked)
@@ -522,5 +544,6 @@ qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *
     qm_copy_free(r.copy);
     qm_vec_release(&r.moves.list);
     qm_vec_release(&r.filled.list);
+    qm_vec_release(&r.wanted.list);
     return rc;
 }

@@ -261,6 +261,21 @@ qm_compare(const struct qm_compare_config *config, struct qm_compare_result *out
 }
 
 int
+qm_compare_wants(const struct qm_compare_config *config, const struct qm_wants *wants,
+                 struct qm_compare_result *out, struct qmeld_error *err)
+{
+    struct compare c;
+    int rc = begin(&c, config, out, err);
+
+    QM_VEC_EACH (w, &wants->list) {
+        if (rc == 0 && out->equal)
+            rc = compare_range(&c, w->guest, w->len, &(struct side){w->from, w->ext}, err);
+    }
+    end(&c);
+    return rc;
+}
+
+int
 qm_compare_moves(const struct qm_compare_config *config, const struct qm_moves *moves,
                  struct qm_compare_result *out, struct qmeld_error *err)
 {

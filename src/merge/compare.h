@@ -37,6 +37,10 @@ struct qm_compare_result {
 int qm_compare(const struct qm_compare_config *config, struct qm_compare_result *out,
                struct qmeld_error *err) QM_CHECK;
 
+/* Does layer have_top read so?  The config's plan and end say nothing here. */
+int qm_compare_wants(const struct qm_compare_config *config, const struct qm_wants *wants,
+                     struct qm_compare_result *out, struct qmeld_error *err) QM_CHECK;
+
 /* Do these moves, which nothing refers to yet, lie in the file of layer have_top?  OLD ones are compared with
  * what that layer reads as. */
 int qm_compare_moves(const struct qm_compare_config *config, const struct qm_moves *moves,

@@ -143,6 +143,23 @@ hear_diff(const struct qmeld_progress *now, void *opaque)
 
 /* ---- before the first write ---- */
 
+/* The image over its new backing file, for reading back. */
+static int
+set_up_done(struct qm_rebase *r, struct qmeld_error *err)
+{
+    struct qm_chain *done = &r->transfer.done;
+    const size_t n = r->onto ? r->onto->n : 0;
+
+    done->layers = calloc(n + 1, sizeof *done->layers);
+    if (!done->layers)
+        return qm_fail_nomem(err, "the chain");
+    for (size_t i = 0; i < n; i++)
+        done->layers[i] = r->onto->layers[i];
+    done->layers[n] = *image_of(r);
+    done->n = n + 1;
+    return 0;
+}
+
 static void
 set_up(struct qm_rebase *r)
 {
@@ -167,6 +184,7 @@ set_up(struct qm_rebase *r)
                                        .old_size = size,
                                        .new_size = size,
                                        .onto = &r->plan,
+                                       .verify = r->verify,
                                        .opts = &r->copying,
                                        .report = &r->sums};
 }
@@ -255,6 +273,7 @@ describe(const struct qm_rebase *r, struct qm_intent *out, struct qmeld_error *e
 
     *out = (struct qm_intent){.rebase = true,
                               .keep_relative = r->opts->keep_relative,
+                              .verify = r->opts->verify,
                               .base = t->base,
                               .top = t->top,
                               .target = t->target,
@@ -366,27 +385,72 @@ point(struct qm_rebase *r, struct qmeld_error *err)
                : qm_header_set_backing(q, name_of(r), r->backing ? r->backing_format : NULL, err);
 }
 
+/* *out_missing: what the uppermost layer of chain is still to get, first; len 0: nothing. */
+static int
+look_for_missing(const struct qm_rebase *r, const struct qm_chain *chain,
+                 struct qm_want *out_missing, struct qmeld_error *err)
+{
+    struct qm_onto plan = r->plan;
+    struct qm_onto_walk *w;
+    bool done;
+    int rc;
+
+    plan.costs = NULL; /* this is not what the report's numbers are about */
+    if (qm_onto_open(chain, chain->n - 1, &plan, &w, err) < 0)
+        return -1;
+    rc = qm_onto_next(w, out_missing, &done, err);
+    qm_onto_close(w);
+    if (rc == 0 && done)
+        *out_missing = (struct qm_want){.len = 0};
+    return rc;
+}
+
 /* The journal says that nothing is wanted any more; somebody may have put an older image back since. */
 static int
 check_complete(struct qm_rebase *r, struct qmeld_error *err)
 {
-    const struct qm_chain *chain = r->chain;
-    struct qm_onto_walk *w;
-    struct qm_want want;
-    bool done;
-    int rc = qm_onto_open(chain, chain->n - 1, &r->plan, &w, err);
+    struct qm_want missing;
 
-    if (rc < 0)
+    if (look_for_missing(r, r->chain, &missing, err) < 0)
         return -1;
-    rc = qm_onto_next(w, &want, &done, err);
-    qm_onto_close(w);
-    if (rc < 0 || done)
-        return rc;
+    r->report->verified =
+        qm_journal_intent(r->journal)->verify; /* before the journal said that it is complete */
+    if (missing.len == 0)
+        return 0;
     return qm_fail(
         err, QMELD_STALE, qm_in(r->path),
         "it does not hold what its rebase had copied into it any more: put the right file "
         "back, or remove the journal %s and give the command again",
         qm_journal_file(r->journal));
+}
+
+/* Each batch was read back as it was published.  What the disk has of the image now, opened anew: does it read on the
+ * new chain what it reads on the old one? */
+static int
+verify(struct qm_rebase *r, bool resumed, struct qmeld_error *err)
+{
+    const struct qm_layer *image = image_of(r);
+    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
+                                         .format = image->img->ops->format,
+                                         .backing_format = r->opts->chain_format,
+                                         .resumed = true};
+    struct qm_chain *anew;
+    struct qm_want missing;
+    int rc;
+
+    if (!r->verify)
+        return 0;
+    qm_drop_cache(image->img->file, 0, 0);
+    if (qm_chain_open(image->img->file->path, &how, &anew, err) < 0)
+        return -1;
+    rc = look_for_missing(r, anew, &missing, err);
+    qm_chain_close(anew);
+    if (rc < 0)
+        return -1;
+    if (missing.len > 0)
+        return qm_transfer_lost(&r->transfer, missing.guest, err);
+    r->report->verified = !resumed || qm_journal_intent(r->journal)->verify;
+    return 0;
 }
 
 static int
@@ -397,7 +461,9 @@ copy(struct qm_rebase *r, bool resumed, struct qmeld_error *err)
 
     if (qm_journal_cursor(r->journal).phase == QM_PHASE_SETTLE)
         return check_complete(r, err);
-    return transfer(r, resumed, err) < 0 ? -1 : qm_journal_advance(r->journal, complete, err);
+    return transfer(r, resumed, err) < 0 || verify(r, resumed, err) < 0
+               ? -1
+               : qm_journal_advance(r->journal, complete, err);
 }
 
 static int
@@ -433,9 +499,13 @@ copy_and_point(struct qm_rebase *r, struct qmeld_error *err)
 {
     const bool resumed = r->journal != NULL;
 
+    r->verify = !qm_shadow_now() &&
+                (r->opts->verify || (r->journal != NULL && qm_journal_intent(r->journal)->verify));
     if (resumed && check_old_chain(r, err) < 0)
         return -1;
     set_up(r);
+    if (set_up_done(r, err) < 0)
+        return -1;
     if (count(r, err) < 0 || check_room(r, err) < 0 || begin_journal(r, err) < 0)
         return -1;
     return work(r, resumed, err) < 0 ? give_up(r, resumed, err) : 0;
@@ -459,6 +529,7 @@ qm_rebase_run(struct qm_rebase *r, struct qmeld_error *err)
         return -1;
     rc = r->opts->unsafe ? point(r, err) : copy_and_point(r, err);
     report->bytes_copied = r->sums.bytes_copied;
+    report->bytes_verified = r->sums.bytes_verified;
     report->bytes_compared = r->costs.bytes_read;
     report->bytes_shared = r->costs.same_by_map;
     report->new_length = file->size;
@@ -471,6 +542,7 @@ void
 qm_rebase_release(struct qm_rebase *r)
 {
     qm_journal_close(r->journal);
+    qm_transfer_release(&r->transfer);
     qm_chain_close(r->onto);
     qm_chain_close(r->chain);
     free(r->relative);
@@ -483,6 +555,8 @@ tell_layers(const struct qm_rebase *r, struct qmeld_commit_report *report, struc
 {
     report->bytes_copied = r->sums.bytes_copied;
     report->bytes_filled = r->sums.bytes_filled;
+    report->verified = r->report->verified;
+    report->bytes_verified = r->report->bytes_verified;
     report->base_old_size = report->base_new_size = image_of(r)->img->size;
     report->layers = calloc(r->chain->n, sizeof *report->layers);
     if (!report->layers)
@@ -506,6 +580,7 @@ resume(struct qm_journal *journal, const struct qm_intent *intent,
 {
     const struct qm_journal_layer *image = qm_vec_last(&intent->layers);
     const struct qmeld_rebase_options how = {.chain_format = intent->backing_format,
+                                             .verify = opts->verify,
                                              .threads = opts->threads,
                                              .bandwidth = opts->bandwidth,
                                              .progress = opts->progress,

@@ -39,6 +39,7 @@ struct qm_rebase {
     struct qm_diff_costs costs;
     uint64_t copied; /* for progress */
     bool writing;
+    bool verify;    /* opts or the journal say so */
     unsigned stops; /* how often the caller was heard to want an end */
 };
 

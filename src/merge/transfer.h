@@ -31,8 +31,9 @@ struct qm_transfer {
     uint64_t new_size;
     uint64_t hidden_end;
     const struct qm_onto *onto; /* as in plan.h */
-    struct qm_chain done;       /* the target over what it is to stand on; layers are the chain's */
-    bool give_up;               /* --reclaim: layers give up what the base holds, batch by batch */
+    struct qm_chain
+        done;     /* the target over what it is to stand on; layers are the chain's, or onto's */
+    bool give_up; /* --reclaim: layers give up what the base holds, batch by batch */
     struct qm_reclaim *reclaim; /* with give_up, from qm_transfer_grow on; borrowed */
     struct qm_back *back;       /* NULL: there is none, or nothing is written */
     guest_off from;             /* guest bytes below are in the base already */

@@ -253,7 +253,7 @@ to_the_end(const struct stage *s, int rc, struct qmeld_commit_report *report, bo
 static int
 rebase(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
-    struct qmeld_rebase_options opts = {.backing = s->onto, .threads = 1};
+    struct qmeld_rebase_options opts = {.backing = s->onto, .verify = s->opts.verify, .threads = 1};
     struct qmeld_rebase_report report;
     int rc;
 

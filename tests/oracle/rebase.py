@@ -164,7 +164,8 @@ def rebase_and_check(rng, chain, qmeld, story):
     if any(x.no_format for x in chain.layers):
         index = next(x.index for x in chain.layers if x.no_format)
         extra = ["--backing-format", chain.layers[index - 1].fmt]
-    argv = [qmeld, "rebase", *words, *extra, top.path]
+    verify = rng.random() < 0.3
+    argv = [qmeld, "rebase", *words, *extra, *(["--verify"] if verify else []), top.path]
     story.append(" ".join(argv[1:]))
     digests, known = oracle.digests(all_files(chain)), features(image)
     dry = oracle.run([*argv, "--dry-run", "--output=json"], chain.folder)
@@ -181,6 +182,8 @@ def rebase_and_check(rng, chain, qmeld, story):
         raise Fail(f"rc {r.rc}: {r.err}")
     check_after(chain, digests, known, stored, target[1] if target else None)
     told, planned = json.loads(r.out), json.loads(dry.out)
+    if told["verified"] != verify or (told["bytes-copied"] > 0 and verify and not told["bytes-verified"]):
+        raise Fail(f"--verify {verify}, and verified {told['verified']}, {told['bytes-verified']} bytes")
     if "killed" not in chain.tags and "not-killed" not in chain.tags:
         for key in ("bytes-copied", "bytes-compared", "bytes-shared", "new-length"):
             if told[key] != planned[key]:

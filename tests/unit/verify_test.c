@@ -28,6 +28,7 @@
 #define NEEDLE 32 /* so many bytes are told from all others (docs/testing.md, "Recipes") */
 
 struct spoiler {
+    const char *path;             /* NULL: base */
     unsigned char needle[NEEDLE]; /* once this is in the base ... */
     size_t len;                   /* 0: any sync will do */
     off_t at;                     /* ... a byte is spoilt here; -1: in the needle itself, */
@@ -47,20 +48,21 @@ static int
 spoil(const struct qm_io_event *ev, void *opaque)
 {
     struct spoiler *s = opaque;
+    const char *path = s->path ? s->path : "base";
     struct qm_bytes file;
     unsigned char byte;
     off_t at;
     int fd;
 
-    if (s->done || ev->op != QM_IO_SYNC || strcmp(ev->path, "base") != 0)
+    if (s->done || ev->op != QM_IO_SYNC || strcmp(ev->path, path) != 0)
         return 0;
-    file = qm_lab_file("base");
+    file = qm_lab_file(path);
     at = s->len ? find(&file, s->needle, s->len) : s->at;
     if (at >= 0) {
         at = s->at >= 0 ? s->at : at + s->skip;
         byte = (size_t)at < file.len ? file.at[at] : 0;
         byte ^= 0x81;
-        fd = open("base", O_WRONLY);
+        fd = open(path, O_WRONLY);
         assert_true(fd >= 0);
         assert_int_equal(pwrite(fd, &byte, 1, at), 1);
         close(fd);
@@ -330,6 +332,105 @@ verify__goes_on_with_the_merge(void **state)
     }
 }
 
+/* ---- rebase ---- */
+
+#define REBASE                                                                                     \
+    "all cluster=4k\n"                                                                             \
+    "top | A...\n"                                                                                 \
+    "old | CCCC over=none\n"                                                                       \
+    "new | CDEC over=none\n"
+
+static int
+rebase_spoilt(bool verify, struct spoiler *s, struct qmeld_rebase_report *r,
+              struct qmeld_error *err)
+{
+    const struct qmeld_rebase_options o = {
+        .backing = "new", .backing_format = "qcow2", .verify = verify, .threads = 1};
+    int rc;
+
+    s->path = "top";
+    qm_io_set_hook(spoil, s);
+    rc = qmeld_rebase("top", &o, r, err);
+    qm_io_set_hook(NULL, NULL);
+    return rc;
+}
+
+/* Everybody reads the image: a byte that the disk spoils never becomes a part of it. */
+static void
+verify__of_a_rebase_keeps_out_what_is_spoilt(void **state)
+{
+    struct qm_forge *f = qm_lab_make(REBASE);
+    struct spoiler s = {.at = -1};
+    struct qmeld_rebase_report r;
+    struct qmeld_error bad;
+
+    (void)state;
+    look_for(&s, f, 0, 8 * KIB);
+    assert_int_equal(rebase_spoilt(true, &s, &r, &bad), -1);
+    assert_true(s.done);
+    assert_int_equal(bad.code, QMELD_IO);
+    assert_int_equal(bad.disk, QMELD_DISK_OPEN);
+    assert_non_null(strstr(bad.what, "guest offset 8192 the disk gave back other bytes"));
+    assert_false(r.verified);
+    qmeld_rebase_report_free(&r);
+    qm_lab_reads_as("top", f, 0);
+    qm_lab_looks("top", 4 * KIB, "D...");
+    OK(rebase_spoilt(false, &s, &r, err)); /* the journal says that it is to be verified */
+    assert_true(r.resumed && r.verified);
+    assert_int_equal(r.bytes_verified, 12 * KIB);
+    qmeld_rebase_report_free(&r);
+    qm_lab_reads_as("top", f, 0);
+    qm_lab_looks("top", 4 * KIB, "DDDD");
+    qm_forge_free(f);
+}
+
+/* An entry that leads elsewhere: then the image reads wrong already, and at least its header stays. */
+static void
+verify__of_a_rebase_reads_the_tables(void **state)
+{
+    struct qm_forge *f = qm_lab_make(REBASE);
+    struct spoiler s = {.at = -1, .skip = 5, .len = 8}, none = {.done = true};
+    struct qmeld_layer_info info;
+    struct qmeld_rebase_report r;
+    struct qmeld_chain *chain;
+    struct qmeld_error bad;
+    be64 entry;
+
+    (void)state;
+    OK(rebase_spoilt(true, &none, &r, err));
+    assert_true(r.verified);
+    qmeld_rebase_report_free(&r);
+    be64_put(&entry, 1ull << 63 | qm_lab_host("top", 8 * KIB));
+    memcpy(s.needle, &entry, 8);
+    qm_forge_free(f);
+    f = qm_lab_make(REBASE);
+    assert_int_equal(rebase_spoilt(true, &s, &r, &bad), -1);
+    assert_true(s.done);
+    assert_int_equal(bad.disk, QMELD_DISK_OPEN);
+    qmeld_rebase_report_free(&r);
+    OK(qmeld_chain_open("top", NULL, &chain, err));
+    OK(qmeld_chain_layer(chain, 1, &info, err));
+    assert_string_equal(info.backing_name, "old");
+    qmeld_chain_close(chain);
+    unlink(".top.qmeld");
+    qm_forge_free(f);
+}
+
+static void
+verify__of_a_rebase_is_what_finds_it(void **state)
+{
+    struct qm_forge *f = qm_lab_make(REBASE);
+    struct spoiler s = {.at = -1};
+    struct qmeld_rebase_report r;
+
+    (void)state;
+    look_for(&s, f, 0, 8 * KIB);
+    OK(rebase_spoilt(false, &s, &r, err));
+    assert_true(s.done && !r.verified && r.bytes_verified == 0);
+    qmeld_rebase_report_free(&r);
+    qm_forge_free(f);
+}
+
 int
 main(void)
 {
@@ -344,6 +445,9 @@ main(void)
         cmocka_unit_test(verify__is_what_finds_it),
         cmocka_unit_test(verify__a_merge_that_was_done_before),
         cmocka_unit_test(verify__goes_on_with_the_merge),
+        cmocka_unit_test(verify__of_a_rebase_keeps_out_what_is_spoilt),
+        cmocka_unit_test(verify__of_a_rebase_reads_the_tables),
+        cmocka_unit_test(verify__of_a_rebase_is_what_finds_it),
     };
 
     return cmocka_run_group_tests(tests, qm_scratch_enter, qm_scratch_leave);
