@@ -375,7 +375,9 @@ QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 /* Rolling fulls: of the chain full <- increments, whose newest is path, the oldest increments are merged
  * into the full until `keep` are left; the first of those then stands on the full.  It is a commit with base and
  * top chosen (opts->base, top and shallow must not be set), with all that is said there; nothing_to_do if
- * there are no more than `keep`.  An interrupted one is gone on with by the same call. */
+ * there are no more than `keep`.  An interrupted one is gone on with by the same call, also if path is a newer
+ * increment, which stands on what was the newest one; then what else is due is folded, so that a guard may be
+ * asked for each of both.  USAGE: it would leave fewer than `keep`, or something else is unfinished. */
 QMELD_API int qmeld_fold(const char *path, size_t keep, const struct qmeld_commit_options *opts,
                          struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 
@@ -532,6 +534,7 @@ struct qmeld_unfinished {
 
     bool rebase; /* no merge: active gets another backing file; base and top are active, too */
     const char *new_backing; /* its name; NULL: none */
+    bool fold;               /* begun by qmeld_fold: the layers above top are what it was to keep */
     bool running;            /* a process is at work on it now */
     const char *active;      /* the chain's active layer: it reads as before, always */
     const char *base;        /* what is merged into */

@@ -164,6 +164,9 @@ print_merge(const struct qmeld_unfinished *merge)
 
         printf("%s: the merge of all from %s to %s into %s, which is to be %s\n", title_of(merge),
                base, top, target, base);
+    } else if (merge->fold) {
+        printf("%s: the fold of all up to %s into %s, which keeps %zu increments\n",
+               title_of(merge), top, base, merge->n_layers - 1 - merge->top_layer);
     } else {
         printf("%s: the merge of %s down into %s\n", title_of(merge), top, base);
     }
@@ -263,7 +266,10 @@ merge_json(const struct qmeld_unfinished *merge)
         return object;
     }
     qm_cli_json_add_bool(object, "running", merge->running);
-    qm_cli_json_add(object, "work", json_object_new_string(merge->rebase ? "rebase" : "merge"));
+    qm_cli_json_add(object, "work",
+                    json_object_new_string(merge->rebase ? "rebase"
+                                           : merge->fold ? "fold"
+                                                         : "merge"));
     if (merge->rebase)
         qm_cli_json_add(object, "new-backing", qm_cli_json_string(merge->new_backing));
     qm_cli_json_add(object, "active", qm_cli_json_string(merge->active));

@@ -9,6 +9,7 @@
 #define MAX_THREADS 16u
 #define PIECE_BYTES                                                                                \
     (1ull << 20) /* a worker's portion: large enough to stream, small enough to share */
+#define LEAST_COLD  (256u << 10) /* read past the page cache by itself */
 #define QUEUE_LEN   64u
 #define MAX_LATER   16384u       /* pieces of direct copies that wait for the others */
 #define SHARE_BYTES (1ull << 30) /* shared by one call: it cannot be stopped */
@@ -48,7 +49,7 @@ qm_copy_new(const struct qm_copy_config *config, struct qm_copy **out, struct qm
     c->cfg = *config;
     if (config->direct && config->target)
         c->direct = qm_direct_open(config->target);
-    qm_routes_init(&c->routes, config->target, c->direct != NULL);
+    qm_routes_init(&c->routes, config->target);
     c->threads = config->threads ? config->threads : qm_processors();
     c->threads = c->threads > MAX_THREADS ? MAX_THREADS : c->threads;
     c->piece_bytes = PIECE_BYTES;
@@ -129,6 +130,18 @@ look(struct qm_window *ahead, const struct qm_file *file, uint64_t off, uint64_t
     return qm_cache_look(ahead, off, len);
 }
 
+/* Where the page cache has nothing of a piece, to take it through there costs more than the copy itself: pages are
+ * found, filled, looked up and forgotten again.  Short pieces are better read ahead, many at a time. */
+static bool
+is_cold(struct qm_copy *c, const struct qm_piece *p)
+{
+    const uint64_t unit = qm_direct_unit();
+
+    return p->kind == QM_PIECE_DATA && p->from_there == 0 && p->len >= LEAST_COLD &&
+           p->len % unit == 0 && p->ext.host.h % unit == 0 && qm_piece_bytes_inside(p) == p->len &&
+           !qm_route_offloads(p->route) && qm_route_reads_direct(&c->routes, p->route);
+}
+
 /* The disk begins to read what the workers will come to; the queue is how far that is ahead of them. */
 static void
 look_ahead(struct qm_copy *c, struct qm_piece *p)
@@ -136,15 +149,18 @@ look_ahead(struct qm_copy *c, struct qm_piece *p)
     p->from_there = p->to_there = QM_CACHE_ALL;
     if (p->kind != QM_PIECE_DATA && p->kind != QM_PIECE_COMPRESSED)
         return;
-    if (p->direct && p->route->direct)
+    if (c->cfg.direct && p->direct && qm_route_reads_direct(&c->routes, p->route)) {
+        p->cold = true; /* it was asked for, whatever the cache has */
         return;
+    }
     p->to_there = look(&c->to_ahead, c->cfg.target, p->to, p->len);
     if (p->kind == QM_PIECE_COMPRESSED) {
         qm_prefetch(p->from->file, p->ext.host.h, p->ext.payload_len);
         return;
     }
     p->from_there = look(&c->from_ahead, p->from->data, p->ext.host.h, p->len);
-    if (p->from_there != QM_CACHE_ALL)
+    p->cold = is_cold(c, p);
+    if (p->from_there != QM_CACHE_ALL && !p->cold)
         qm_prefetch(p->from->data, p->ext.host.h, p->len);
 }
 

@@ -6,7 +6,8 @@
  * cut into pieces, and done by workers: plain data shared with the source where the file system can (route.h),
  * else straight from a mapping of it, compressed clusters through a codec, zeros as holes.  Reads
  * run ahead of the workers, and what was written reaches the disk behind them, so that the final sync is short;
- * the page cache is left as it was found (pagecache.h).
+ * the page cache is left as it was found (pagecache.h), and long pieces of which it has nothing
+ * are read past it.
  *
  * Calls      new; put moves; drain before anything relies on them; free.
  * Threads    One thread calls; workers are inside.

@@ -36,6 +36,7 @@ struct qm_piece {
     uint64_t len;
     uint64_t worth; /* guest bytes in the progress */
     bool direct;    /* whole units of direct.h: past the page cache */
+    bool cold;      /* read past the page cache, which has nothing of it */
     /* what of it the page cache had before (pagecache.h) */
     uint64_t from_there;
     uint64_t to_there;

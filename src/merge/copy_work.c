@@ -50,7 +50,7 @@ read_past_cache(const struct qm_copy *c, const struct qm_piece *p, void *buf, bo
     const uint64_t off = p->ext.host.h;
 
     *out_refused = false;
-    if (p->route->direct)
+    if (p->cold)
         return qm_direct_read(p->route->direct, off, buf, p->len, out_refused, err);
     if (qm_pread(p->from->data, off, buf, p->len, err) < 0)
         return -1;
@@ -83,6 +83,31 @@ write_past_cache(struct qm_copy *c, struct qm_copy_worker *w, const struct qm_pi
     return 0;
 }
 
+/* *out_done as above. */
+static int
+write_cold(struct qm_copy *c, struct qm_copy_worker *w, const struct qm_piece *p, bool *out_done,
+           struct qmeld_error *err)
+{
+    bool refused;
+
+    *out_done = false;
+    if (!p->cold || p->route->no_direct)
+        return 0;
+    if (!w->direct_buf && !(w->direct_buf = qm_direct_buffer(c->piece_bytes)))
+        return qm_fail_nomem(err, "the copy");
+    if (qm_direct_read(p->route->direct, p->ext.host.h, w->direct_buf, p->len, &refused, err) < 0)
+        return -1;
+    if (refused) {
+        p->route->no_direct = true;
+        return 0;
+    }
+    if (qm_pwrite(c->cfg.target, p->to, w->direct_buf, p->len, err) < 0)
+        return -1;
+    *out_done = true;
+    atomic_fetch_add(&p->route->copied, p->len);
+    return 0;
+}
+
 static int
 write_data(struct qm_copy *c, struct qm_copy_worker *w, const struct qm_piece *p,
            struct qmeld_error *err)
@@ -91,6 +116,8 @@ write_data(struct qm_copy *c, struct qm_copy_worker *w, const struct qm_piece *p
     bool done;
 
     if (write_past_cache(c, w, p, &done, err) < 0)
+        return -1;
+    if (!done && write_cold(c, w, p, &done, err) < 0)
         return -1;
     if (done)
         return 0;

@@ -114,6 +114,8 @@ intent_to_json(const struct qm_intent *i)
         json_object_object_add(o, "undo", json_object_new_boolean(i->undo));
         json_object_object_add(o, "way-back", way_to_json(&i->back));
     }
+    if (i->fold)
+        json_object_object_add(o, "fold", json_object_new_uint64(i->keep));
     if (i->rebase) {
         struct json_object *onto = json_object_new_object();
 
@@ -262,6 +264,13 @@ get_rebase(struct json_object *o, struct qm_intent *i)
 }
 
 static bool
+get_fold(struct json_object *o, struct qm_intent *i)
+{
+    i->fold = json_object_object_get_ex(o, "fold", NULL);
+    return !i->fold || get_number(o, "fold", &i->keep);
+}
+
+static bool
 layer_from_json(struct json_object *o, struct qm_intent *i)
 {
     struct qm_journal_layer l = {.path = NULL};
@@ -349,6 +358,7 @@ fits_layers(const struct qm_intent *i)
 {
     if ((i->rebase ? i->base != i->top || i->top + 1 != i->layers.n : i->base >= i->top) ||
         i->top >= i->layers.n || i->base_size > i->new_size || i->old_size > i->new_size ||
+        (i->fold && (i->rebase || i->base != 0 || i->keep != i->layers.n - 1 - i->top)) ||
         !new_names_fit(i))
         return false;
     return i->target == i->base || (strcmp(i->layers.at[i->target].format, "qcow2") == 0 &&
@@ -380,7 +390,7 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
-           get_rebase(o, i) && fits_layers(i);
+           get_fold(o, i) && get_rebase(o, i) && fits_layers(i);
 }
 
 char *

@@ -64,6 +64,8 @@ struct qm_intent {
     bool undo;
     enum qmeld_overlays overlays;
     enum qmeld_direction direction;
+    bool fold; /* base and top follow from how many increments are to stay above: */
+    uint64_t keep;
     bool rebase; /* no merge: base, top and target are the active layer, which gets another backing
                         * file, of this name and format; NULL: none */
     char *new_backing;

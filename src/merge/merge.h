@@ -21,6 +21,7 @@
 struct qm_merge {
     const struct qmeld_commit_options *opts;
     struct qmeld_commit_report *report;
+    const uint64_t *keep; /* of a fold: so many increments stay; NULL: opts say base and top */
     bool looked; /* in a dry run that follows another: nothing is inflated or compared again, and
                   * report->already_merged is right */
     struct qm_chain *chain;

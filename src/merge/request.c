@@ -13,6 +13,7 @@
 #include "rebase.h"
 #include "search.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -30,6 +31,7 @@ struct wanted {
     const struct qm_chain *chain; /* NULL: it cannot be opened, for a file is missing */
     const struct qmeld_commit_options *opts;
     const struct rebase_words *rebase; /* not NULL: a rebase is meant, or, without words, nothing */
+    const uint64_t *keep;              /* not NULL: a fold is meant */
     bool exact;                        /* the journal found lies where one of this chain has to */
     struct qm_journal *found;
 };
@@ -40,6 +42,7 @@ same_text(const char *a, const char *b)
     return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
+/* A fold has neither base nor top. */
 static bool
 same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
 {
@@ -53,9 +56,20 @@ static bool
 is_meant(const struct qm_intent *i, const struct wanted *w)
 {
     if (!w->rebase)
-        return same_request(i, w->opts);
+        return !i->fold && same_request(i, w->opts);
     return w->rebase->any && i->rebase && same_text(i->new_backing, w->rebase->backing) &&
            same_text(i->new_format, w->rebase->format);
+}
+
+/* The number of the chain's layer whose file path leads to; the chain's n: none. */
+static size_t
+find_file(const struct qm_chain *chain, const char *path)
+{
+    size_t n = 0;
+
+    while (n < chain->n && !qm_file_is_at(chain->layers[n].img->file, path))
+        n++;
+    return n;
 }
 
 /* A file that the interrupted merge changes, or leaves wrong by itself until it is finished, is one
@@ -63,12 +77,46 @@ is_meant(const struct qm_intent *i, const struct wanted *w)
 static bool
 touches(const struct qm_intent *i, const struct qm_chain *chain)
 {
-    for (size_t k = i->base; chain && k < i->layers.n && k <= i->top + 1; k++) {
-        for (size_t n = 0; n < chain->n; n++)
-            if (qm_file_is_at(chain->layers[n].img->file, i->layers.at[k].path))
-                return true;
-    }
+    for (size_t k = i->base; chain && k < i->layers.n && k <= i->top + 1; k++)
+        if (find_file(chain, i->layers.at[k].path) < chain->n)
+            return true;
     return false;
+}
+
+/* Does this fold have to be finished before the one that is meant?  Then *out_left increments are there
+ * afterwards.  The chain may have grown since, by newer increments on what was the newest: a backup goes on when
+ * a fold does not.  If that one is merged away itself, nothing may stand on it. */
+static bool
+is_fold_of(const struct qm_found *f, const struct wanted *w, uint64_t *out_left)
+{
+    const struct qm_intent *i = qm_journal_intent(f->j);
+    const char *newest = i->layers.at[i->layers.n - 1].path;
+    const struct qm_chain *chain = w->chain;
+    size_t at;
+
+    if (!w->keep || !i->fold || !same_request(i, w->opts))
+        return false;
+    *out_left = i->keep;
+    if (qm_path_same(w->active, newest)) /* one that is held is done: it is meant, or another */
+        return qm_journal_cursor(f->j).phase != QM_PHASE_HELD || *w->keep == i->keep;
+    if (!chain || i->keep == 0 || qm_journal_cursor(f->j).phase == QM_PHASE_HELD)
+        return false;
+    at = find_file(chain, newest);
+    *out_left += chain->n - 1 - at;
+    return at < chain->n;
+}
+
+/* 1: it is to be gone on with, and taken over. */
+static int
+take_fold(struct qm_found *f, struct wanted *w, uint64_t left, struct qmeld_error *err)
+{
+    if (*w->keep > left)
+        return qm_fail(err, QMELD_USAGE, qm_in(w->active),
+                       "a fold of this chain is unfinished that leaves no more than %" PRIu64
+                       " increments: finish it with `qmeld resume %s`, or keep no more than that",
+                       left, f->path);
+    w->found = QM_TAKE(f->j);
+    return 1;
 }
 
 static int
@@ -76,6 +124,7 @@ is_wanted(struct qm_found *f, void *opaque, struct qmeld_error *err)
 {
     struct wanted *w = opaque;
     const struct qm_intent *i;
+    uint64_t left;
 
     if (!f->j) { /* a stranger's, if it is not at our place; or the very one, of a chain that is half gone */
         const bool tell = w->exact || (!w->chain && f->problem.code == QMELD_IO);
@@ -84,8 +133,10 @@ is_wanted(struct qm_found *f, void *opaque, struct qmeld_error *err)
         return tell ? -1 : 0;
     }
     i = qm_journal_intent(f->j);
+    if (is_fold_of(f, w, &left))
+        return take_fold(f, w, left, err);
     if (qm_path_same(w->active, i->layers.at[i->layers.n - 1].path)) {
-        if (is_meant(i, w)) {
+        if (!w->keep && is_meant(i, w)) {
             w->found = QM_TAKE(f->j);
             return 1;
         }
@@ -99,7 +150,9 @@ is_wanted(struct qm_found *f, void *opaque, struct qmeld_error *err)
                        i->layers.at[i->base].path, f->path);
     return qm_fail(err, QMELD_USAGE, qm_in(w->active),
                    "%s %s, is unfinished: finish it first with `qmeld resume %s`",
-                   i->rebase ? "a rebase in this chain, of" : "another merge of this chain, into",
+                   i->rebase ? "a rebase in this chain, of"
+                   : i->fold ? "a fold of this chain, into"
+                             : "another merge of this chain, into",
                    i->layers.at[i->base].path, f->path);
 }
 
@@ -168,6 +221,11 @@ find_range(const struct qm_merge *m, size_t *out_base, size_t *out_top, struct q
     struct qm_chain *chain = m->chain;
 
     *out_top = chain->n - 1;
+    *out_base = 0;
+    if (m->keep) {
+        *out_top = *m->keep < chain->n ? chain->n - 1 - (size_t)*m->keep : 0;
+        return 0;
+    }
     if (o->top && qm_chain_find(chain, o->top, out_top, err) < 0)
         return -1;
     *out_base = o->shallow && *out_top > 0 ? *out_top - 1 : 0;
@@ -228,6 +286,8 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_lay
                               .undo = o->undo,
                               .overlays = o->overlays,
                               .direction = o->direction,
+                              .fold = m->keep != NULL,
+                              .keep = m->keep ? *m->keep : 0,
                               .base = base,
                               .top = top,
                               .target = target_layer,
@@ -306,7 +366,7 @@ qm_request_commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
     const struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
                                           .format = m->opts->format,
                                           .backing_format = m->opts->backing_format};
-    struct wanted w = {.active = path, .opts = m->opts};
+    struct wanted w = {.active = path, .opts = m->opts, .keep = m->keep};
     struct qmeld_error first = {0}, unheard = {0};
     const int rc = qm_chain_open(path, &how, &m->chain, &first);
 
@@ -375,13 +435,14 @@ finalize(const char *path, struct qm_merge *m, struct qmeld_error *err)
 
 /* What commit and resume have around them: a clean report and error, the time, an end. */
 static int
-run(int (*fn)(const char *path, struct qm_merge *m, struct qmeld_error *err), const char *path,
-    const struct qmeld_commit_options *opts, struct qmeld_commit_report *report,
-    struct qmeld_error *err)
+run_keeping(const uint64_t *keep,
+            int (*fn)(const char *path, struct qm_merge *m, struct qmeld_error *err),
+            const char *path, const struct qmeld_commit_options *opts,
+            struct qmeld_commit_report *report, struct qmeld_error *err)
 {
     static const struct qmeld_commit_options defaults;
     struct qmeld_commit_report own, *r = report ? report : &own;
-    struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r};
+    struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r, .keep = keep};
     struct timespec begun, ended;
     int rc;
 
@@ -401,6 +462,21 @@ run(int (*fn)(const char *path, struct qm_merge *m, struct qmeld_error *err), co
     if (!report)
         qmeld_commit_report_free(r);
     return rc;
+}
+
+static int
+run(int (*fn)(const char *path, struct qm_merge *m, struct qmeld_error *err), const char *path,
+    const struct qmeld_commit_options *opts, struct qmeld_commit_report *report,
+    struct qmeld_error *err)
+{
+    return run_keeping(NULL, fn, path, opts, report, err);
+}
+
+int
+qm_request_merge(const char *path, const uint64_t *keep, const struct qmeld_commit_options *opts,
+                 struct qmeld_commit_report *report, struct qmeld_error *err)
+{
+    return run_keeping(keep, qm_request_commit, path, opts, report, err);
 }
 
 int

@@ -18,6 +18,11 @@
  * and does it. */
 int qm_request_commit(const char *path, struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 
+/* qmeld_commit; with keep, one turn of qmeld_fold: an interrupted fold is gone on with, or a new one done. */
+int qm_request_merge(const char *path, const uint64_t *keep,
+                     const struct qmeld_commit_options *opts, struct qmeld_commit_report *report,
+                     struct qmeld_error *err) QM_CHECK;
+
 /* The journal of an interrupted rebase of active onto this backing file, NULL if there is none; it is the
  * caller's.  Any other unfinished change of the chain is USAGE. */
 int qm_request_find_rebase(const char *active, const struct qm_chain *chain, const char *backing,

@@ -6,10 +6,13 @@
 /* A shared range costs entries in the file system's trees and its log; so few blocks are copied sooner. */
 #define LEAST_BLOCKS 4u
 
+/* A chain may have a thousand layers, and each is open already. */
+#define MAX_DIRECT 128u
+
 void
-qm_routes_init(struct qm_routes *r, struct qm_file *to, bool direct)
+qm_routes_init(struct qm_routes *r, struct qm_file *to)
 {
-    *r = (struct qm_routes){.to = to, .direct = direct};
+    *r = (struct qm_routes){.to = to};
 }
 
 void
@@ -38,13 +41,22 @@ qm_route_to(struct qm_routes *r, struct qm_file *from)
     if (!r->to)
         return route;
     qm_share_look(r->to, from, &route->share);
-    /* of the target it is what it reads of itself: through the cache, as it is written so in part */
-    if (r->direct && from != r->to)
-        route->direct = qm_direct_open(from);
     route->foreseen = route->share.clone == QM_SHARE_YES;
     if (!r->to->shadow)
         qm_share_ask(&route->share, r->to, from);
     return route;
+}
+
+bool
+qm_route_reads_direct(struct qm_routes *r, struct qm_route *route)
+{
+    /* the target reads of itself through the cache, as it is written so in part */
+    if (!route->tried_direct && route->from != r->to && r->n_direct < MAX_DIRECT) {
+        route->tried_direct = true;
+        route->direct = qm_direct_open(route->from);
+        r->n_direct += route->direct != NULL;
+    }
+    return route->direct && !route->no_direct;
 }
 
 uint64_t

@@ -27,29 +27,36 @@ struct qm_route_sums {
 
 struct qm_route {
     /* set when it is made */
-    const struct qm_file *from;
+    struct qm_file *from;
     struct qm_share share;
-    struct qm_direct *direct; /* to read past the page cache; NULL: through it */
-    bool foreseen;            /* sharing is counted on, in dry runs, too */
+    bool foreseen; /* sharing is counted on, in dry runs, too */
     /* one thread's */
-    bool proven; /* it was shared once */
+    bool proven;       /* it was shared once */
+    bool tried_direct; /* to open it */
+    /* set before workers hear of it */
+    struct qm_direct *direct; /* to read past the page cache; NULL: through it */
     /* any thread's */
     _Atomic bool refused;    /* not shared any more */
+    _Atomic bool no_direct;  /* not read past the page cache any more */
     _Atomic bool no_offload; /* likewise */
     _Atomic uint64_t shared, offloaded, copied, past_cache;
 };
 
 struct qm_routes {
     struct qm_file *to; /* NULL: nothing is written */
-    bool direct;        /* sources are read past the page cache where that can be */
+    unsigned n_direct;  /* sources that are open to be read past the page cache */
     struct qm_dict by_file;
 };
 
-void qm_routes_init(struct qm_routes *r, struct qm_file *to, bool direct);
+void qm_routes_init(struct qm_routes *r, struct qm_file *to);
 void qm_routes_release(struct qm_routes *r);
 
 /* NULL: out of memory. */
 struct qm_route *qm_route_to(struct qm_routes *r, struct qm_file *from);
+
+/* Can the route's file be read past the page cache?  Opens it once more when it is asked first: so many files, that
+ * descriptors do not run out. */
+bool qm_route_reads_direct(struct qm_routes *r, struct qm_route *route);
 
 /* How much of [off, + len), which goes to `to`, can be shared; *out_head: what lies in front of that.  0 if it is
  * not worth it. */

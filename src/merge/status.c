@@ -46,6 +46,7 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     out->running = qm_journal_is_held(j);
     out->rebase = i->rebase;
     out->new_backing = i->new_backing;
+    out->fold = i->fold;
     out->active = i->layers.at[i->layers.n - 1].path;
     out->base = i->layers.at[i->base].path;
     out->top = i->layers.at[i->top].path;

@@ -46,6 +46,10 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
     } else if (!strcmp(key, "top")) {
         s->top = layer_named(s, value);
         s->opts.top = s->files[s->top];
+    } else if (!strcmp(key, "fold") && qm_forge_number(value, 0, &v)) {
+        s->fold = true;
+        s->keep = (size_t)v;
+        s->top = s->keep;
     } else if (!strcmp(key, "rebase")) {
         s->rebase = true;
         s->onto = strcmp(value, "none") != 0 ? s->files[layer_named(s, value)] : NULL;
@@ -275,8 +279,8 @@ stage_commit(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 
     if (s->rebase)
         return rebase(s, out_resumed, err);
-    rc = qmeld_commit(s->files[0], &s->opts, &report, err);
-
+    rc = s->fold ? qmeld_fold(s->files[0], s->keep, &s->opts, &report, err)
+                 : qmeld_commit(s->files[0], &s->opts, &report, err);
     return to_the_end(s, rc, &report, out_resumed, err);
 }
 

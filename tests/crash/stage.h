@@ -42,6 +42,8 @@ struct stage {
     char moment[264]; /* going up: the name that the target has for a moment */
     size_t base;
     size_t top;
+    bool fold; /* by qmeld_fold: base and top follow from keep */
+    size_t keep;
     bool rebase; /* no merge: the active layer, which is base and top, gets another backing file */
     const char *onto; /* its name; NULL: none */
     bool dirty_base;  /* its refcounts need not be true before the merge */

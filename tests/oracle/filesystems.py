@@ -24,6 +24,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -505,20 +506,29 @@ def cached(path):
 
 
 def cache_stays(rng, qmeld, fs, base_fmt):
-    """Who has pages in the cache keeps them; a merge leaves none of its own."""
+    """Who has pages in the cache keeps them; a merge leaves none of its own, and reads past the cache what is
+    not there."""
     d = os.path.join(fs.at, "try")
     shared_chain(rng, d, base_fmt, 0)
+    want = oracle.view("top", "qcow2", d)
     fs.unmount()  # empties the cache
     fs.mount()
     for name, n in (("base", 5), ("mid", 3)):
         with open(os.path.join(d, name), "rb") as f:
             f.read(n * MIB)
     before = {name: cached(os.path.join(d, name)) for name in ("base", "mid", "top")}
-    oracle.must([qmeld, "commit", "--progress=none", "top"], d)
+    trace = os.path.join(d, "trace")
+    oracle.must(["strace", "-f", "-e", "trace=openat", "-o", trace, qmeld, "commit", "--progress=none", "top"], d)
     after = {name: cached(os.path.join(d, name)) for name in before}
     # tables stay, and what the kernel read ahead before it was looked at counts as there
     if any(not before[x] - MIB // 4 <= after[x] <= before[x] + 4 * MIB for x in before):
         raise Fail(f"in the page cache were {before}, and are {after}")
+    with open(trace, encoding="utf-8") as f:
+        past = [line for line in f if re.search(r"O_DIRECT\b", line)]
+    if not any("top" in line for line in past) or any("base" in line for line in past):
+        raise Fail(f"read past the page cache is not what is not there, but: {past}")
+    if oracle.view("base", base_fmt, d) != want:
+        raise Fail("base reads otherwise than top")
     return True
 
 
@@ -599,7 +609,7 @@ def main():
     p.add_argument("--only", help="trials whose name has this")
     p.add_argument("--fs", choices=FILE_SYSTEMS, help="this file system only")
     opts = p.parse_args()
-    oracle.need("qemu-img", "qemu-io", "losetup", "mount")
+    oracle.need("qemu-img", "qemu-io", "losetup", "mount", "strace", "fincore")
     if os.geteuid() != 0:
         oracle.die_skip("only root may mount file systems")
     qmeld = oracle.qmeld_program()
