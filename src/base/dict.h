@@ -87,7 +87,7 @@ qm_dict_release(struct qm_dict *d)
 
 /* for (each entry pointer e of d, in no order) */
 #define QM_DICT_EACH(e, d)                                                                         \
-    for (struct qm_dict_entry *e = (d)->at; e < (d)->at + (d)->room; e++)                          \
+    for (struct qm_dict_entry *e = (d)->at; e && e < (d)->at + (d)->room; e++)                     \
         if (e->value)
 
 #endif
