@@ -295,6 +295,15 @@ struct qmeld_commit_options {
         decompress; /* compressed clusters become plain ones.  Otherwise those of a layer with the base's
                       * cluster size and compression are moved as they are, and not inflated: what
                       * such a cluster reads as is not looked at (unless with verify) */
+    /* Other images may stand on the base, or on a layer in the middle, and internal snapshots of merged layers
+     * read through what is below these: they would read other data afterwards, or nothing.  They are looked for
+     * among all files in the folders that hold the chain's layers, and the merge is refused (USAGE), with all of
+     * them in the report, unless one of the next two is said.  (What stands on top, or above, reads as before.) */
+    bool force;   /* it is done nevertheless, and the report tells who is broken by it */
+    bool no_scan; /* other images are not looked for: none is protected, refused for, or told of */
+    const char *const
+        *scan; /* more places to look: folders, with all that is below them, and files */
+    size_t n_scan;
     const char *journal_dir;     /* where the journal of the merge lies while it runs; NULL:
                                   * beside the base (of a block device: beside the active layer) */
     unsigned threads;            /* copy workers; 0: as many as there are processors, at most 16 */
@@ -316,6 +325,30 @@ enum qmeld_fate {
     QMELD_FATE_REPOINTED,   /* its header now names the base as backing file */
     QMELD_FATE_QUARANTINED, /* renamed; its own backing name may lead nowhere by now */
     QMELD_FATE_REPLACED, /* the base, merged up: its name leads to the layer that is MERGED_INTO */
+};
+
+/* How somebody else depends on a layer that changes or goes. */
+enum qmeld_dependant_kind {
+    QMELD_DEPENDANT_OVERLAY = 0, /* an image whose backing file is that layer */
+    QMELD_DEPENDANT_DEEPER,      /* one that stands on such an image, by itself or over others */
+    QMELD_DEPENDANT_DATA_FILE,   /* one that has the layer's file as its external data file */
+    QMELD_DEPENDANT_SNAPSHOT,    /* an internal snapshot in a layer above it */
+};
+
+enum qmeld_dependant_fate {
+    QMELD_DEPENDANT_BROKEN = 0, /* by the merge, or it would be */
+};
+
+struct qmeld_dependant {
+    enum qmeld_dependant_kind kind;
+    enum qmeld_dependant_fate fate;
+    char *path; /* of the image, as it was found; of a snapshot the layer's, that has it */
+    size_t
+        layer; /* 0 = base: the layer that changes or goes, and that it reads through; of a snapshot the one
+                   * that has it */
+    char *snapshot_id; /* SNAPSHOT, else NULL */
+    char *snapshot_name;
+    uint32_t date_sec; /* of the snapshot, since the epoch */
 };
 
 struct qmeld_commit_layer {
@@ -358,6 +391,13 @@ struct qmeld_commit_report {
     uint64_t seconds_x1000;
     size_t n_layers; /* 0 = base, as in the chain before the merge */
     struct qmeld_commit_layer *layers;
+    size_t
+        n_dependants; /* also after a refusal: who would read otherwise; images by path, then snapshots */
+    struct qmeld_dependant *dependants;
+    uint64_t files_scanned; /* that were looked at to find them */
+    uint64_t files_unread;  /* of those, and of folders: could not be read */
+    char *unread;           /* one of them; NULL: none */
+    int unread_errno;       /* and why */
 };
 
 /* Merges the layers above base up to top into base, path being the chain's active layer.
@@ -451,6 +491,10 @@ struct qmeld_plan_report {
     struct qmeld_plan_layer *layers;
     size_t n_rooms;
     struct qmeld_plan_room *rooms;
+    size_t n_dependants; /* as in struct qmeld_commit_report; so the next */
+    struct qmeld_dependant *dependants;
+    uint64_t files_scanned;
+    uint64_t files_unread;
     size_t n_modes; /* with skip_equal or detect_zeroes: 0, if there is room */
     struct qmeld_plan_mode *modes;
     size_t

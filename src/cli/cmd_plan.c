@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_plan.c - `qmeld plan`: what commit with the same options would do and cost. */
 #include "merging.h"
+#include "others_report.h"
 #include "outcome.h"
 
 #include <inttypes.h>
@@ -38,7 +39,7 @@ static const char help[] =
     "        --keep-relative\n"
     "        --journal-dir=DIR      space there counts, too\n"
     "    -f, --format=FMT\n"
-    "        --backing-format=FMT\n" QM_CLI_MERGING_HELP "\n"
+    "        --backing-format=FMT\n" QM_CLI_OTHERS_HELP QM_CLI_MERGING_HELP "\n"
     "Exit codes: 0 commit can do it, or has nothing to do; 1 failed; 2 commit would refuse;\n"
     "75 stopped by a signal or at the deadline.\n";
 
@@ -218,6 +219,7 @@ print_plan(const struct qmeld_plan_report *r, bool verbose)
         print_routes(r);
     print_rooms(r);
     print_modes(r);
+    qm_cli_others_print(stdout, r->dependants, r->n_dependants, true);
 }
 
 /* ---- for programs ---- */
@@ -337,6 +339,9 @@ plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
         qm_cli_json_add(o, "layers", layers_json(r));
         qm_cli_json_add(o, "space", rooms_json(r));
         qm_cli_json_add(o, "modes", modes_json(r));
+        qm_cli_json_add(o, "dependants", qm_cli_others_json(r->dependants, r->n_dependants));
+        qm_cli_json_add_u64(o, "files-scanned", r->files_scanned);
+        qm_cli_json_add_u64(o, "files-unread", r->files_unread);
     }
     for (size_t i = 0; i < r->n_obstacles; i++)
         json_object_array_add(obstacles, qm_cli_json_error(&r->obstacles[i]));
@@ -364,6 +369,7 @@ run(int argc, char **argv)
         qm_cli_json_print(plan_json(&report, rc < 0 ? &err : NULL));
     else if (report.complete && !merging.quiet)
         print_plan(&report, merging.verbose);
+    qm_cli_others_print_unread(merging.quiet ? 0 : report.files_unread, NULL, 0);
     if (merging.output != QM_OUTPUT_JSON)
         print_obstacles(&report);
     code = rc < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "merging.h"
 
+#include "others_report.h"
 #include "outcome.h"
 
 #include <json-c/json.h>
@@ -84,6 +85,18 @@ take_overlays(struct qm_cli_merging *merging, const char *arg)
     return false;
 }
 
+static bool
+take_scan(struct qm_cli_merging *merging, const char *arg)
+{
+    if (merging->options.n_scan < QM_CLI_MAX_SCAN) {
+        merging->scan[merging->options.n_scan++] = arg;
+        return true;
+    }
+    qm_cli_usage(merging->command, "--scan can be given %u times: name a folder above those",
+                 QM_CLI_MAX_SCAN);
+    return false;
+}
+
 /* False: it is none of these, or there was a complaint. */
 static bool
 take_kind(struct qm_cli_merging *merging, int c)
@@ -110,6 +123,14 @@ take_kind(struct qm_cli_merging *merging, int c)
         return true;
     case QM_OPT_KEEP_RELATIVE:
         options->keep_relative = true;
+        return true;
+    case QM_OPT_FORCE:
+        options->force = true;
+        return true;
+    case QM_OPT_SCAN:
+        return take_scan(merging, optarg);
+    case QM_OPT_NO_SCAN:
+        options->no_scan = true;
         return true;
     case QM_OPT_BACKING_FORMAT:
         options->backing_format = optarg;
@@ -239,6 +260,7 @@ qm_cli_merging_begin(struct qm_cli_merging *merging)
 {
     if (merging->quiet && merging->mode == QM_PROGRESS_AUTO)
         merging->mode = QM_PROGRESS_NONE;
+    merging->options.scan = merging->scan;
     merging->options.progress = show_progress;
     merging->options.opaque = merging;
     merging->ends = now_seconds() + (double)merging->seconds;
@@ -301,10 +323,14 @@ qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, qm_cli_merg
     qm_cli_progress_begin(&merging->progress, merging->mode);
     rc = call(path, &merging->options, report, err);
     qm_cli_progress_end(&merging->progress);
+    if (!merging->quiet)
+        qm_cli_others_print_unread(report->files_unread, report->unread, report->unread_errno);
     if (rc == 0 && merging->options.verify && !report->verified && !report->nothing_to_do)
         explain_unverified(path);
     if (rc == 0)
         return QM_EXIT_DONE;
+    if (err->code == QMELD_USAGE)
+        qm_cli_others_print(stderr, report->dependants, report->n_dependants, true);
     qm_cli_merging_explain(
         merging, path, call == qmeld_resume || call == qmeld_revert || call == qmeld_finalize, err);
     return qm_cli_exit_code(err);

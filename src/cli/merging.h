@@ -13,6 +13,9 @@
 
 #include "progress.h"
 
+/* Places to look for other images, beside the chain's own folders. */
+#define QM_CLI_MAX_SCAN 64u
+
 struct qm_cli_merging {
     const char *command; /* for complaints about options */
     struct qmeld_commit_options options;
@@ -24,6 +27,7 @@ struct qm_cli_merging {
     bool rebase;  /* not a merge, but stopped and told of like one */
     bool
         never_live; /* of commit: a running machine's image is refused, not merged through libvirt */
+    const char *scan[QM_CLI_MAX_SCAN]; /* options.n_scan of them */
     bool has_deadline;
     uint64_t seconds; /* until the deadline, from begin on */
     double ends;      /* that, by the monotonic clock */
@@ -45,6 +49,9 @@ enum {
     QM_OPT_SKIP_EQUAL,
     QM_OPT_DETECT_ZEROES,
     QM_OPT_KEEP_RELATIVE,
+    QM_OPT_FORCE,
+    QM_OPT_SCAN,
+    QM_OPT_NO_SCAN,
     QM_OPT_BACKING_FORMAT,
     QM_OPT_MERGING_FIRST, /* a command's own begin here */
 };
@@ -69,10 +76,21 @@ enum {
         {"skip-equal", no_argument, NULL, QM_OPT_SKIP_EQUAL},                                      \
         {"detect-zeroes", no_argument, NULL, QM_OPT_DETECT_ZEROES},                                \
         {"keep-relative", no_argument, NULL, QM_OPT_KEEP_RELATIVE},                                \
-        {"format", required_argument, NULL, 'f'},                                                  \
+        {"force", no_argument, NULL, QM_OPT_FORCE},                                                \
+        {"scan", required_argument, NULL, QM_OPT_SCAN},                                            \
+        {"no-scan", no_argument, NULL, QM_OPT_NO_SCAN}, {"format", required_argument, NULL, 'f'},  \
     {                                                                                              \
         "backing-format", required_argument, NULL, QM_OPT_BACKING_FORMAT                           \
     }
+
+#define QM_CLI_OTHERS_HELP                                                                         \
+    "        --scan=PATH            look there, too, for other images that read these layers: in " \
+    "a\n"                                                                                          \
+    "                               folder and all below it, or in a file; may be given again.\n"  \
+    "                               The folders of the chain's own files are always looked at\n"   \
+    "        --no-scan              do not look for other images at all\n"                         \
+    "        --force                merge though others, who are named, will read wrong data:\n"   \
+    "                               without it such a merge is refused\n"
 
 /* All options of commit, for the commands that take the same; the image is argv[optind].  -1, or an exit
  * code: text was printed because help was asked for, or a complaint. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "outcome.h"
 
+#include "others_report.h"
+
 #include <inttypes.h>
 #include <json-c/json.h>
 
@@ -239,6 +241,7 @@ qm_cli_outcome_print(const struct qmeld_commit_report *report, bool verbose)
         qm_cli_outcome_print_routes(report);
     qm_cli_outcome_print_ways(report->direction, report->bytes_down, report->bytes_up);
     print_layers(report);
+    qm_cli_others_print(stdout, report->dependants, report->n_dependants, false);
     if (report->reclaimed && !report->nothing_to_do)
         puts("--reclaim: the merged layers gave up their data as the merge went; there is no way "
              "back");
@@ -303,6 +306,10 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
         json_object_array_add(layers, layer);
     }
     qm_cli_json_add(object, "layers", layers);
+    qm_cli_json_add(object, "dependants",
+                    qm_cli_others_json(report->dependants, report->n_dependants));
+    qm_cli_json_add_u64(object, "files-scanned", report->files_scanned);
+    qm_cli_json_add_u64(object, "files-unread", report->files_unread);
     return object;
 }
 

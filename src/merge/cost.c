@@ -6,6 +6,7 @@
  */
 #include "request.h"
 
+#include "dependants.h"
 #include "qcow2_fill.h"
 #include "space.h"
 
@@ -202,10 +203,26 @@ tell_work(const struct dry *d, struct qmeld_plan_report *r)
 }
 
 static int
+tell_others(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
+{
+    r->files_scanned = d->commit.files_scanned;
+    r->files_unread = d->commit.files_unread;
+    r->dependants = calloc(d->commit.n_dependants + 1, sizeof *r->dependants);
+    if (!r->dependants)
+        return qm_fail_nomem(err, "the plan");
+    for (; r->n_dependants < d->commit.n_dependants; r->n_dependants++)
+        if (!qm_dependant_copy(&d->commit.dependants[r->n_dependants],
+                               &r->dependants[r->n_dependants]))
+            return qm_fail_nomem(err, "the plan");
+    return 0;
+}
+
+static int
 tell(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
 {
     tell_work(d, r);
-    if (tell_layers(d, r, err) < 0 || tell_rooms(d, r, err) < 0 || tell_obstacles(d, r, err) < 0)
+    if (tell_layers(d, r, err) < 0 || tell_rooms(d, r, err) < 0 || tell_obstacles(d, r, err) < 0 ||
+        tell_others(d, r, err) < 0)
         return -1;
     r->complete = true;
     return 0;
@@ -240,6 +257,7 @@ int
 qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
                    struct qmeld_measure *out, struct qmeld_error *err)
 {
+    struct qmeld_commit_options alone = *opts;
     struct dry d = {.shadow = NULL};
     int rc;
 
@@ -248,7 +266,9 @@ qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
     if (opts->direction != QMELD_DIRECTION_DOWN)
         return qm_fail(err, QMELD_USAGE, qm_in(path),
                        "only merges down into the base are measured: leave the direction out");
-    rc = run_dry(&d, path, opts, false, false, err);
+    alone.no_scan = true; /* how long a file will be depends on nobody else */
+    alone.force = true;
+    rc = run_dry(&d, path, &alone, false, false, err);
     if (rc == 0)
         rc = measure_base(&d, out, err);
     end_dry(&d);
@@ -294,6 +314,7 @@ take_way(const struct way *way, const struct qmeld_plan_report *r,
         way->up == up)
         return false;
     *out = *opts;
+    out->no_scan = out->force = true; /* who else is concerned was told by the first */
     out->reclaim = way->reclaim;
     out->atomic = way->atomic;
     out->undo = way->undo;
@@ -404,6 +425,10 @@ plan(struct dry *d, const char *path, const struct qmeld_commit_options *opts,
 
     if (run_dry(d, path, opts, true, false, err) < 0 || tell(d, report, err) < 0)
         return -1;
+    if (d->m.refused.code != QMELD_OK) {
+        *err = d->m.refused;
+        return -1;
+    }
     fits = qm_space_judge(d->shadow, err);
     end_dry(d);
     if (report->nothing_to_do || report->already_merged || report->resumed)
@@ -443,6 +468,9 @@ qmeld_plan_report_free(struct qmeld_plan_report *report)
     }
     for (size_t i = 0; i < report->n_rooms; i++)
         free(report->rooms[i].path);
+    for (size_t i = 0; i < report->n_dependants; i++)
+        qm_dependant_release(&report->dependants[i]);
+    free(report->dependants);
     free(report->layers);
     free(report->rooms);
     free(report->modes);

@@ -32,8 +32,7 @@
 /* ---- before the first write ---- */
 
 /* The corrupt bit forbids writing (specification, "incompatible_features"), and a corrupt
- * source would be copied as if it were right.  An overlay's internal snapshots read through
- * the layers below, which are about to change. */
+ * source would be copied as if it were right. */
 static int
 refuse_layer(const struct qm_merge *m, size_t i, struct qmeld_error *err)
 {
@@ -45,12 +44,6 @@ refuse_layer(const struct qm_merge *m, size_t i, struct qmeld_error *err)
     if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return qm_fail(err, QMELD_CORRUPT, qm_in(layer->path),
                        "the image is marked corrupt: run `qmeld check --repair=all` on it first");
-    if (i > m->transfer.base && i <= m->transfer.top && q->hdr.n_snapshots > 0)
-        return qm_fail(err, QMELD_USAGE, qm_in(layer->path),
-                       "it has %" PRIu32
-                       " internal snapshots, which would read other data after the merge: delete "
-                       "them first (`qemu-img snapshot -d`)",
-                       q->hdr.n_snapshots);
     return 0;
 }
 
@@ -423,7 +416,8 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         return -1;
     }
     m->report->already_merged = done;
-    if (((!done || qm_settle_has_work(m->settle)) &&
+    if (((!done || qm_settle_has_work(m->settle)) && qm_merge_meet_others(m, done, err) < 0) ||
+        ((!done || qm_settle_has_work(m->settle)) &&
          qm_merge_check_room(m, intent, journal_path, err) < 0) ||
         qm_merge_ask_guard(m, err) != 0) {
         qm_intent_release(intent);

@@ -24,6 +24,9 @@ struct qm_merge {
     const uint64_t *keep; /* of a fold: so many increments stay; NULL: opts say base and top */
     bool looked; /* in a dry run that follows another: nothing is inflated or compared again, and
                   * report->already_merged is right */
+    struct qmeld_error
+        refused; /* in a dry run for who wants to know everything: it would be, for the sake of
+                                 * others (others.c); code OK: no */
     struct qm_chain *chain;
     struct qm_journal *journal;
     struct qm_transfer transfer;

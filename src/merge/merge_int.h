@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * merge_int.h - what the files that serve merge.h share: merge.c, rehearse.c, resume.c and revert.c.
+ * merge_int.h - what the files that serve merge.h share: merge.c, others.c, rehearse.c, resume.c and revert.c.
  * Nobody else includes it.
  */
 #ifndef QM_MERGE_INT_H
@@ -34,6 +34,12 @@ int qm_merge_finish(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 int qm_merge_advance(struct qm_merge *m, enum qm_phase phase, struct qmeld_error *err) QM_CHECK;
 int qm_merge_remove_journal(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 int qm_merge_open_reclaim(struct qm_merge *m, bool resumed, struct qmeld_error *err) QM_CHECK;
+
+/* ---- others.c ---- */
+
+/* Other images, and internal snapshots, that would read otherwise go to the report; USAGE, unless that is what the
+ * caller wants.  done: the base reads as it is to already. */
+int qm_merge_meet_others(struct qm_merge *m, bool done, struct qmeld_error *err) QM_CHECK;
 
 /* ---- rehearse.c ---- */
 

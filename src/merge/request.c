@@ -8,6 +8,7 @@
  */
 #include "request.h"
 
+#include "dependants.h"
 #include "direction.h"
 #include "qcow2.h"
 #include "rebase.h"
@@ -514,7 +515,13 @@ qmeld_commit_report_free(struct qmeld_commit_report *report)
         free(report->layers[i].path);
         free(report->layers[i].moved_to);
     }
+    for (size_t i = 0; i < report->n_dependants; i++)
+        qm_dependant_release(&report->dependants[i]);
     free(report->layers);
+    free(report->dependants);
+    free(report->unread);
     report->layers = NULL;
-    report->n_layers = 0;
+    report->dependants = NULL;
+    report->unread = NULL;
+    report->n_layers = report->n_dependants = 0;
 }

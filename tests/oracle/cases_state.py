@@ -183,7 +183,7 @@ def c37(t):
     t.run("info b")
 
 
-@case("c38", "a sibling's file is not touched (its content changes with the base)")
+@case("c38", "a sibling is a reason to refuse; if it shall be broken, its file is not touched")
 def c38(t):
     t.create("b 1M")
     t.write("b", "write -P 1 0 1M")
@@ -191,7 +191,8 @@ def c38(t):
     t.create("-b b -F qcow2 B")
     t.write("A", "write -P 2 0 64k")
     sibling = oracle.digest(t.path("B"))
-    t.commit("A")
+    t.refused("commit A", says=["B", "--force"])
+    t.commit("--force A")
     t.reads("A", "read -P 2 0 64k", "read -P 1 64k 960k")
     t.ok(oracle.digest(t.path("B")) == sibling, "the sibling's file changed")
 
