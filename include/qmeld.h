@@ -771,9 +771,10 @@ struct qmeld_flatten_options {
                                                 * compression, extended_l2, lazy_refcounts; the rest is refused */
     const char *
         compress; /* "zlib" or "zstd": data is stored compressed, where it gets shorter; NULL: it is not */
-    int compress_level; /* zlib 1 to 9, zstd 1 to 19; 0: a good one */
-    bool salvage;       /* goes on past what cannot be read: sectors, tables, compressed clusters */
-    const char *fill;   /* what is lost reads as this, over and over; NULL: as zeros */
+    int compress_level; /* zlib 1 to 9, zstd 1 to 19; 0: a good one, and compressed clusters of layers with the same
+                         * cluster size and compression are passed on as they are, whatever is in them */
+    bool salvage;     /* goes on past what cannot be read: sectors, tables, compressed clusters */
+    const char *fill; /* what is lost reads as this, over and over; NULL: as zeros */
     const char
         *salvage_map; /* NULL, or a file to be written: what is lost, as GNU ddrescue notes it */
     bool keep_zeros;  /* zeros that are stored as data become data, not holes */
@@ -793,9 +794,12 @@ struct qmeld_flatten_options {
 };
 
 struct qmeld_flatten_report {
-    uint64_t size;             /* of the disk */
-    uint64_t bytes_data;       /* of that, what is stored as data; by this run */
-    uint64_t bytes_compressed; /* what the compressed part of it takes */
+    uint64_t size;       /* of the disk */
+    uint64_t bytes_data; /* of that, what is stored as data; by this run */
+    uint64_t
+        bytes_shared; /* of those, in blocks that a layer's file has, too: they take no space */
+    uint64_t bytes_passed; /* likewise, in compressed clusters that are a layer's, as they are */
+    uint64_t bytes_compressed; /* what all compressed clusters take */
     bool resumed;              /* an interrupted run was gone on with, from guest byte resumed_at */
     uint64_t resumed_at;
     uint64_t bytes_lost; /* with salvage */

@@ -37,7 +37,8 @@ static const char help[] =
     "    -o KEY=VALUE[,KEY=VALUE...]  the same, by the names qemu-img uses\n"
     "    -c, --compress=TYPE[:LEVEL]  store data compressed: zlib, levels 1 to 9 (2), or zstd, 1 "
     "to\n"
-    "                                 19 (3); -c is --compress=zlib\n"
+    "                                 19 (3); -c is --compress=zlib.  Without a level, clusters\n"
+    "                                 that are stored so in a layer are passed on as they are\n"
     "        --no-detect-zeroes       zeros that are stored as data stay data; otherwise they\n"
     "                                 become holes\n"
     "        --manifest=FILE          also write where every byte is from, and SHA-256 of the "
@@ -276,6 +277,10 @@ print_report(const struct request *r, const struct qmeld_flatten_report *report)
     printf("%s: %s, %s of it data, in %" PRIu64 ".%03" PRIu64 " s", out,
            qm_cli_size(report->size).text, qm_cli_size(report->bytes_data).text,
            report->seconds_x1000 / 1000, report->seconds_x1000 % 1000);
+    if (report->bytes_shared)
+        printf(", %s shared", qm_cli_size(report->bytes_shared).text);
+    if (report->bytes_passed)
+        printf(", %s passed on", qm_cli_size(report->bytes_passed).text);
     if (report->bytes_compressed)
         printf(", compressed to %s", qm_cli_size(report->bytes_compressed).text);
     if (report->resumed)
@@ -297,6 +302,8 @@ print_json(const struct request *r, const struct qmeld_flatten_report *report,
         qm_cli_json_add(object, "error", qm_cli_json_error(err));
     qm_cli_json_add_u64(object, "virtual-size", report->size);
     qm_cli_json_add_u64(object, "bytes-data", report->bytes_data);
+    qm_cli_json_add_u64(object, "bytes-shared", report->bytes_shared);
+    qm_cli_json_add_u64(object, "bytes-passed", report->bytes_passed);
     qm_cli_json_add_u64(object, "bytes-compressed", report->bytes_compressed);
     if (r->flatten.salvage) {
         qm_cli_json_add_u64(object, "bytes-lost", report->bytes_lost);

@@ -2,7 +2,6 @@
 #include "qcow2_append.h"
 
 #include "qcow2_check.h"
-#include "qcow2_pack.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -241,6 +240,25 @@ qm_append_compressed(struct qm_append *a, uint64_t idx, uint32_t len, host_off *
     /* whole sectors, of which the first begins in front of it (specification, "Compressed Clusters Descriptor") */
     e.payload_len = (uint32_t)(qm_align_up(e.host.h + len, 512) - e.host.h);
     *out = e.host;
+    return set_entry(a, idx, &e, err);
+}
+
+int
+qm_append_passed(struct qm_append *a, uint64_t idx, const struct qm_image *from,
+                 const struct qm_extent *x, struct qm_passed *out, struct qmeld_error *err)
+{
+    struct qcow2_l2 e = {.kind = QCOW2_L2_COMPRESSED, .payload_len = x->payload_len};
+
+    if (idx >> a->geo->l2_bits != a->l1_idx && load_table(a, idx >> a->geo->l2_bits, err) < 0)
+        return -1;
+    if (qm_pack_pass(&a->pack, from, x, out, err) < 0)
+        return -1;
+    a->end = qm_max(a->end, qm_align_up(a->pack.at, a->geo->cluster_size));
+    e.host = out->payload;
+    if (!qcow2_l2_fits(a->geo, &e))
+        return qm_fail(err, QMELD_NOSPACE, qm_in(a->q->img.file->path),
+                       "the image gets so long that its far end cannot hold compressed clusters: "
+                       "write it without compression");
     return set_entry(a, idx, &e, err);
 }
 

@@ -20,7 +20,7 @@
 #ifndef QM_QCOW2_APPEND_H
 #define QM_QCOW2_APPEND_H
 
-#include "qcow2.h"
+#include "qcow2_pack.h"
 
 struct qm_append;
 
@@ -39,6 +39,12 @@ int qm_append_cluster(struct qm_append *a, uint64_t idx, uint32_t units, host_of
  * lead that far; nothing is taken, and the cluster must be stored as it is. */
 int qm_append_compressed(struct qm_append *a, uint64_t idx, uint32_t len, host_off *out,
                          bool *out_fits, struct qmeld_error *err) QM_CHECK;
+
+/* Extent x of `from`, a compressed cluster (qm_pack_may_pass), is guest cluster idx as it is.  NOSPACE: an entry cannot lead
+ * that far. */
+int qm_append_passed(struct qm_append *a, uint64_t idx, const struct qm_image *from,
+                     const struct qm_extent *x, struct qm_passed *out, struct qmeld_error *err)
+    QM_CHECK;
 
 int qm_append_prepare(struct qm_append *a, struct qmeld_error *err) QM_CHECK;
 int qm_append_publish(struct qm_append *a, struct qmeld_error *err) QM_CHECK;

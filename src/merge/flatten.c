@@ -17,7 +17,8 @@
 
 #define CHUNK_BYTES (1u << 20)
 #define BATCH_BYTES (512ull << 20)
-#define MAX_STEP    (1u << 30) /* of progress in the note, whose counter has 32 bits */
+#define SHARE_BYTES (1ull << 30) /* by one call: it cannot be stopped */
+#define MAX_STEP    (1u << 30)   /* of progress in the note, whose counter has 32 bits */
 
 /* ---- what is asked ---- */
 
@@ -221,6 +222,7 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
 {
     const bool to_raw = !f->is_qcow2 && !f->opts->sink;
     const bool device = f->output.file && f->output.file->blockdev;
+    const bool can_share = f->output.file && !device && !f->opts->compress && !f->opts->salvage;
     const struct qm_stream_config config = {
         .chain = f->chain,
         .from = qm_guest(f->manifest || f->losses ? 0 : f->output.done),
@@ -232,6 +234,10 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
         .deflate = f->opts->compress ? f->create.cluster_size : 0,
         .type = f->create.compression,
         .level = f->opts->compress_level,
+        .pass_to = f->opts->compress && f->opts->compress_level == 0 ? f->q : NULL,
+        .routes = can_share ? &f->routes : NULL,
+        .share_most = qm_min(SHARE_BYTES, f->batch_bytes * QM_FLATTEN_SHARED_WEIGHT),
+        .share_unit = f->is_qcow2 ? f->q->geo.cluster_size : 0,
         .raw = to_raw ? f->output.file : NULL,
         .raw_from = qm_guest(device ? f->chunk : f->output.done),
         .phase = "flatten",
@@ -239,6 +245,7 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
         .opaque = f->opts->opaque,
     };
 
+    qm_routes_init(&f->routes, f->output.file);
     return qm_stream_new(&config, &f->stream, err);
 }
 
@@ -398,6 +405,9 @@ qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_opti
     assert(!out == (opts->sink != NULL));
     rc = flatten(&f, out, err);
     qm_stream_free(f.stream);
+    for (size_t i = 0; f.chain && i < f.chain->n; i++)
+        f.report->bytes_shared += qm_route_sums(&f.routes, f.chain->layers[i].img->data).shared;
+    qm_routes_release(&f.routes);
     qm_flatten_sink_close(&f);
     if (rc < 0)
         qm_output_fail(&f.output, err);

@@ -11,7 +11,11 @@
 #include "manifest.h"
 #include "output.h"
 #include "qcow2_append.h"
+#include "route.h"
 #include "stream.h"
+
+/* So many bytes that are shared count, in a batch, as one that is written. */
+#define QM_FLATTEN_SHARED_WEIGHT 16u
 
 struct qm_flatten {
     const char *path;
@@ -22,6 +26,7 @@ struct qm_flatten {
     uint64_t chunk;
     struct qm_output output;
     struct qm_stream *stream;
+    struct qm_routes routes; /* from the layers' files to the output's */
     /* with a manifest */
     uint64_t leaf;
     struct qm_output record; /* its file */

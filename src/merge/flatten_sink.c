@@ -17,6 +17,9 @@
 #define BATCH_WEIGHT (16u << 20)
 #define ZERO_BYTES   (1u << 20)
 
+#define QM_FLATTEN_SHARED_WEIGHT                                                                   \
+    16u /* so many bytes that are shared make a batch as long as one that is written */
+
 /* An encryption that nobody knows: whoever finds the header does not take the image for a whole one. */
 #define UNFINISHED UINT32_MAX
 
@@ -125,8 +128,9 @@ add_move(struct qm_flatten *f, const struct qm_move *m, struct qmeld_error *err)
 
     if (m->len == 0)
         return 0;
-    if (last && last->kind == m->kind && last->guest.g + last->len == m->guest.g &&
-        last->to.h + last->len == m->to.h) {
+    if (last && last->kind == m->kind && last->from == m->from &&
+        last->guest.g + last->len == m->guest.g && last->to.h + last->len == m->to.h &&
+        (!m->from || last->ext.host.h + last->len == m->ext.host.h)) {
         last->len += m->len;
         return 0;
     }
@@ -160,6 +164,8 @@ put_cluster(struct qm_flatten *f, const struct qm_chunk *c, uint64_t from, size_
         const bool data = r && r->off <= at;
 
         m.kind = data ? QM_MOVE_COPY : QM_MOVE_ZERO;
+        m.from = data && r->route ? f->chain->layers[r->layer].img : NULL;
+        m.ext.host = qm_host(m.from ? r->host + (at - r->off) : 0);
         m.guest = qm_guest(c->guest.g + at);
         m.to = qm_host(host.h + (at - from));
         m.len = (data ? qm_min(end, r->off + r->len) : r ? qm_min(end, r->off) : end) - at;
@@ -194,30 +200,49 @@ write_payloads(struct qm_flatten *f, struct payloads *p, struct qmeld_error *err
     return 0;
 }
 
+static int
+hold(struct qm_flatten *f, struct payloads *held, const unsigned char *from, uint64_t to,
+     uint64_t len, struct qmeld_error *err)
+{
+    if (held->len > 0 && (held->to + held->len != to || held->from + held->len != from) &&
+        write_payloads(f, held, err) < 0)
+        return -1;
+    if (held->len == 0)
+        *held = (struct payloads){.from = from, .to = to};
+    held->len += len;
+    return 0;
+}
+
+/* The sectors of a layer's compressed cluster, but those that are there by an earlier one. */
+static int
+pass_on(struct qm_flatten *f, const struct qm_chunk *c, const struct qm_payload *p, uint64_t idx,
+        struct payloads *held, struct qmeld_error *err)
+{
+    struct qm_passed to;
+
+    if (qm_append_passed(f->append, idx, p->from, &p->ext, &to, err) < 0)
+        return -1;
+    f->report->bytes_passed += p->ext.len;
+    return hold(f, held, c->packed + p->off + (p->len - to.len), to.to, to.len, err);
+}
+
 /* *out_done false: it is to be stored as it is. */
 static int
 put_compressed(struct qm_flatten *f, const struct qm_chunk *c, uint64_t from, struct payloads *held,
                bool *out_done, struct qmeld_error *err)
 {
     const struct qm_payload *p = &c->payloads.at[from >> f->q->geo.cluster_bits];
+    const uint64_t idx = (c->guest.g + from) >> f->q->geo.cluster_bits;
     host_off host;
 
-    *out_done = false;
+    *out_done = p->from != NULL;
     if (p->len == 0)
         return 0;
-    if (qm_append_compressed(f->append, (c->guest.g + from) >> f->q->geo.cluster_bits, p->len,
-                             &host, out_done, err) < 0)
+    if (p->from)
+        return pass_on(f, c, p, idx, held, err);
+    if (qm_append_compressed(f->append, idx, p->len, &host, out_done, err) < 0)
         return -1;
-    if (!*out_done)
-        return 0;
-    if (held->len > 0 &&
-        (held->to + held->len != host.h || held->from + held->len != c->packed + p->off) &&
-        write_payloads(f, held, err) < 0)
-        return -1;
-    if (held->len == 0)
-        *held = (struct payloads){.from = c->packed + p->off, .to = host.h};
-    held->len += p->len;
-    return 0;
+    return *out_done ? hold(f, held, c->packed + p->off, host.h, p->len, err) : 0;
 }
 
 static int
@@ -249,7 +274,7 @@ qm_flatten_put(struct qm_flatten *f, struct qm_chunk *c, struct qmeld_error *err
     int rc = 0;
 
     QM_VEC_EACH (run, &c->runs) {
-        f->batch += run->len;
+        f->batch += run->route ? run->len / QM_FLATTEN_SHARED_WEIGHT : run->len;
         f->report->bytes_data += run->len;
     }
     if (f->is_qcow2 && c->runs.n > 0)

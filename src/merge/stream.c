@@ -8,359 +8,23 @@
  * full.  A slot whose bytes are still being written is skipped by nobody either: its turn to be filled comes
  * when the ring has gone round.
  */
-#include "stream.h"
-
-#include "bytes.h"
-#include "work.h"
+#include "stream_int.h"
 
 #include <assert.h>
-#include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #define RING_BYTES  (128ull << 20) /* memory for chunks, except that there are two at least */
 #define MAX_THREADS 16u
 #define WAIT_NSEC   100000000
 
-/* What cannot be read at once is tried in these. */
-#define LARGE_PIECE (64u << 10)
-#define SMALL_PIECE 4096u
-#define SECTOR      512u
-
-enum state { FREE, READING, READY, TAKEN, WRITING };
-
-struct slot {
-    struct qm_chunk chunk; /* first: a chunk's slot is where it is */
-    unsigned char *packed; /* likewise */
-    unsigned char *buf;    /* NULL until it is needed */
-    struct qm_moves moves;
-    struct qm_file *file; /* what they are in */
-    enum state state;     /* under the stream's lock */
-};
-
-/* A worker's own. */
-struct worker {
-    struct qm_codec *codec;
-    struct qm_digest *digest;
-    QM_VEC(struct qm_map_span) spans; /* salvage: of the chunk that it reads */
-};
-
-struct qm_stream {
-    /* set at new */
-    struct qm_stream_config cfg;
-    uint64_t size;
-    struct qm_map *map;
-    struct qm_pool *pool;
-    struct worker *workers;
-    unsigned threads;
-    struct slot *slots;
-    size_t n_slots;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    /* the calling thread's */
-    size_t head, tail;       /* slots taken next, and filled next */
-    size_t filled;           /* from head on, not taken yet */
-    uint64_t pos;            /* guest bytes given to slots */
-    uint64_t given;          /* and to the caller */
-    struct qm_map_span span; /* what of the map is not given yet; len 0: nothing */
-    bool stopped;
-};
-
-struct item {
-    struct slot *slot;
-};
-
-static void
-set_state(struct qm_stream *s, struct slot *slot, enum state state)
+void
+qm_stream_set_state(struct qm_stream *s, struct qm_slot *slot, enum qm_slot_state state)
 {
     pthread_mutex_lock(&s->lock);
     slot->state = state;
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
-}
-
-/* ---- what workers do ---- */
-
-static bool
-reads_zero(const struct qm_stream *s, const struct qm_map_span *span)
-{
-    if (span->ext.lost && s->cfg.salvage->fill)
-        return false;
-    return span->ext.kind == QM_ZERO || span->ext.kind == QM_ABSENT;
-}
-
-/* ---- salvage ---- */
-
-static bool
-may_salvage(const struct qm_stream *s, const struct qmeld_error *err)
-{
-    return s->cfg.salvage && (err->code == QMELD_IO || err->code == QMELD_CORRUPT);
-}
-
-static void
-fill(const struct qm_stream *s, unsigned char *to, uint64_t guest, uint64_t len)
-{
-    const struct qm_salvage *with = s->cfg.salvage;
-
-    if (!with->fill) {
-        memset(to, 0, len);
-        return;
-    }
-    for (uint64_t i = 0; i < len; i++)
-        to[i] = with->fill[(guest + i) % with->fill_len];
-}
-
-/* [at, at + len) of span, read or lost, becomes one of the chunk's new spans. */
-static int
-keep_part(struct worker *w, const struct qm_map_span *span, uint64_t at, uint64_t len,
-          enum qm_lost lost, struct qmeld_error *err)
-{
-    struct qm_map_span part = *span;
-    struct qm_map_span *last = w->spans.n ? qm_vec_last(&w->spans) : NULL;
-
-    part.guest = qm_guest(at);
-    part.len = len;
-    part.ext = qm_extent_part(&span->ext, at - span->guest.g, len);
-    if (lost) {
-        part.ext =
-            (struct qm_extent){.guest = part.guest, .len = len, .kind = QM_ZERO, .lost = lost};
-        if (last && last->ext.lost == lost && last->layer == part.layer &&
-            last->guest.g + last->len == at) {
-            last->len += len;
-            last->ext.len += len;
-            return 0;
-        }
-    }
-    return qm_vec_push(&w->spans, &part) ? 0 : qm_fail_nomem(err, "the spans of a chunk");
-}
-
-/* Plain bytes that could not be read at once: piece by piece, down to a sector. */
-static int
-read_pieces(struct qm_stream *s, struct worker *w, const struct qm_map_span *span,
-            unsigned char *to, uint64_t at, uint64_t len, struct qmeld_error *err)
-{
-    const struct qm_extent part = qm_extent_part(&span->ext, at - span->guest.g, len);
-    const uint64_t piece = len > LARGE_PIECE   ? LARGE_PIECE
-                           : len > SMALL_PIECE ? SMALL_PIECE
-                                               : SECTOR;
-    struct qmeld_error why = {0};
-
-    if (qm_extent_read(s->cfg.chain->layers[span->layer].img, &part, w->codec, to, &why) == 0)
-        return keep_part(w, span, at, len, QM_LOST_NOTHING, err);
-    if (len <= SECTOR) {
-        fill(s, to, at, len);
-        return keep_part(w, span, at, len, QM_LOST_DATA, err);
-    }
-    for (uint64_t done = 0, n; done < len; done += n) {
-        n = qm_min(len - done, piece - (at + done) % piece);
-        if (read_pieces(s, w, span, to + done, at + done, n, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* Every span of the chunk, and what of it is lost. */
-static int
-read_salvaging(struct qm_stream *s, struct worker *w, struct slot *slot, struct qmeld_error *err)
-{
-    struct qm_chunk *c = &slot->chunk;
-    __typeof__(c->spans) swap;
-
-    qm_vec_clear(&w->spans);
-    QM_VEC_EACH (span, &c->spans) {
-        unsigned char *to = slot->buf + (span->guest.g - c->guest.g);
-        struct qmeld_error why = {0};
-        int rc = 0;
-
-        if (span->ext.lost)
-            fill(s, to, span->guest.g, span->len);
-        else if (reads_zero(s, span))
-            memset(to, 0, span->len);
-        else if (span->ext.kind == QM_DATA)
-            rc = read_pieces(s, w, span, to, span->guest.g, span->len, err);
-        else if (qm_extent_read(s->cfg.chain->layers[span->layer].img, &span->ext, w->codec, to,
-                                &why) < 0) {
-            if (!may_salvage(s, &why)) {
-                *err = why;
-                return -1;
-            }
-            fill(s, to, span->guest.g, span->len);
-            rc = keep_part(w, span, span->guest.g, span->len,
-                           why.code == QMELD_IO ? QM_LOST_DATA : QM_LOST_STREAM, err);
-            if (rc < 0)
-                return -1;
-            continue;
-        }
-        if (rc == 0 && (reads_zero(s, span) || span->ext.lost || span->ext.kind != QM_DATA))
-            rc = keep_part(w, span, span->guest.g, span->len, span->ext.lost, err);
-        if (rc < 0)
-            return -1;
-    }
-    swap = c->spans;
-    memcpy(&c->spans, &w->spans, sizeof swap);
-    memcpy(&w->spans, &swap, sizeof swap);
-    return 0;
-}
-
-static int
-read_spans(struct qm_stream *s, struct worker *w, struct slot *slot, struct qmeld_error *err)
-{
-    if (!w->codec && !(w->codec = qm_codec_new()))
-        return qm_fail_nomem(err, "a decompressor");
-    if (s->cfg.salvage)
-        return read_salvaging(s, w, slot, err);
-    QM_VEC_EACH (span, &slot->chunk.spans) {
-        unsigned char *to = slot->buf + (span->guest.g - slot->chunk.guest.g);
-
-        if (reads_zero(s, span))
-            memset(to, 0, span->len);
-        else if (qm_extent_read(s->cfg.chain->layers[span->layer].img, &span->ext, w->codec, to,
-                                err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* ---- looking at the bytes ---- */
-
-static int
-add_run(struct qm_chunk *c, uint64_t off, uint64_t len, struct qmeld_error *err)
-{
-    const struct qm_run run = {off, len};
-
-    if (c->runs.n > 0 && qm_vec_last(&c->runs)->off + qm_vec_last(&c->runs)->len == off) {
-        qm_vec_last(&c->runs)->len += len;
-        return 0;
-    }
-    return qm_vec_push(&c->runs, &run) ? 0 : qm_fail_nomem(err, "runs of data");
-}
-
-/* Runs of what is not zeros; zeros that are stored as data count as data if they are to be kept. */
-static int
-find_runs(const struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
-{
-    struct qm_chunk *c = &slot->chunk;
-
-    QM_VEC_EACH (span, &c->spans) {
-        const uint64_t from = span->guest.g - c->guest.g, to = from + span->len;
-
-        if (reads_zero(s, span))
-            continue;
-        for (uint64_t at = from, n; at < to; at += n) {
-            n = qm_min(to, qm_align_down(at, QM_STREAM_GRAIN) + QM_STREAM_GRAIN) - at;
-            if ((s->cfg.keep_zeros || !qm_is_zero(slot->buf + at, n)) && add_run(c, at, n, err) < 0)
-                return -1;
-        }
-    }
-    return 0;
-}
-
-static int
-digest_leaves(const struct qm_stream *s, struct worker *w, struct slot *slot,
-              struct qmeld_error *err)
-{
-    struct qm_chunk *c = &slot->chunk;
-
-    if (s->cfg.leaf == 0)
-        return 0;
-    if (!w->digest && !(w->digest = qm_digest_new()))
-        return qm_fail_nomem(err, "a digest");
-    for (uint64_t at = 0; at < c->len; at += s->cfg.leaf) {
-        const size_t n = (size_t)qm_min(s->cfg.leaf, c->len - at);
-        const struct qm_sha256 leaf = qm_digest_of(w->digest, slot->buf + at, n);
-
-        if (!qm_vec_push(&c->leaves, &leaf))
-            return qm_fail_nomem(err, "the digests of leaves");
-    }
-    return 0;
-}
-
-/* Clusters that runs touch; behind the disk's end they are zeros (QEMU pads a last cluster so). */
-static int
-deflate_clusters(const struct qm_stream *s, struct worker *w, struct slot *slot,
-                 struct qmeld_error *err)
-{
-    struct qm_chunk *c = &slot->chunk;
-    const uint64_t cs = s->cfg.deflate;
-    size_t run = 0, out = 0;
-
-    if (cs == 0)
-        return 0;
-    memset(slot->buf + c->len, 0, s->cfg.chunk - c->len);
-    for (uint64_t at = 0; at < c->len; at += cs) {
-        struct qm_payload p = {.off = (uint32_t)out};
-        size_t len = 0;
-
-        while (run < c->runs.n && c->runs.at[run].off + c->runs.at[run].len <= at)
-            run++;
-        /* QEMU stores a cluster compressed only if it gets shorter than that (qemu 7.2, block/qcow2.c) */
-        if (run < c->runs.n && c->runs.at[run].off < at + cs &&
-            qm_codec_deflate(w->codec, s->cfg.type, s->cfg.level, slot->buf + at, cs,
-                             slot->packed + out, cs - 1, &len) < 0)
-            return qm_fail_nomem(err, "a compressed cluster");
-        p.len = (uint32_t)len;
-        out += len;
-        if (!qm_vec_push(&c->payloads, &p))
-            return qm_fail_nomem(err, "compressed clusters");
-    }
-    return 0;
-}
-
-static int
-write_raw(const struct qm_stream *s, const struct slot *slot, struct qmeld_error *err)
-{
-    const struct qm_chunk *c = &slot->chunk;
-
-    if (!s->cfg.raw || c->guest.g < s->cfg.raw_from.g)
-        return 0;
-    QM_VEC_EACH (run, &c->runs) {
-        if (qm_pwrite(s->cfg.raw, c->guest.g + run->off, slot->buf + run->off, run->len, err) < 0)
-            return -1;
-        qm_writeback(s->cfg.raw, c->guest.g + run->off, run->len);
-    }
-    return 0;
-}
-
-static int
-read_chunk(struct qm_stream *s, struct worker *w, struct slot *slot, struct qmeld_error *err)
-{
-    if (read_spans(s, w, slot, err) < 0 || find_runs(s, slot, err) < 0 ||
-        digest_leaves(s, w, slot, err) < 0 || deflate_clusters(s, w, slot, err) < 0 ||
-        write_raw(s, slot, err) < 0)
-        return -1;
-    set_state(s, slot, READY);
-    return 0;
-}
-
-static int
-write_moves(struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
-{
-    QM_VEC_EACH (m, &slot->moves.list) {
-        const uint64_t skip = m->guest.g - slot->chunk.guest.g;
-
-        if (m->kind == QM_MOVE_ZERO) {
-            if (qm_zero(slot->file, m->to.h, m->len, false, err) < 0)
-                return -1;
-            continue;
-        }
-        assert(m->kind == QM_MOVE_COPY && qm_inside(skip, m->len, slot->chunk.len));
-        if (qm_pwrite(slot->file, m->to.h, slot->buf + skip, m->len, err) < 0)
-            return -1;
-        qm_writeback(slot->file, m->to.h, m->len);
-    }
-    set_state(s, slot, FREE);
-    return 0;
-}
-
-static int
-work(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
-{
-    struct qm_stream *s = shared;
-    struct slot *slot = ((const struct item *)item)->slot;
-
-    return slot->state == READING ? read_chunk(s, &s->workers[worker], slot, err)
-                                  : write_moves(s, slot, err);
 }
 
 static int
@@ -401,7 +65,7 @@ take(struct qm_stream *s, struct qm_chunk *c, uint64_t n, struct qmeld_error *er
     part.ext = qm_extent_part(&s->span.ext, 0, n);
     if (!qm_vec_push(&c->spans, &part))
         return qm_fail_nomem(err, "the spans of a chunk");
-    c->zero = c->zero && reads_zero(s, &part);
+    c->zero = c->zero && qm_stream_reads_zero(s, &part);
     c->len += n;
     s->pos += n;
     if (n < s->span.len) {
@@ -410,6 +74,20 @@ take(struct qm_stream *s, struct qm_chunk *c, uint64_t n, struct qmeld_error *er
     }
     s->span.len -= n;
     return 0;
+}
+
+/* How many bytes of s->span, whole chunks, need nobody to read them. */
+static uint64_t
+unread(const struct qm_stream *s)
+{
+    uint64_t head, n = s->span.len;
+
+    if (qm_stream_reads_zero(s, &s->span))
+        return s->pos + n == s->size ? n : qm_align_down(n, s->cfg.chunk);
+    if (s->cfg.leaf > 0)
+        return 0;
+    n = qm_min(qm_stream_shareable(s, &s->span, &head), s->cfg.share_most);
+    return n > 0 && head == 0 ? qm_align_down(n, s->cfg.chunk) : 0;
 }
 
 static int
@@ -430,10 +108,8 @@ collect(struct qm_stream *s, struct qm_chunk *c, struct qmeld_error *err)
         if (ensure_span(s, err) < 0)
             return -1;
         n = qm_min(s->span.len, end - s->pos);
-        if (c->len == 0 && reads_zero(s, &s->span) &&
-            s->span.len > n) /* as many chunks as it fills */
-            n = s->pos + s->span.len == s->size ? s->span.len
-                                                : qm_align_down(s->span.len, s->cfg.chunk);
+        if (c->len == 0 && s->span.len > n)
+            n = qm_max(n, unread(s));
         if (take(s, c, n, err) < 0)
             return -1;
     }
@@ -441,9 +117,9 @@ collect(struct qm_stream *s, struct qm_chunk *c, struct qmeld_error *err)
 }
 
 static int
-fill_slot(struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
+fill_slot(struct qm_stream *s, struct qm_slot *slot, struct qmeld_error *err)
 {
-    const struct item item = {slot};
+    const struct qm_stream_item item = {slot};
 
     if (collect(s, &slot->chunk, err) < 0)
         return -1;
@@ -451,23 +127,24 @@ fill_slot(struct qm_stream *s, struct slot *slot, struct qmeld_error *err)
     s->tail = (s->tail + 1) % s->n_slots;
     s->filled++;
     if (slot->chunk.zero) {
-        set_state(s, slot, READY);
+        qm_stream_set_state(s, slot, QM_SLOT_READY);
         return 0;
     }
-    if (!slot->buf && !(slot->buf = malloc(s->cfg.chunk)))
+    /* a longer one is shared */
+    if (!slot->buf && slot->chunk.len <= s->cfg.chunk && !(slot->buf = malloc(s->cfg.chunk)))
         return qm_fail_nomem(err, "a chunk");
     if (s->cfg.deflate && !slot->packed && !(slot->packed = malloc(s->cfg.chunk)))
         return qm_fail_nomem(err, "a chunk");
     slot->chunk.bytes = slot->buf;
     slot->chunk.packed = slot->packed;
-    set_state(s, slot, READING);
+    qm_stream_set_state(s, slot, QM_SLOT_READING);
     return qm_pool_put(s->pool, &item, err);
 }
 
-static enum state
-state_of(struct qm_stream *s, const struct slot *slot)
+static enum qm_slot_state
+state_of(struct qm_stream *s, const struct qm_slot *slot)
 {
-    enum state state;
+    enum qm_slot_state state;
 
     pthread_mutex_lock(&s->lock);
     state = slot->state;
@@ -476,7 +153,8 @@ state_of(struct qm_stream *s, const struct slot *slot)
 }
 
 static int
-wait_for(struct qm_stream *s, const struct slot *slot, enum state state, struct qmeld_error *err)
+wait_for(struct qm_stream *s, const struct qm_slot *slot, enum qm_slot_state state,
+         struct qmeld_error *err)
 {
     for (;;) {
         struct timespec until;
@@ -504,12 +182,12 @@ static int
 fill_all(struct qm_stream *s, struct qmeld_error *err)
 {
     while (s->pos < s->size && s->filled < s->n_slots) {
-        struct slot *slot = &s->slots[s->tail];
+        struct qm_slot *slot = &s->slots[s->tail];
 
-        if (state_of(s, slot) != FREE) {
+        if (state_of(s, slot) != QM_SLOT_FREE) {
             if (s->filled > 0)
                 return 0;
-            if (wait_for(s, slot, FREE, err) < 0)
+            if (wait_for(s, slot, QM_SLOT_FREE, err) < 0)
                 return -1;
         }
         if (fill_slot(s, slot, err) < 0)
@@ -520,14 +198,35 @@ fill_all(struct qm_stream *s, struct qmeld_error *err)
 
 /* ---- calls ---- */
 
+/* Only where all that is known says so: the same images come to the same chunks and runs, whatever is refused later. */
+static int
+find_routes(struct qm_stream *s, struct qmeld_error *err)
+{
+    const struct qm_chain *chain = s->cfg.chain;
+
+    if (!s->cfg.routes)
+        return 0;
+    assert(!s->cfg.salvage && !s->cfg.deflate);
+    s->routes = calloc(chain->n, sizeof *s->routes);
+    for (size_t i = 0; s->routes && i < chain->n; i++) {
+        struct qm_route *route = qm_route_to(s->cfg.routes, chain->layers[i].img->data);
+
+        if (!route)
+            return qm_fail_nomem(err, "a stream");
+        if (qm_route_shares(route) && s->cfg.share_unit % route->share.block == 0)
+            s->routes[i] = route;
+    }
+    return s->routes ? 0 : qm_fail_nomem(err, "a stream");
+}
+
 static int
 start(struct qm_stream *s, struct qmeld_error *err)
 {
     const struct qm_chain *chain = s->cfg.chain;
     struct qm_pool_config pool = {.threads = s->threads,
-                                  .item_size = sizeof(struct item),
+                                  .item_size = sizeof(struct qm_stream_item),
                                   .queue_len = 2 * s->n_slots,
-                                  .fn = work,
+                                  .fn = qm_stream_work,
                                   .tick = tick,
                                   .shared = s};
 
@@ -535,7 +234,8 @@ start(struct qm_stream *s, struct qmeld_error *err)
     s->workers = calloc(s->threads, sizeof *s->workers);
     if (!s->slots || !s->workers)
         return qm_fail_nomem(err, "a stream");
-    if (qm_map_open(chain, 0, chain->n - 1, s->cfg.from, UINT64_MAX, &s->map, err) < 0)
+    if (find_routes(s, err) < 0 ||
+        qm_map_open(chain, 0, chain->n - 1, s->cfg.from, UINT64_MAX, &s->map, err) < 0)
         return -1;
     if (s->cfg.salvage)
         qm_map_go_on(s->map);
@@ -576,7 +276,7 @@ qm_stream_new(const struct qm_stream_config *config, struct qm_stream **out,
 int
 qm_stream_next(struct qm_stream *s, struct qm_chunk **out, struct qmeld_error *err)
 {
-    struct slot *slot;
+    struct qm_slot *slot;
 
     *out = NULL;
     if (qm_pool_tick(s->pool, err) < 0 || fill_all(s, err) < 0)
@@ -584,9 +284,9 @@ qm_stream_next(struct qm_stream *s, struct qm_chunk **out, struct qmeld_error *e
     if (s->filled == 0)
         return 0;
     slot = &s->slots[s->head];
-    if (wait_for(s, slot, READY, err) < 0)
+    if (wait_for(s, slot, QM_SLOT_READY, err) < 0)
         return -1;
-    set_state(s, slot, TAKEN);
+    qm_stream_set_state(s, slot, QM_SLOT_TAKEN);
     s->head = (s->head + 1) % s->n_slots;
     s->filled--;
     s->given += slot->chunk.len;
@@ -597,22 +297,22 @@ qm_stream_next(struct qm_stream *s, struct qm_chunk **out, struct qmeld_error *e
 void
 qm_stream_give_back(struct qm_stream *s, struct qm_chunk *chunk)
 {
-    set_state(s, (struct slot *)chunk, FREE);
+    qm_stream_set_state(s, (struct qm_slot *)chunk, QM_SLOT_FREE);
 }
 
 int
 qm_stream_write(struct qm_stream *s, struct qm_chunk *chunk, struct qm_file *file,
                 struct qm_moves *moves, struct qmeld_error *err)
 {
-    struct slot *slot = (struct slot *)chunk;
-    const struct item item = {slot};
+    struct qm_slot *slot = (struct qm_slot *)chunk;
+    const struct qm_stream_item item = {slot};
     const struct qm_moves swap = slot->moves;
 
     slot->moves = *moves;
     *moves = swap;
     qm_vec_clear(&moves->list);
     slot->file = file;
-    set_state(s, slot, WRITING);
+    qm_stream_set_state(s, slot, QM_SLOT_WRITING);
     return qm_pool_put(s->pool, &item, err);
 }
 
@@ -644,6 +344,7 @@ qm_stream_free(struct qm_stream *s)
         qm_codec_free(s->workers[i].codec);
         qm_digest_free(s->workers[i].digest);
         qm_vec_release(&s->workers[i].spans);
+        free(s->workers[i].bounce);
     }
     for (size_t i = 0; s->slots && i < s->n_slots; i++) {
         qm_vec_release(&s->slots[i].chunk.spans);
@@ -655,6 +356,7 @@ qm_stream_free(struct qm_stream *s)
         free(s->slots[i].buf);
     }
     free(s->slots);
+    free(s->routes);
     free(s->workers);
     qm_map_close(s->map);
     pthread_cond_destroy(&s->changed);

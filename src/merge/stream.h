@@ -10,8 +10,8 @@
  * Calls      new; next until it says done, and for each chunk give_back or write, once; drain; free.
  * Threads    One thread calls; workers are inside.
  * Ownership  The chain is borrowed, and nobody else asks its images meanwhile.  A chunk belongs to the stream.
- * Units      Chunks begin at multiples of the chunk size.  Only one that is all zeros can be longer
- *            than a chunk: then it is as long as a multiple of it, or reaches the end.
+ * Units      Chunks begin at multiples of the chunk size.  Only one that is all zeros, or all shared and
+ *            without leaves, can be longer than a chunk: then it is as long as a multiple of it, or reaches the end.
  * Errors     0 or -1 with *err: what map and images say; the first error of a worker.
  */
 #ifndef QM_STREAM_H
@@ -20,6 +20,8 @@
 #include "digest.h"
 #include "map.h"
 #include "move.h"
+#include "qcow2_pack.h"
+#include "route.h"
 #include "vec.h"
 
 struct qm_stream;
@@ -43,7 +45,14 @@ struct qm_stream_config {
     uint64_t
         deflate; /* clusters of this size are compressed, too; a power of two, the chunk's at most; 0: no */
     enum qm_compression type;
-    int level;           /* as of qm_codec_deflate */
+    int level; /* as of qm_codec_deflate */
+    const struct qm_qcow2
+        *pass_to;             /* with deflate: compressed clusters that this image takes as they are
+                                      * are not made anew (qm_pack_may_pass); NULL: all are */
+    struct qm_routes *routes; /* NULL: nothing is shared; borrowed.  Not with salvage or deflate */
+    uint64_t share_most;      /* with routes: how long a chunk that is shared may be */
+    uint64_t
+        share_unit; /* with routes: aligned guest bytes that stay together in the target; 0: all do */
     struct qm_file *raw; /* NULL, or workers put what is not zeros there, at its own offset */
     guest_off raw_from;  /* but only from here on */
     qmeld_progress_fn *progress; /* may be NULL */
@@ -57,18 +66,24 @@ struct qm_stream_config {
 struct qm_run {
     uint64_t off; /* in the chunk */
     uint64_t len;
+    struct qm_route
+        *route;    /* NULL, or the file it can be shared from: then nobody has looked for zeros */
+    uint64_t host; /* there */
+    size_t layer;  /* whose file that is */
 };
 
 struct qm_payload {
-    uint32_t off; /* in packed; they lie there one behind the other */
-    uint32_t len; /* 0: all zeros, or it does not get shorter */
+    uint32_t off;                /* in packed */
+    uint32_t len;                /* 0: all zeros, or it does not get shorter */
+    const struct qm_image *from; /* NULL, or it is passed on: packed has its sectors, whole */
+    struct qm_extent ext;        /* there */
 };
 
 struct qm_chunk {
     guest_off guest;
     uint64_t len;
-    bool zero; /* all of it: then bytes is NULL */
-    const unsigned char *bytes;
+    bool zero;                  /* all of it: then bytes is NULL, too */
+    const unsigned char *bytes; /* but of what is shared or passed on only if there are leaves */
     const unsigned char *packed;
     QM_VEC(struct qm_payload) payloads; /* of each cluster, unless zero, and if asked for */
     QM_VEC(struct qm_map_span) spans;   /* where it comes from, ascending, without gaps */
@@ -85,7 +100,7 @@ int qm_stream_next(struct qm_stream *s, struct qm_chunk **out, struct qmeld_erro
 
 void qm_stream_give_back(struct qm_stream *s, struct qm_chunk *chunk);
 
-/* The moves, COPY and ZERO, are of this chunk's guest bytes; a worker does them in file, and gives the chunk back.
+/* The moves, COPY and ZERO, are of this chunk's guest bytes, ascending, each COPY of one run; a worker does them in file, and gives the chunk back.
  * The list is empty afterwards. */
 int qm_stream_write(struct qm_stream *s, struct qm_chunk *chunk, struct qm_file *file,
                     struct qm_moves *moves, struct qmeld_error *err) QM_CHECK;
