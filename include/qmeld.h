@@ -76,6 +76,27 @@ QMELD_API const char *qmeld_code_name(enum qmeld_code code);
 /* "0.1.0" */
 QMELD_API const char *qmeld_version(void);
 
+/* ---- encryption ---- */
+
+/* A passphrase of encrypted images (qcow2 with LUKS, or with the legacy AES). */
+struct qmeld_secret {
+    const char *layer; /* path of the image that it opens; NULL: any for which none is named */
+    const void *
+        data; /* its bytes, as they are: a newline at the end counts, as in files of QEMU's secret objects */
+    size_t len; /* at most QMELD_MAX_SECRET */
+};
+#define QMELD_MAX_SECRET 65536u
+
+/* Those that a call has.  The caller's; read during the call only (qmeld_chain_open: until it returns), never written
+ * anywhere, and not kept.  Of several that may open an image each is tried; of the legacy AES, which any passphrase
+ * opens, USAGE if there is more than one: name the image.  An image that is encrypted and for which there is none, or
+ * none that is right: USAGE.  What a LUKS header asks for is bounded: about a minute for each image and passphrase,
+ * UNSUPPORTED if it is more. */
+struct qmeld_secrets {
+    const struct qmeld_secret *list;
+    size_t n;
+};
+
 /* ---- looking at a chain ---- */
 
 struct qmeld_chain;
@@ -86,6 +107,9 @@ struct qmeld_open_options {
                                  * a layer is opened by its content, which is safe for looking
                                  * only (qcow2 documentation: a guest can write a header) */
     bool single;                /* the top alone, without its backing files */
+    const struct qmeld_secrets
+        *secrets; /* NULL: none, and encrypted bytes cannot be read (qmeld_read: USAGE);
+                                          * info, map and check need none */
 };
 
 /* Opens path and every layer under it, for reading.  Takes no lock and writes nothing, so
@@ -199,9 +223,10 @@ struct qmeld_compare_options {
     const char *backing_format; /* as in struct qmeld_open_options, for both chains */
     bool strict; /* sizes must be the same, and of each byte whether it is allocated, as qemu-img
                   * compare -s looks at it */
-    unsigned threads;            /* 0: as many as there are processors, at most 16 */
-    uint64_t bandwidth;          /* bytes a second, 0: no limit */
-    qmeld_progress_fn *progress; /* may be NULL */
+    const struct qmeld_secrets *secrets; /* NULL: none; for both chains */
+    unsigned threads;                    /* 0: as many as there are processors, at most 16 */
+    uint64_t bandwidth;                  /* bytes a second, 0: no limit */
+    qmeld_progress_fn *progress;         /* may be NULL */
     void *opaque;
 };
 
@@ -304,6 +329,10 @@ struct qmeld_commit_options {
     const char *const
         *scan; /* more places to look: folders, with all that is below them, and files */
     size_t n_scan;
+    const struct qmeld_secrets
+        *secrets; /* NULL: none.  What goes into an encrypted layer is encrypted with that
+                                  * layer's key, what goes into another is not, wherever it comes from.  They
+                                  * are no part of the journal: resuming needs them again */
     const char *journal_dir;     /* where the journal of the merge lies while it runs; NULL:
                                   * beside the base (of a block device: beside the active layer) */
     unsigned threads;            /* copy workers; 0: as many as there are processors, at most 16 */
@@ -537,8 +566,9 @@ struct qmeld_rebase_options {
     bool
         verify; /* nothing becomes the image's that was not read back from the disk, and before the header
                   * changes the image as it is on the disk is compared on the new backing file */
-    const char *journal_dir;     /* NULL: beside the image */
-    unsigned threads;            /* 0: as many as there are processors, at most 16 */
+    const struct qmeld_secrets *secrets; /* NULL: none; for both chains */
+    const char *journal_dir;             /* NULL: beside the image */
+    unsigned threads;                    /* 0: as many as there are processors, at most 16 */
     uint64_t bandwidth;          /* bytes a second: for comparing, and for copying; 0: no limit */
     qmeld_progress_fn *progress; /* may be NULL; of data that may differ */
     void *opaque;
@@ -614,7 +644,7 @@ typedef int qmeld_unfinished_fn(const struct qmeld_unfinished *merge, void *opaq
 QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
                            void *opaque, struct qmeld_error *err) QMELD_CHECK;
 
-/* Finishes the merge whose journal this is.  Of opts only threads, bandwidth, verify, direct, progress, guard
+/* Finishes the merge whose journal this is.  Of opts only secrets, threads, bandwidth, verify, direct, progress, guard
  * and their opaques count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
 QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
@@ -764,7 +794,8 @@ struct qmeld_flatten_options {
     const char
         *backing_format;  /* of layers for which no overlay stores one; NULL: they are refused */
     const char *snapshot; /* ID or name of an internal snapshot of path; NULL: its active view */
-    bool share;           /* takes no lock: somebody may write meanwhile, and then what is
+    const struct qmeld_secrets *secrets; /* NULL: none; out is not encrypted */
+    bool share; /* takes no lock: somebody may write meanwhile, and then what is
                                  * read was never the disk at any one time */
     const struct qmeld_create_options
         *target; /* format (NULL: raw), version, cluster_size, refcount_bits,
@@ -821,9 +852,10 @@ QMELD_API int qmeld_flatten(const char *path, const char *out,
 /* ---- verify ---- */
 
 struct qmeld_verify_options {
-    const char *output;          /* the image, if it is not where the manifest says; NULL: it is */
-    unsigned threads;            /* 0: as many as there are processors, at most 16 */
-    qmeld_progress_fn *progress; /* may be NULL */
+    const char *output; /* the image, if it is not where the manifest says; NULL: it is */
+    const struct qmeld_secrets *secrets; /* NULL: none; of the inputs, and of the image */
+    unsigned threads;                    /* 0: as many as there are processors, at most 16 */
+    qmeld_progress_fn *progress;         /* may be NULL */
     void *opaque;
     qmeld_finding_fn *finding; /* called for whatever is not as the manifest has it; may be NULL */
     void *finding_opaque;

@@ -53,6 +53,8 @@ extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli
 /* Codes of options that have no letter. */
 enum {
     QM_OPT_OUTPUT = 256,
+    QM_OPT_SECRET,
+    QM_OPT_SECRET_FD,
     QM_OPT_FIRST, /* a command's own begin here */
 };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_compare.c - `qmeld compare`: do two images read the same? */
 #include "progress.h"
+#include "secrets.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -25,7 +26,7 @@ static const char help[] =
     "    -s, --strict               sizes and block status (allocated, zero) must be the same, "
     "too\n"
     "        --all                  look behind the first difference, and list all; json: at most\n"
-    "                               100000 ranges, and how many there are\n"
+    "                               100000 ranges, and how many there are\n" QM_CLI_SECRET_HELP
     "        --threads=N            read with N threads (as many as processors, at most 16)\n"
     "        --bandwidth=RATE       bytes a second at most; suffixes k, M, G; 0: no limit\n"
     "    -p                         a progress bar\n"
@@ -236,6 +237,12 @@ take_option(struct request *request, int c)
     case 'q':
         request->quiet = true;
         return true;
+    case QM_OPT_SECRET:
+    case QM_OPT_SECRET_FD:
+        if (!qm_cli_secrets_take(request->command, c))
+            return false;
+        request->options.secrets = qm_cli_secrets();
+        return true;
     case OPT_THREADS:
     case OPT_BANDWIDTH:
         return take_number(request, c);
@@ -257,6 +264,7 @@ run(int argc, char **argv)
         {"bandwidth", required_argument, NULL, OPT_BANDWIDTH},
         {"progress", required_argument, NULL, OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
+        QM_CLI_SECRET_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };

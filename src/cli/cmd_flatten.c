@@ -59,6 +59,10 @@ static const char help[] =
     "                                 it they are refused\n"
     "    -U, --force-share            take no lock: IMAGE may be in use, and what is read is then\n"
     "                                 of no single moment\n"
+    "        --secret=[IMAGE=]FILE    passphrase of encrypted layers, or of that one: all bytes "
+    "of\n"
+    "                                 FILE, as they are; OUT is not encrypted\n"
+    "        --secret-fd=[IMAGE=]N    the same, read from descriptor N\n"
     "        --threads=N              use N threads (as many as processors, at most 16)\n"
     "        --deadline=TIME          stop after so long, as a signal would do; seconds, or 30m,\n"
     "                                 2h, 1d\n"
@@ -230,6 +234,7 @@ take_options(struct request *r, int argc, char **argv)
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
+        QM_CLI_SECRET_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -369,6 +374,7 @@ run(int argc, char **argv)
     }
     r.flatten.command = (const char *const *)command;
     qm_cli_merging_begin(&r.merging);
+    r.flatten.secrets = r.merging.options.secrets;
     r.flatten.threads = r.merging.options.threads;
     r.flatten.progress = r.merging.options.progress;
     r.flatten.opaque = r.merging.options.opaque;

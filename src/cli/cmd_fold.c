@@ -36,8 +36,8 @@ static const char help[] =
     "                               or, if that is a block device, beside IMAGE\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
-    "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_MERGING_HELP
-    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP
+        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done, or nothing to do; 1 failed, images as they were; 2 refused or wrong\n"
     "usage, nothing touched; 3 stopped half-way, and 75 stopped by a signal or at the deadline:\n"
     "the same command again finishes.\n";

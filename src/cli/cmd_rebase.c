@@ -40,7 +40,7 @@ static const char help[] =
     "        --journal-dir=DIR      where the journal lies meanwhile (beside IMAGE)\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
-    "                               it they are refused\n"
+    "                               it they are refused\n" QM_CLI_SECRET_HELP
     "        --bandwidth=RATE       bytes a second at most, for comparing and for copying;\n"
     "                               suffixes k, M, G; 0: no limit\n"
     "        --threads=N            use N threads (as many as processors, at most 16)\n"
@@ -129,6 +129,7 @@ rebase(struct request *request, const char *path)
     int rc;
 
     qm_cli_merging_begin(merging);
+    o->secrets = merging->options.secrets;
     o->threads = merging->options.threads;
     o->bandwidth = merging->options.bandwidth;
     o->verify = merging->options.verify;
@@ -238,6 +239,7 @@ run(int argc, char **argv)
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
+        QM_CLI_SECRET_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };

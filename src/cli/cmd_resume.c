@@ -27,8 +27,8 @@ static const char resume_help[] =
     "both.  The merge goes on where its journal says; what was asked for stands there, too.  If\n"
     "another layer than the base has changed meanwhile it is refused, and nothing is done.\n"
     "\n"
-    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_MERGING_HELP
-    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
+        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 still half-way, and 75 stopped by a signal or at the deadline: the same command\n"
     "again finishes.\n";
@@ -48,8 +48,8 @@ static const char revert_help[] =
     "qmeld finalize, or the end of a merge that gives up its overlays.  If a merged layer, or the\n"
     "base after the merge, was written to meanwhile, it is refused, and nothing is done.\n"
     "\n"
-    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_MERGING_HELP
-    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
+        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 taken back; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 half-way back: the same command again, or qmeld resume, goes on.\n";
 
@@ -64,8 +64,8 @@ static const char finalize_help[] =
     "The space that qmeld revert would need goes back to the file system.  A virtual machine\n"
     "that only reads the base may be running.\n"
     "\n"
-    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_MERGING_HELP
-    "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
+        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 half-way: the same command again finishes.\n";
 
@@ -78,7 +78,7 @@ static const char recover_help[] =
     "\n"
     "A line tells of each merge.  What fails is left for the next time, and the others are gone\n"
     "on with.  If nothing is unfinished, nothing is done.\n"
-    "\n" QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "\n" QM_CLI_SECRET_HELP QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 all are finished, or there were none; otherwise 2 if one was refused, for that\n"
     "needs somebody who looks at it, 3 if one is still half-way, 1 if one failed before it did\n"
     "anything, 75 if one was stopped; of these the first that applies.\n";
@@ -384,6 +384,7 @@ run_with_path(int argc, char **argv, const char *help, qm_cli_merge_call *call)
     static const struct option options[] = {
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         QM_CLI_MERGING_OPTIONS,
+        QM_CLI_SECRET_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -419,6 +420,7 @@ run_recover(int argc, char **argv)
 {
     static const struct option options[] = {
         QM_CLI_MERGING_OPTIONS,
+        QM_CLI_SECRET_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };

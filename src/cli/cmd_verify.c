@@ -19,7 +19,8 @@ static const char help[] =
     "digest of each input file, and that the inputs' tables lead to the places that are noted for\n"
     "each byte.  Says which leaf and which file differs.  Takes no lock, and writes nothing.\n"
     "\n"
-    "        --image=FILE           the image is here, and not where the manifest says\n"
+    "        --image=FILE           the image is here, and not where the manifest "
+    "says\n" QM_CLI_SECRET_HELP
     "        --threads=N            use N threads (as many as processors, at most 16)\n"
     "        --deadline=TIME        stop after so long, as a signal would do\n"
     "        --progress=auto|bar|json|none\n"
@@ -128,6 +129,7 @@ verify(struct request *r, const char *path)
     int rc;
 
     qm_cli_merging_begin(&r->merging);
+    r->verify.secrets = r->merging.options.secrets;
     r->verify.threads = r->merging.options.threads;
     r->verify.progress = r->merging.options.progress;
     r->verify.opaque = r->merging.options.opaque;
@@ -159,6 +161,7 @@ run(int argc, char **argv)
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
+        QM_CLI_SECRET_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };

@@ -158,6 +158,12 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
     case QM_OPT_JOURNAL_DIR:
         merging->options.journal_dir = optarg;
         return true;
+    case QM_OPT_SECRET:
+    case QM_OPT_SECRET_FD:
+        if (!qm_cli_secrets_take(merging->command, c))
+            return false;
+        merging->options.secrets = qm_cli_secrets();
+        return true;
     case QM_OPT_CACHE:
         return take_cache(merging, optarg);
     case QM_OPT_VERIFY:

@@ -12,6 +12,7 @@
 #define QM_CLI_MERGING_H
 
 #include "progress.h"
+#include "secrets.h"
 
 /* Places to look for other images, beside the chain's own folders. */
 #define QM_CLI_MAX_SCAN 64u
@@ -70,7 +71,7 @@ enum {
 
 /* What commands that begin a merge have beside those: what kind of merge, of which formats. */
 #define QM_CLI_MERGE_KIND_OPTIONS                                                                  \
-    {"overlays", required_argument, NULL, QM_OPT_OVERLAYS},                                        \
+    QM_CLI_SECRET_OPTIONS, {"overlays", required_argument, NULL, QM_OPT_OVERLAYS},                 \
         {"reclaim", no_argument, NULL, QM_OPT_RECLAIM},                                            \
         {"atomic", no_argument, NULL, QM_OPT_ATOMIC}, {"undo", no_argument, NULL, QM_OPT_UNDO},    \
         {"skip-equal", no_argument, NULL, QM_OPT_SKIP_EQUAL},                                      \

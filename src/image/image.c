@@ -5,10 +5,12 @@
  * Why.  Probing must never be more trusting than QEMU's: what QEMU would open as some other
  * format is no raw disk, so it is refused by name and not read as one.
  */
+#include "cipher.h"
 #include "qcow2.h"
 #include "raw.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Signatures at fixed places, as QEMU's probes know them (7.2, block/, the .bdrv_probe functions).
@@ -186,6 +188,48 @@ read_compressed(const struct qm_image *img, const struct qm_extent *ext, struct 
     return 0;
 }
 
+static int
+read_plain(const struct qm_image *img, const struct qm_extent *ext, void *buf,
+           struct qmeld_error *err)
+{
+    return img->ops->pad_data ? qm_pread_padded(img->data, ext->host.h, buf, ext->len, err)
+                              : qm_pread(img->data, ext->host.h, buf, ext->len, err);
+}
+
+int
+qm_extent_decrypt(const struct qm_image *img, const struct qm_extent *ext, void *buf,
+                  struct qmeld_error *err)
+{
+    return img->cipher ? qm_cipher_decrypt(img->cipher, img->file->path, ext->guest, ext->host, buf,
+                                           ext->len, err)
+                       : 0;
+}
+
+/* Zeros that the file does not have, behind its end, are decrypted like others (QEMU, too). */
+static int
+read_encrypted(const struct qm_image *img, const struct qm_extent *ext, void *buf,
+               struct qmeld_error *err)
+{
+    const uint64_t skip = ext->guest.g % QM_CIPHER_SECTOR;
+    QM_FREE unsigned char *whole = NULL;
+    struct qm_extent sectors = *ext;
+
+    if (skip == 0 && ext->len % QM_CIPHER_SECTOR == 0)
+        return read_plain(img, ext, buf, err) < 0 ? -1 : qm_extent_decrypt(img, ext, buf, err);
+    /* cut where a layer of another length ends, or by a caller: sectors are whole in the file */
+    sectors.guest.g -= skip;
+    sectors.host.h -= skip;
+    sectors.len = qm_align_up(skip + ext->len, QM_CIPHER_SECTOR);
+    whole = malloc(sectors.len);
+    if (!whole)
+        return qm_fail_nomem(err, "encrypted sectors");
+    if (read_plain(img, &sectors, whole, err) < 0 ||
+        qm_extent_decrypt(img, &sectors, whole, err) < 0)
+        return -1;
+    memcpy(buf, whole + skip, ext->len);
+    return 0;
+}
+
 int
 qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
                void *buf, struct qmeld_error *err)
@@ -197,8 +241,7 @@ qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, struct q
         memset(buf, 0, ext->len);
         return 0;
     case QM_DATA:
-        return img->ops->pad_data ? qm_pread_padded(img->data, ext->host.h, buf, ext->len, err)
-                                  : qm_pread(img->data, ext->host.h, buf, ext->len, err);
+        return img->cipher ? read_encrypted(img, ext, buf, err) : read_plain(img, ext, buf, err);
     case QM_COMPRESSED:
         return read_compressed(img, ext, codec, buf, err);
     }

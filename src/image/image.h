@@ -76,6 +76,9 @@ struct qm_image {
     uint64_t cluster_size; /* raw: 0 */
     char *backing_name;    /* as stored; NULL: none */
     char *backing_format;  /* as stored; NULL: none */
+    struct qm_cipher
+        *cipher; /* NULL: DATA extents are the guest's bytes as they are; else they are encrypted,
+                            * and qm_extent_read alone knows what they read as (cipher.h) */
 };
 
 /* Opens file as format ("qcow2", "raw"); NULL: by content: qcow2 if it starts with the magic,
@@ -110,11 +113,16 @@ int qm_image_next(struct qm_image *img, guest_off from, uint64_t len, struct qm_
 /* Forget cached tables: somebody (we, usually) changed them on disk. */
 void qm_image_forget(struct qm_image *img);
 
-/* Copies the bytes of ext (whole: ext->len) to buf; not for ABSENT.  codec is only used
+/* Copies the bytes of ext (whole: ext->len) to buf, decrypted; not for ABSENT.  codec is only used
  * for COMPRESSED and may be NULL otherwise.  qcow2: bytes past the file's end read as zeros (QEMU
  * does); raw: a file that ends before an extent it had is IO. */
 int qm_extent_read(const struct qm_image *img, const struct qm_extent *ext, struct qm_codec *codec,
                    void *buf, struct qmeld_error *err) QM_CHECK;
+
+/* Decrypts in place what was read from img->data at the place of ext, which is DATA and whole sectors; nothing if the
+ * image is not encrypted. */
+int qm_extent_decrypt(const struct qm_image *img, const struct qm_extent *ext, void *buf,
+                      struct qmeld_error *err) QM_CHECK;
 
 /* ext reduced to its part [skip, skip + len) */
 struct qm_extent qm_extent_part(const struct qm_extent *ext, uint64_t skip, uint64_t len);

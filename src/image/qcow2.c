@@ -15,6 +15,8 @@
  */
 #include "qcow2.h"
 
+#include "cipher.h"
+
 #include <inttypes.h>
 
 #define SLICE    4096u
@@ -429,6 +431,7 @@ free_qcow2(struct qm_image *img)
     struct qm_qcow2 *q = (struct qm_qcow2 *)img;
 
     qcow2_header_release(&q->hdr);
+    qm_cipher_free(q->img.cipher);
     free(q->walk);
     free(q);
 }
@@ -509,6 +512,14 @@ qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out, struc
     q->img.file = q->img.data = file;
     q->flags = flags;
     adopt_header(q, &hdr);
+    if (q->hdr.crypt_method) {
+        q->img.cipher = qm_cipher_new((enum qm_cipher_method)q->hdr.crypt_method, q->hdr.crypto_off,
+                                      q->hdr.crypto_len);
+        if (!q->img.cipher) {
+            free_qcow2(&q->img);
+            return qm_fail_nomem(err, "a qcow2 image");
+        }
+    }
     if (!(flags & QCOW2_DECODE_FOR_CHECK) && check_snapshots(q, err) < 0) {
         free_qcow2(&q->img);
         return -1;
@@ -539,11 +550,6 @@ qm_qcow2_can_read(const struct qm_qcow2 *q, struct qmeld_error *err)
 {
     const char *file = q->img.file->path;
 
-    if (q->hdr.crypt_method)
-        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file),
-                       "the image is encrypted (%s), which is not supported: decrypt it into a "
-                       "new image first",
-                       q->hdr.crypt_method == 1 ? "AES" : "LUKS");
     if (q->geo.data_file && q->img.data == q->img.file)
         return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file),
                        "the guest's data is in an external data file (%.256s), which is not "

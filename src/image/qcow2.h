@@ -56,8 +56,8 @@ struct qm_qcow2 *qm_qcow2_of(struct qm_image *img);
 int qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out,
                   struct qmeld_error *err) QM_CHECK;
 
-/* Features that stand between us and the bytes: encryption, external data file; one clear
- * sentence each (UNSUPPORTED).  qm_image_open does not call it, so that info can describe such
+/* Features that stand between us and the bytes: an external data file; one clear sentence
+ * each (UNSUPPORTED).  qm_image_open does not call it, so that info can describe such
  * images; chain opening for map and merge does. */
 int qm_qcow2_can_read(const struct qm_qcow2 *q, struct qmeld_error *err) QM_CHECK;
 

@@ -314,6 +314,8 @@ take_crypto(struct decoding *d, const struct qcow2_ext *e)
     if (be64_get(&raw.off) % d->cluster_size)
         return CORRUPT(d, e->off, "encryption header is not cluster aligned: " ADVICE);
     d->has_crypto_ext = true;
+    d->h->crypto_off = be64_get(&raw.off);
+    d->h->crypto_len = be64_get(&raw.len);
     return 0;
 }
 

@@ -137,6 +137,8 @@ struct qcow2_header {
     uint32_t n_bitmaps;
     uint64_t bitmap_dir_off;
     uint64_t bitmap_dir_len;
+    uint64_t crypto_off; /* LUKS: where its header and key material are */
+    uint64_t crypto_len;
     QM_VEC(struct qcow2_ext) exts; /* all but the end marker, in file order */
 };
 

@@ -80,8 +80,9 @@ l1_clusters(const struct qm_qcow2 *q)
 static bool
 can_shrink(const struct qm_qcow2 *q)
 {
+    /* clusters 1 and on are overwritten: an encryption header is among them (QEMU, too, keeps off) */
     return q->hdr.version >= 3 && q->hdr.n_snapshots == 0 && !q->hdr.has_bitmaps &&
-           3 + l1_clusters(q) <= 1ull << q->geo.refblock_bits;
+           q->hdr.crypto_len == 0 && 3 + l1_clusters(q) <= 1ull << q->geo.refblock_bits;
 }
 
 /* Real zeros, not a hole: the file system must have the space when steps 4 and 5 need it. */

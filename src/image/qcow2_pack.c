@@ -90,7 +90,7 @@ qm_pack_may_pass(const struct qm_qcow2 *to, const struct qm_qcow2 *from, const s
 
     if (x->kind != QM_COMPRESSED || x->skip != 0 || x->len != cs || x->guest.g % cs != 0 ||
         from->geo.cluster_size != cs || from->hdr.compression != to->hdr.compression ||
-        to->geo.data_file)
+        to->geo.data_file || to->img.cipher || from->img.cipher) /* payloads are never encrypted */
         return false;
     /* More sectors than a cluster has would be no gain, and make two clusters of one.  What is not in
      * the file is left to who inflates. */

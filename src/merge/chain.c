@@ -6,7 +6,7 @@
  * loops, or is merely deep, takes it down (qemu 7.2 detects no loop on open).  Each
  * layer is settled in one order: open, is it here already, lock, only then look at its content.
  */
-#include "chain.h"
+#include "keys.h"
 #include "lock.h"
 #include "qcow2.h"
 
@@ -128,7 +128,8 @@ add_layer(struct opening *o, const char *path, const char *format, struct qmeld_
         goto no_image;
     }
     q = qm_qcow2_of(l.img);
-    if (q && !o->opts->describe && qm_qcow2_can_read(q, err) < 0) {
+    if ((q && !o->opts->describe && qm_qcow2_can_read(q, err) < 0) ||
+        qm_keys_unlock(&l, o->opts, err) < 0) {
         release_layer(&l);
         return -1;
     }

@@ -11,7 +11,7 @@
  * Ownership  The chain owns its layers.
  * Units      Layer 0 is the base, n - 1 the active layer.
  * Errors     0 or -1 with *err: CORRUPT (loop), IO (missing file), UNSUPPORTED, USAGE (no
- *            stored format), BUSY.
+ *            stored format, no or a wrong secret), BUSY.
  */
 #ifndef QM_CHAIN_H
 #define QM_CHAIN_H
@@ -22,6 +22,7 @@ struct qm_layer {
     struct qm_image *img;
     char *path;         /* as opened: the command line's for the top, resolved for the others */
     bool format_probed; /* no format was given or stored for it */
+    const struct qmeld_secret *secret; /* that opened its cipher; NULL: none did.  The caller's */
 };
 
 struct qm_chain {
@@ -37,6 +38,13 @@ enum qm_chain_mode {
                     * qcow2 header is refused (USAGE) */
 };
 
+/* What is to be done about layers that are encrypted. */
+enum qm_chain_keys {
+    QM_KEYS_NEEDED = 0, /* each is opened with one of the secrets, or the chain is not */
+    QM_KEYS_IF_GIVEN, /* for who may not come to read any bytes: those that have a secret are opened */
+    QM_KEYS_NONE,     /* no byte is read: all stay locked */
+};
+
 struct qm_chain_options {
     enum qm_chain_mode mode;
     const char *format;         /* of the top; NULL: by content */
@@ -45,6 +53,11 @@ struct qm_chain_options {
     bool resumed;  /* a raw layer may hold a qcow2 header by now, as guest data that the
                                  * interrupted merge has put there */
     bool describe; /* for info: layers whose features we cannot read are let through */
+    enum qm_chain_keys keys;
+    const struct qmeld_secrets *secrets; /* NULL: none; not needed when the chain is open */
+    const struct qm_chain
+        *opened; /* NULL, or a chain whose keys are taken for the same files; may have layers that
+                                    * are not open */
 };
 
 int qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_chain **out,

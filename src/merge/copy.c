@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "copy_int.h"
 
+#include "cipher.h"
 #include "shadow.h"
 
 #include <errno.h>
@@ -96,7 +97,7 @@ pretend(struct qm_copy *c, const struct qm_piece *p, struct qmeld_error *err)
 
     if (qm_copy_tick(c, err) < 0)
         return -1;
-    if (p->kind == QM_PIECE_ZERO)
+    if (p->kind == QM_PIECE_ZERO && !c->cfg.cipher)
         return qm_shadow_hole(to, p->to, p->len, err);
     if (p->kind == QM_PIECE_SHARE) {
         bool done;
@@ -105,10 +106,14 @@ pretend(struct qm_copy *c, const struct qm_piece *p, struct qmeld_error *err)
     }
     if (p->kind == QM_PIECE_DATA)
         bytes = qm_piece_bytes_inside(p);
-    c->costs.bytes_read += p->kind == QM_PIECE_COMPRESSED ? p->ext.payload_len : bytes;
+    if (p->kind != QM_PIECE_ZERO)
+        c->costs.bytes_read += p->kind == QM_PIECE_COMPRESSED ? p->ext.payload_len : bytes;
     c->costs.inflated += p->kind == QM_PIECE_COMPRESSED;
+    if (qm_piece_is_coded(c, p)) /* what the file does not have is bytes, too */
+        bytes = p->len;
     c->costs.bytes_written += bytes;
-    atomic_fetch_add(&p->route->copied, bytes);
+    if (p->route)
+        atomic_fetch_add(&p->route->copied, bytes);
     if (bytes > 0 && qm_shadow_data(to, p->to, bytes, err) < 0)
         return -1;
     return bytes < p->len ? qm_shadow_hole(to, p->to + bytes, p->len - bytes, err) : 0;
@@ -168,11 +173,14 @@ look_ahead(struct qm_copy *c, struct qm_piece *p)
 static int
 give_now(struct qm_copy *c, const struct qm_piece *whole, struct qmeld_error *err)
 {
+    const bool is_cut = whole->kind == QM_PIECE_DATA ||
+                        (whole->kind == QM_PIECE_ZERO && qm_piece_is_coded(c, whole));
+
     for (uint64_t at = 0, n; at < whole->len; at += n) {
         struct qm_piece p;
 
-        n = whole->kind == QM_PIECE_DATA ? qm_min(whole->len - at, c->piece_bytes) : whole->len;
-        p = qm_piece_part(whole, whole->kind == QM_PIECE_DATA ? at : 0, n);
+        n = is_cut ? qm_min(whole->len - at, c->piece_bytes) : whole->len;
+        p = qm_piece_part(whole, at, n);
         p.direct = qm_piece_is_direct(c, &p);
         look_ahead(c, &p);
         if (throttle(c, p.kind == QM_PIECE_ZERO ? 0 : n, err) < 0 ||
@@ -269,7 +277,7 @@ give_data(struct qm_copy *c, const struct qm_piece *p, struct qmeld_error *err)
     struct qm_piece head, shared, tail;
     uint64_t skip = 0, n = 0;
 
-    if (p->len > 0 && qm_route_shares(p->route))
+    if (p->len > 0 && !qm_piece_is_coded(c, p) && qm_route_shares(p->route))
         n = qm_route_shareable(p->route, p->to, p->ext.host.h, qm_piece_bytes_inside(p), &skip);
     if (n == 0)
         return give(c, p, err);
@@ -290,8 +298,8 @@ give_held(struct qm_copy *c, struct qmeld_error *err)
     return give_data(c, &p, err);
 }
 
-int
-qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error *err)
+static int
+put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error *err)
 {
     struct qm_piece p = {.from = move->from,
                          .ext = move->ext,
@@ -304,6 +312,7 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
 
     if (move->kind == QM_MOVE_ZERO) {
         p.kind = QM_PIECE_ZERO;
+        p.ext.guest = move->guest;
         return give(copy, &p, err);
     }
     p.route = qm_route_to(&copy->routes, p.from->data);
@@ -315,7 +324,8 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
     }
     p.kind = QM_PIECE_DATA;
     if (held->len > 0 && held->from == p.from && held->to + held->len == p.to &&
-        held->ext.host.h + held->len == p.ext.host.h) {
+        held->ext.host.h + held->len == p.ext.host.h &&
+        (!p.from->cipher || held->ext.guest.g + held->len == p.ext.guest.g)) {
         held->len += p.len;
         held->worth += p.worth;
         return held->len >= (qm_route_shares(p.route) ? SHARE_BYTES : PIECE_BYTES)
@@ -326,6 +336,63 @@ qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error
         return -1;
     *held = p;
     return 0;
+}
+
+static struct qm_move
+part_of(const struct qm_move *move, uint64_t skip, uint64_t len)
+{
+    struct qm_move part = *move;
+
+    part.guest.g += skip;
+    part.to.h += skip;
+    part.len = len;
+    if (move->kind != QM_MOVE_ZERO)
+        part.ext = qm_extent_part(&move->ext, skip, len);
+    if (move->worth)
+        part.worth = len;
+    return part;
+}
+
+/* A part of an encrypted sector, by the calling thread: the next move may be the rest of that sector. */
+static int
+patch(struct qm_copy *c, const struct qm_move *move, struct qmeld_error *err)
+{
+    const struct qm_piece p = {
+        .kind = move->kind == QM_MOVE_ZERO        ? QM_PIECE_ZERO
+                : move->ext.kind == QM_COMPRESSED ? QM_PIECE_COMPRESSED
+                                                  : QM_PIECE_DATA,
+        .from = move->from,
+        .ext = move->kind == QM_MOVE_ZERO ? (struct qm_extent){.guest = move->guest} : move->ext,
+        .to = move->to.h,
+        .len = move->len};
+
+    if (move->len == 0)
+        return 0;
+    if (is_dry(c))
+        return pretend(c, &p, err);
+    if (qm_piece_patch(c, &p, err) < 0)
+        return -1;
+    atomic_fetch_add(&c->done, move->worth);
+    return 0;
+}
+
+int
+qm_copy_put(struct qm_copy *copy, const struct qm_move *move, struct qmeld_error *err)
+{
+    const uint64_t start = qm_align_up(move->to.h, QM_CIPHER_SECTOR);
+    const uint64_t end = qm_align_down(move->to.h + move->len, QM_CIPHER_SECTOR);
+    struct qm_move head, middle, tail;
+
+    if (!copy->cfg.cipher || (start == move->to.h && end == move->to.h + move->len))
+        return put(copy, move, err);
+    if (end < start) /* inside of one sector */
+        return patch(copy, move, err);
+    head = part_of(move, 0, start - move->to.h);
+    middle = part_of(move, start - move->to.h, end - start);
+    tail = part_of(move, end - move->to.h, move->to.h + move->len - end);
+    if (patch(copy, &head, err) < 0 || (middle.len > 0 && put(copy, &middle, err) < 0))
+        return -1;
+    return patch(copy, &tail, err);
 }
 
 int
@@ -347,7 +414,7 @@ qm_copy_foresee_shared(struct qm_copy *copy, const struct qm_want *want, uint64_
     uint64_t size, head;
 
     *out = 0;
-    if (!want->from || want->ext.kind != QM_DATA)
+    if (!want->from || want->ext.kind != QM_DATA || copy->cfg.cipher || want->from->cipher)
         return 0;
     route = qm_route_to(&copy->routes, want->from->data);
     if (!route)

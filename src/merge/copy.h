@@ -4,7 +4,8 @@
  *
  * Why.  The one place where guest data flows.  Moves are joined where they continue each other,
  * cut into pieces, and done by workers: plain data shared with the source where the file system can (route.h),
- * else straight from a mapping of it, compressed clusters through a codec, zeros as holes.  Reads
+ * else straight from a mapping of it, compressed clusters through a codec, zeros as holes; what is encrypted on either
+ * side through memory.  Reads
  * run ahead of the workers, and what was written reaches the disk behind them, so that the final sync is short;
  * the page cache is left as it was found (pagecache.h), and long pieces of which it has nothing
  * are read past it.
@@ -24,9 +25,10 @@
 struct qm_copy;
 
 struct qm_copy_config {
-    struct qm_file *target; /* NULL: verify only */
-    unsigned threads;       /* 0: as many as processors, at most 16 */
-    uint64_t bandwidth;     /* bytes a second, 0: no limit; what is shared does not count */
+    struct qm_file *target;         /* NULL: verify only */
+    const struct qm_cipher *cipher; /* of the target; NULL: bytes are written as they are */
+    unsigned threads;               /* 0: as many as processors, at most 16 */
+    uint64_t bandwidth;             /* bytes a second, 0: no limit; what is shared does not count */
     bool direct; /* past the page cache (direct.h), as far as can be; then nobody else writes the
                                   * target between a put and the next drain */
     bool finish_when_stopped;    /* the callback's wish is only remembered (qm_copy_stopped), and

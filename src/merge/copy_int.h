@@ -31,7 +31,7 @@ struct qm_piece {
     } kind;
     const struct qm_image *from;
     struct qm_route *route; /* DATA, SHARE and COMPRESSED */
-    struct qm_extent ext;   /* DATA and SHARE: .host only */
+    struct qm_extent ext;   /* DATA and SHARE: .host, and .guest if the image is encrypted */
     uint64_t to;
     uint64_t len;
     uint64_t worth; /* guest bytes in the progress */
@@ -47,7 +47,7 @@ struct qm_copy_worker {
     struct qm_codec *codec;
     unsigned char *buf; /* one inflated extent */
     uint64_t buf_len;
-    unsigned char *direct_buf; /* piece_bytes */
+    unsigned char *direct_buf; /* piece_bytes; for what is encrypted, too */
 };
 
 struct qm_copy {
@@ -82,6 +82,12 @@ uint64_t qm_piece_bytes_inside(const struct qm_piece *p);
 
 /* Its part [skip, skip + len), with its share of the worth. */
 struct qm_piece qm_piece_part(const struct qm_piece *p, uint64_t skip, uint64_t len);
+
+/* Encrypted where it comes from or goes to: it is never shared, mapped, or a hole. */
+bool qm_piece_is_coded(const struct qm_copy *c, const struct qm_piece *p);
+
+/* Of a target that is encrypted a part of a sector [to, + len): the rest of it stays.  Nobody else is at that sector. */
+int qm_piece_patch(struct qm_copy *c, const struct qm_piece *p, struct qmeld_error *err) QM_CHECK;
 
 /* Can it go past the page cache, as a whole? */
 bool qm_piece_is_direct(const struct qm_copy *c, const struct qm_piece *p);

@@ -4,7 +4,11 @@
  */
 #include "copy_int.h"
 
+#include "cipher.h"
+
+#include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* QEMU reads what a qcow2 file does not have as zeros; a raw file that lost its end failed. */
 uint64_t
@@ -141,6 +145,7 @@ qm_piece_part(const struct qm_piece *p, uint64_t skip, uint64_t len)
     struct qm_piece part = *p;
 
     part.worth = p->len ? worth_of(p, skip + len) - worth_of(p, skip) : 0;
+    part.ext.guest.g += skip;
     part.ext.host.h += skip;
     part.to += skip;
     part.len = len;
@@ -213,21 +218,102 @@ inflate(struct qm_copy_worker *w, const struct qm_piece *p, struct qmeld_error *
     return qm_extent_read(p->from, &p->ext, w->codec, w->buf, err);
 }
 
+/* What is to be there for the guest, from memory, which it is encrypted in. */
 static int
-write_inflated(struct qm_copy *c, const struct qm_copy_worker *w, const struct qm_piece *p,
-               struct qmeld_error *err)
+write_memory(struct qm_copy *c, const struct qm_piece *p, void *buf, struct qmeld_error *err)
 {
+    const struct qm_copy_config *cfg = &c->cfg;
     bool refused = true;
 
+    if (cfg->cipher && qm_cipher_encrypt(cfg->cipher, cfg->target->path, p->ext.guest,
+                                         qm_host(p->to), buf, p->len, err) < 0)
+        return -1;
     if (p->direct && !c->no_direct &&
-        qm_direct_write(c->direct, p->to, w->buf, p->len, &refused, err) < 0)
+        qm_direct_write(c->direct, p->to, buf, p->len, &refused, err) < 0)
         return -1;
     c->no_direct |= p->direct && refused;
-    if (refused && qm_pwrite(c->cfg.target, p->to, w->buf, p->len, err) < 0)
+    if (refused && qm_pwrite(cfg->target, p->to, buf, p->len, err) < 0)
         return -1;
+    if (!p->route) /* zeros */
+        return 0;
     atomic_fetch_add(&p->route->copied, p->len);
     atomic_fetch_add(&p->route->past_cache, refused ? 0 : p->len);
     return 0;
+}
+
+/* ---- encrypted ---- */
+
+bool
+qm_piece_is_coded(const struct qm_copy *c, const struct qm_piece *p)
+{
+    return c->cfg.cipher || (p->kind != QM_PIECE_ZERO && p->from->cipher);
+}
+
+/* What DATA reads as, all of it; past the page cache if it can be. */
+static int
+read_decrypted(struct qm_copy *c, const struct qm_piece *p, void *buf, struct qmeld_error *err)
+{
+    struct qm_extent ext = p->ext;
+    bool refused = true;
+
+    ext.kind = QM_DATA;
+    ext.len = p->len;
+    if (p->direct && !c->no_direct && p->route->direct) {
+        if (qm_direct_read(p->route->direct, ext.host.h, buf, p->len, &refused, err) < 0)
+            return -1;
+        c->no_direct |= refused;
+    }
+    if (!refused)
+        return qm_extent_decrypt(p->from, &ext, buf, err);
+    if (qm_extent_read(p->from, &ext, NULL, buf, err) < 0)
+        return -1;
+    qm_behind_read(c->behind, p->from->data, ext.host.h, p->len, p->from_there);
+    return 0;
+}
+
+/* DATA, or zeros. */
+static int
+write_coded(struct qm_copy *c, struct qm_copy_worker *w, const struct qm_piece *p,
+            struct qmeld_error *err)
+{
+    assert(p->len <= c->piece_bytes);
+    if (!w->direct_buf && !(w->direct_buf = qm_direct_buffer(c->piece_bytes)))
+        return qm_fail_nomem(err, "the copy");
+    if (p->kind == QM_PIECE_ZERO)
+        memset(w->direct_buf, 0, p->len);
+    else if (read_decrypted(c, p, w->direct_buf, err) < 0)
+        return -1;
+    return write_memory(c, p, w->direct_buf, err);
+}
+
+int
+qm_piece_patch(struct qm_copy *c, const struct qm_piece *p, struct qmeld_error *err)
+{
+    const struct qm_copy_config *cfg = &c->cfg;
+    const uint64_t skip = p->to % QM_CIPHER_SECTOR;
+    const host_off host = qm_host(p->to - skip);
+    const guest_off guest = qm_guest(p->ext.guest.g - skip);
+    const struct qm_extent zero = {.len = p->len, .kind = QM_ZERO};
+    struct qm_extent ext = p->kind == QM_PIECE_ZERO ? zero : p->ext;
+    unsigned char sector[QM_CIPHER_SECTOR];
+    struct qm_codec *codec;
+    int rc;
+
+    assert(skip + p->len <= sizeof sector);
+    ext.len = p->len;
+    if (qm_pread_padded(cfg->target, host.h, sector, sizeof sector, err) < 0 ||
+        qm_cipher_decrypt(cfg->cipher, cfg->target->path, guest, host, sector, sizeof sector, err) <
+            0)
+        return -1;
+    codec = qm_codec_new();
+    if (!codec)
+        return qm_fail_nomem(err, "the copy");
+    rc = qm_extent_read(p->from, &ext, codec, sector + skip, err);
+    qm_codec_free(codec);
+    if (rc < 0 || qm_cipher_encrypt(cfg->cipher, cfg->target->path, guest, host, sector,
+                                    sizeof sector, err) < 0)
+        return -1;
+    return qm_pwrite(cfg->target, host.h, sector, sizeof sector, err);
 }
 
 int
@@ -240,7 +326,7 @@ qm_copy_work(void *shared, unsigned worker, const void *item, struct qmeld_error
 
     switch (p->kind) {
     case QM_PIECE_DATA:
-        rc = write_data(c, w, p, err);
+        rc = qm_piece_is_coded(c, p) ? write_coded(c, w, p, err) : write_data(c, w, p, err);
         break;
     case QM_PIECE_SHARE:
         rc = share_or_copy(c, w, p, err);
@@ -248,18 +334,20 @@ qm_copy_work(void *shared, unsigned worker, const void *item, struct qmeld_error
     case QM_PIECE_COMPRESSED:
         rc = inflate(w, p, err);
         if (rc == 0)
-            rc = write_inflated(c, w, p, err);
+            rc = write_memory(c, p, w->buf, err);
         break;
     case QM_PIECE_VERIFY:
         rc = inflate(w, p, err);
         break;
     case QM_PIECE_ZERO: /* worth nothing */
-        return qm_zero(c->cfg.target, p->to, p->len, false, err);
+        if (!c->cfg.cipher)
+            return qm_zero(c->cfg.target, p->to, p->len, false, err);
+        rc = write_coded(c, w, p, err);
+        break;
     }
     if (rc < 0)
         return -1;
-    if ((p->kind == QM_PIECE_DATA || p->kind == QM_PIECE_COMPRESSED) &&
-        (!p->direct || c->no_direct) &&
+    if (p->kind != QM_PIECE_SHARE && p->kind != QM_PIECE_VERIFY && (!p->direct || c->no_direct) &&
         qm_behind_wrote(c->behind, p->to, p->len, p->to_there, err) < 0)
         return -1;
     atomic_fetch_add(&c->done, p->worth);

@@ -350,8 +350,10 @@ static int
 bound_flatten(const char *path, const struct qmeld_commit_options *opts,
               struct qmeld_plan_report *r, struct qmeld_error *err)
 {
-    const struct qm_chain_options how = {
-        .mode = QM_CHAIN_LOOK, .format = opts->format, .backing_format = opts->backing_format};
+    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
+                                         .format = opts->format,
+                                         .backing_format = opts->backing_format,
+                                         .keys = QM_KEYS_NONE};
     struct qm_chain *chain;
     uint64_t data;
     int rc;

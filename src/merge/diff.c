@@ -11,6 +11,7 @@
  */
 #include "diff.h"
 
+#include "cipher.h"
 #include "pace.h"
 #include "vec.h"
 #include "work.h"
@@ -284,7 +285,8 @@ is_same(const struct source *a, const struct source *b)
         (a->img != b->img && !qm_file_same(a->img->data, b->img->data)))
         return false;
     return a->ext.kind == QM_DATA
-               ? a->img->ops->pad_data == b->img->ops->pad_data
+               ? a->img->ops->pad_data == b->img->ops->pad_data &&
+                     qm_cipher_same(a->img->cipher, b->img->cipher)
                : a->ext.payload_len == b->ext.payload_len && a->ext.skip == b->ext.skip &&
                      a->img->cluster_size == b->img->cluster_size;
 }

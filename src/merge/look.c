@@ -40,7 +40,7 @@ int
 qmeld_chain_open(const char *path, const struct qmeld_open_options *opts, struct qmeld_chain **out,
                  struct qmeld_error *err)
 {
-    struct qm_chain_options o = {.mode = QM_CHAIN_LOOK, .describe = true};
+    struct qm_chain_options o = {.mode = QM_CHAIN_LOOK, .describe = true, .keys = QM_KEYS_IF_GIVEN};
     struct qmeld_chain *chain;
 
     *out = NULL;
@@ -49,6 +49,7 @@ qmeld_chain_open(const char *path, const struct qmeld_open_options *opts, struct
         o.format = opts->format;
         o.backing_format = opts->backing_format;
         o.single = opts->single;
+        o.secrets = opts->secrets;
     }
     chain = calloc(1, sizeof *chain);
     if (!chain)
@@ -347,7 +348,7 @@ put_unanswered(struct walk *w, size_t layer, guest_off from, uint64_t len, struc
             if (qm_image_next(img, from, len, &x, err) < 0)
                 return -1;
             e.length = x.len;
-            e.has_offset = x.kind == QM_ABSENT && x.has_host;
+            e.has_offset = x.kind == QM_ABSENT && x.has_host && !img->cipher;
             e.offset = e.has_offset ? x.host.h : 0;
         }
         if (put(w, &e, err) < 0)
@@ -370,12 +371,14 @@ put_span(struct walk *w, const struct qm_map_span *s, struct qmeld_error *err)
     if (s->past_end)
         return put_unanswered(w, s->layer + 1, s->guest, s->len, err);
     e.depth = c->n - 1 - s->layer;
-    e.has_offset = s->ext.has_host && s->ext.kind != QM_COMPRESSED;
+    /* what lies there is not what is read: QEMU tells no offset of what is encrypted */
+    e.has_offset =
+        s->ext.has_host && s->ext.kind != QM_COMPRESSED && !c->layers[s->layer].img->cipher;
     e.offset = e.has_offset ? s->ext.host.h : 0;
     e.zero = s->ext.kind == QM_ZERO;
     e.data = !e.zero;
     e.compressed = s->ext.kind == QM_COMPRESSED;
-    if (s->ext.kind != QM_DATA)
+    if (s->ext.kind != QM_DATA || c->layers[s->layer].img->cipher)
         return put(w, &e, err);
     if (is_preallocated(w->chain, s->layer, &preallocated, err) < 0)
         return -1;

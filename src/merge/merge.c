@@ -150,6 +150,16 @@ prepare_promotion(struct qm_merge *m, const struct qm_intent *intent, struct qme
     return qm_promote_check(&config, &m->promote, err);
 }
 
+enum qm_chain_keys
+qm_merge_keys(const struct qm_merge *m)
+{
+    const struct qmeld_commit_options *o = m->opts;
+
+    return m->looked && o->direction == QMELD_DIRECTION_DOWN && !o->skip_equal && !o->detect_zeroes
+               ? QM_KEYS_NONE
+               : QM_KEYS_NEEDED;
+}
+
 /* Everything that can be refused, is refused here. */
 int
 qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
@@ -204,6 +214,7 @@ qm_merge_read_back(const struct qm_merge *m, const char *backing_format,
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
                                          .format = target->img->ops->format,
                                          .backing_format = backing_format,
+                                         .opened = m->chain,
                                          .resumed = true};
     struct qm_chain *anew;
     int rc;

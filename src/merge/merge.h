@@ -27,6 +27,7 @@ struct qm_merge {
     struct qmeld_error
         refused; /* in a dry run for who wants to know everything: it would be, for the sake of
                                  * others (others.c); code OK: no */
+    const struct qm_chain *opened; /* NULL, or a chain whose keys are taken; borrowed */
     struct qm_chain *chain;
     struct qm_journal *journal;
     struct qm_transfer transfer;
@@ -37,6 +38,10 @@ struct qm_merge {
     struct qm_settle *settle;
     struct qm_promote *promote; /* if the target is not the base */
 };
+
+/* How a merge opens what is encrypted: a dry run that follows another does without, where no plan depends on
+ * bytes. */
+enum qm_chain_keys qm_merge_keys(const struct qm_merge *m);
 
 /* A new merge of layers base .. top of m->chain (held) into one of them: locks, checks, counts, writes
  * the journal of `intent` (taken over), and does it. */

@@ -2,6 +2,7 @@
 #include "promote.h"
 
 #include "attrs.h"
+#include "cipher.h"
 #include "qcow2_header.h"
 
 #include <assert.h>
@@ -59,7 +60,7 @@ refuse_base(const struct qm_layer *base, struct qmeld_error *err)
                       "the base's header says things that are not known here, and would be lost");
     QM_VEC_EACH (x, &q->hdr.exts)
         if (x->type != QCOW2_EXT_BACKING_FORMAT && x->type != QCOW2_EXT_FEATURES &&
-            x->type != QCOW2_EXT_BITMAPS)
+            x->type != QCOW2_EXT_BITMAPS && x->type != QCOW2_EXT_CRYPTO)
             return refuse(base, err,
                           "the base's header has an extension that is not known here, and would be "
                           "lost");
@@ -87,6 +88,30 @@ refuse_target(const struct qm_layer *target, const struct qm_layer *base, struct
         return refuse(target, err,
                       "it has features that the base has not (extended L2 entries, zstd): who "
                       "reads the base might not be able to read it");
+    return 0;
+}
+
+/* The merged disk opens with what opens the base, or with nothing if that does. */
+static int
+refuse_encryption(const struct qm_layer *target, const struct qm_layer *base,
+                  struct qmeld_error *err)
+{
+    const struct qmeld_secret *t = target->secret, *b = base->secret;
+
+    if (!target->img->cipher && !base->img->cipher)
+        return 0;
+    if (!target->img->cipher)
+        return refuse(target, err,
+                      "the base is encrypted and it is not: the merged disk would lie open");
+    if (!base->img->cipher)
+        return refuse(target, err,
+                      "it is encrypted and the base is not: who reads the base could not read it");
+    if (!qm_cipher_may_write(target->img->cipher))
+        return refuse(target, err, "its encryption (legacy AES) is read but not written");
+    if (!t || !b || t->len != b->len || memcmp(t->data, b->data, t->len) != 0)
+        return refuse(target, err,
+                      "it opens with another passphrase than the base: who reads the base could "
+                      "not read it");
     return 0;
 }
 
@@ -177,8 +202,8 @@ qm_promote_may(const struct qm_chain *chain, size_t base, size_t top, size_t tar
     const struct qm_layer *b = &chain->layers[base], *t = &chain->layers[target];
 
     if (refuse_base(b, err) < 0 || refuse_file(b, 0, err) < 0 || refuse_target(t, b, err) < 0 ||
-        refuse_file(t, is_left(t, b), err) < 0 || refuse_places(t, b, err) < 0 ||
-        qm_attrs_check(t->img->file, b->img->file, err) < 0)
+        refuse_encryption(t, b, err) < 0 || refuse_file(t, is_left(t, b), err) < 0 ||
+        refuse_places(t, b, err) < 0 || qm_attrs_check(t->img->file, b->img->file, err) < 0)
         return -1;
     if (t->img->size > new_size)
         return refuse(t, err, "its disk is longer than the merged one, and cannot be cut");

@@ -41,8 +41,10 @@ check_image(const struct qm_rebase *r, struct qmeld_error *err)
     if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return qm_fail(err, QMELD_CORRUPT, qm_in(l->path),
                        "the image is marked corrupt: run `qmeld check --repair=all` on it first");
-    if (r->opts->unsafe || q->hdr.n_snapshots == 0)
+    if (r->opts->unsafe)
         return 0;
+    if (q->hdr.n_snapshots == 0)
+        return qm_transfer_check_target(l, err);
     return qm_fail(
         err, QMELD_USAGE, qm_in(l->path),
         "it has %" PRIu32
@@ -58,6 +60,9 @@ qm_rebase_open(struct qm_rebase *r, struct qmeld_error *err)
                                          .format = r->format,
                                          .backing_format = r->opts->chain_format,
                                          .single = r->opts->unsafe,
+                                         .keys = r->opts->unsafe ? QM_KEYS_NONE : QM_KEYS_NEEDED,
+                                         .secrets = r->opts->secrets,
+                                         .opened = r->opened[0],
                                          .resumed = r->journal != NULL};
 
     return qm_chain_open(r->path, &how, &r->chain, err) < 0 ? -1 : check_image(r, err);
@@ -80,7 +85,9 @@ qm_rebase_open_onto(struct qm_rebase *r, struct qmeld_error *err)
 {
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = r->backing_format,
-                                         .backing_format = r->opts->chain_format};
+                                         .backing_format = r->opts->chain_format,
+                                         .secrets = r->opts->secrets,
+                                         .opened = r->opened[1] ? r->opened[1] : r->chain};
     QM_FREE char *path = NULL;
     QM_FREE char *format = NULL;
 
@@ -212,7 +219,8 @@ rehearse(const struct qm_rebase *r, struct qmeld_error *err)
                             .format = r->format,
                             .backing = r->backing,
                             .backing_format = r->backing_format,
-                            .journal_path = r->journal_path};
+                            .journal_path = r->journal_path,
+                            .opened = {r->chain, r->onto}};
     int rc = r->journal ? qm_journal_load(r->journal_path, &dry.journal, err) : 0;
 
     if (rc == 0)
@@ -433,6 +441,7 @@ verify(struct qm_rebase *r, bool resumed, struct qmeld_error *err)
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
                                          .format = image->img->ops->format,
                                          .backing_format = r->opts->chain_format,
+                                         .opened = r->chain,
                                          .resumed = true};
     struct qm_chain *anew;
     struct qm_want missing;
@@ -581,6 +590,7 @@ resume(struct qm_journal *journal, const struct qm_intent *intent,
     const struct qm_journal_layer *image = qm_vec_last(&intent->layers);
     const struct qmeld_rebase_options how = {.chain_format = intent->backing_format,
                                              .verify = opts->verify,
+                                             .secrets = opts->secrets,
                                              .threads = opts->threads,
                                              .bandwidth = opts->bandwidth,
                                              .progress = opts->progress,

@@ -28,6 +28,8 @@ struct qm_rebase {
     const char *backing_format; /* NULL: none */
     struct qm_journal *journal; /* of an interrupted run, or NULL */
     const char *journal_path;
+    const struct qm_chain
+        *opened[2]; /* NULL, or chains whose keys are taken: for chain, and for onto */
     /* found */
     struct qm_chain *chain; /* the image, and what it stands on now */
     struct qm_chain *onto;  /* what it is to stand on; NULL: nothing */

@@ -13,7 +13,7 @@ rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *j
          struct qmeld_error *err)
 {
     struct qmeld_commit_report unread = {.already_merged = m->report->already_merged};
-    struct qm_merge dry = {.opts = m->opts, .report = &unread};
+    struct qm_merge dry = {.opts = m->opts, .report = &unread, .opened = m->chain};
     struct qm_intent copy = {.base_arg = NULL};
     int rc = -1;
 

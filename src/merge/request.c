@@ -363,10 +363,13 @@ qm_request_commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = m->opts->format,
-                                         .backing_format = m->opts->backing_format};
+                                         .backing_format = m->opts->backing_format,
+                                         .keys = qm_merge_keys(m),
+                                         .secrets = m->opts->secrets};
     const struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
                                           .format = m->opts->format,
-                                          .backing_format = m->opts->backing_format};
+                                          .backing_format = m->opts->backing_format,
+                                          .keys = QM_KEYS_NONE};
     struct wanted w = {.active = path, .opts = m->opts, .keep = m->keep};
     struct qmeld_error first = {0}, unheard = {0};
     const int rc = qm_chain_open(path, &how, &m->chain, &first);

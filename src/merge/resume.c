@@ -22,8 +22,12 @@ static int
 open_one(struct qm_merge *m, const struct qm_intent *intent, size_t i, struct qmeld_error *err)
 {
     const struct qm_journal_layer *l = &intent->layers.at[i];
-    const struct qm_chain_options how = {
-        .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
+    const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
+                                         .format = l->format,
+                                         .single = true,
+                                         .resumed = true,
+                                         .keys = QM_KEYS_IF_GIVEN,
+                                         .secrets = m->opts->secrets};
     const bool goes = (intent->overlays == QMELD_OVERLAYS_DELETE ||
                        intent->overlays == QMELD_OVERLAYS_QUARANTINE) &&
                       i > intent->base && i <= intent->top && i != intent->target;
@@ -35,6 +39,7 @@ open_one(struct qm_merge *m, const struct qm_intent *intent, size_t i, struct qm
     if (qm_chain_open(qm_journal_path_now(l), &how, &one, err) < 0)
         return goes && err->sys_errno == ENOENT ? 0 : -1;
     m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
+    m->chain->layers[i].secret = one->layers[0].secret;
     qm_chain_close(one);
     return qm_journal_same(l, m->chain->layers[i].img->file, (goes && !intent->reclaim) || stays,
                            err);
@@ -66,7 +71,10 @@ qm_merge_open_whole(struct qm_merge *m, const struct qm_intent *intent, struct q
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = active->format,
                                          .backing_format = intent->backing_format,
-                                         .resumed = true};
+                                         .resumed = true,
+                                         .keys = qm_merge_keys(m),
+                                         .secrets = m->opts->secrets,
+                                         .opened = m->opened};
 
     if (qm_chain_open(active->path, &how, &m->chain, err) < 0)
         return -1;

@@ -106,8 +106,11 @@ open_target(struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
     const struct qm_journal_layer *l = &intent->layers.at[intent->base];
-    const struct qm_chain_options how = {
-        .mode = QM_CHAIN_HOLD, .format = l->format, .single = true, .resumed = true};
+    const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
+                                         .format = l->format,
+                                         .single = true,
+                                         .resumed = true,
+                                         .keys = QM_KEYS_NONE};
 
     if (qm_chain_open(l->path, &how, &m->chain, err) < 0)
         return -1;

@@ -93,7 +93,7 @@ status_of_nobody(const struct side *s, uint64_t at, struct status *out, uint64_t
         return 0;
     if (qm_image_next(bottom, qm_guest(at), *len, &e, err) < 0)
         return -1;
-    out->offset = e.kind == QM_ABSENT && e.has_host;
+    out->offset = e.kind == QM_ABSENT && e.has_host && !bottom->cipher;
     *len = e.len;
     return 0;
 }
@@ -104,6 +104,7 @@ status_at(struct side *s, uint64_t at, struct status *out, uint64_t *len, struct
 {
     const struct qm_extent *e = &s->span.ext;
     bool done = false, preallocated;
+    const struct qm_cipher *cipher; /* QEMU tells no offset of what is encrypted */
 
     while (s->span.guest.g + s->span.len <= at && !done)
         if (qm_map_next(s->map, &s->span, &done, err) < 0)
@@ -111,11 +112,12 @@ status_at(struct side *s, uint64_t at, struct status *out, uint64_t *len, struct
     *len = s->span.guest.g + s->span.len - at;
     if (s->span.layer == QM_NO_LAYER)
         return status_of_nobody(s, at, out, len, err);
+    cipher = s->chain->layers[s->span.layer].img->cipher;
     *out = (struct status){.allocated = true,
                            .data = e->kind == QM_DATA || e->kind == QM_COMPRESSED,
                            .zero = e->kind == QM_ZERO,
-                           .offset = e->has_host && e->kind != QM_COMPRESSED};
-    if (s->span.past_end || e->kind != QM_DATA)
+                           .offset = e->has_host && e->kind != QM_COMPRESSED && !cipher};
+    if (s->span.past_end || e->kind != QM_DATA || cipher)
         return 0;
     if (is_preallocated(s, s->span.layer, &preallocated, err) < 0)
         return -1;
@@ -265,8 +267,10 @@ static int
 open_side(const char *path, const char *format, const struct qmeld_compare_options *opts,
           struct side *out, struct qmeld_error *err)
 {
-    const struct qm_chain_options how = {
-        .mode = QM_CHAIN_LOOK, .format = format, .backing_format = opts->backing_format};
+    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
+                                         .format = format,
+                                         .backing_format = opts->backing_format,
+                                         .secrets = opts->secrets};
 
     return qm_chain_open(path, &how, &out->chain, err);
 }

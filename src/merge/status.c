@@ -104,7 +104,7 @@ tell(struct qm_found *f, void *opaque, struct qmeld_error *err)
 static int
 tell_of_chain(const char *path, struct telling *t, struct qmeld_error *err)
 {
-    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK};
+    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK, .keys = QM_KEYS_NONE};
     struct qmeld_error unheard = {0};
     struct qm_chain *chain;
     int rc;

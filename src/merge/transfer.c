@@ -4,6 +4,7 @@
  */
 #include "transfer_int.h"
 
+#include "cipher.h"
 #include "qcow2_edit.h"
 #include "shadow.h"
 
@@ -39,9 +40,24 @@ select_done(const struct qm_transfer *t, const struct qm_chain *whole, size_t ta
     return 0;
 }
 
+/* A wrong key of the legacy AES is not noticed by anybody until what it has written is needed. */
+int
+qm_transfer_check_target(const struct qm_layer *target, struct qmeld_error *err)
+{
+    const struct qm_cipher *cipher = target->img->cipher;
+
+    if (!cipher || qm_cipher_may_write(cipher))
+        return 0;
+    return qm_fail(err, QMELD_UNSUPPORTED, qm_in(target->path),
+                   "the image has the legacy encryption (AES), which is read but not written: "
+                   "flatten the chain, or convert this image to LUKS with qemu-img");
+}
+
 int
 qm_transfer_begin(struct qm_transfer *t, struct qmeld_error *err)
 {
+    if (qm_transfer_check_target(&t->chain->layers[t->target], err) < 0)
+        return -1;
     return select_done(t, t->chain, t->target, &t->done, err);
 }
 
@@ -72,16 +88,17 @@ qm_transfer_open_copy(const struct qm_transfer *t, const char *phase, bool write
                       struct qm_copy **out, struct qmeld_error *err)
 {
     const bool dry = qm_shadow_now(); /* to who looks on it is a part of counting */
-    const struct qm_copy_config config = {.target =
-                                              write ? t->chain->layers[t->target].img->data : NULL,
-                                          .threads = t->opts->threads,
-                                          .bandwidth = write ? t->opts->bandwidth : 0,
-                                          .direct = write && t->opts->direct,
-                                          .finish_when_stopped = write && !dry,
-                                          .total_bytes = dry ? 0 : t->total,
-                                          .phase = dry ? "count" : phase,
-                                          .progress = t->opts->progress,
-                                          .opaque = t->opts->opaque};
+    const struct qm_copy_config config = {
+        .target = write ? t->chain->layers[t->target].img->data : NULL,
+        .cipher = write ? t->chain->layers[t->target].img->cipher : NULL,
+        .threads = t->opts->threads,
+        .bandwidth = write ? t->opts->bandwidth : 0,
+        .direct = write && t->opts->direct,
+        .finish_when_stopped = write && !dry,
+        .total_bytes = dry ? 0 : t->total,
+        .phase = dry ? "count" : phase,
+        .progress = t->opts->progress,
+        .opaque = t->opts->opaque};
 
     return qm_copy_new(&config, out, err);
 }

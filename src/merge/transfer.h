@@ -52,6 +52,9 @@ struct qm_transfer {
 };
 
 /* When all from chain to hidden_end is set. */
+/* UNSUPPORTED: the layer may be read, but nothing can be merged into it.  Part of begin. */
+int qm_transfer_check_target(const struct qm_layer *target, struct qmeld_error *err) QM_CHECK;
+
 int qm_transfer_begin(struct qm_transfer *t, struct qmeld_error *err) QM_CHECK;
 void qm_transfer_release(struct qm_transfer *t);
 

@@ -143,7 +143,8 @@ open_stream(struct verify *v, struct qmeld_error *err)
 static void
 open_image(struct verify *v)
 {
-    struct qm_chain_options look = {.mode = QM_CHAIN_LOOK, .single = true};
+    struct qm_chain_options look = {
+        .mode = QM_CHAIN_LOOK, .single = true, .secrets = v->opts->secrets};
     struct json_object *j;
     QM_FREE char *path = NULL;
     struct qmeld_error err = {0};
@@ -174,7 +175,8 @@ open_inputs(struct verify *v, struct json_object *j, struct qmeld_error *err)
     QM_FREE char *snapshot = qm_manifest_name(j, "snapshot");
     const struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
                                           .format = qm_manifest_text(j, "format"),
-                                          .backing_format = qm_manifest_text(j, "backing_format")};
+                                          .backing_format = qm_manifest_text(j, "backing_format"),
+                                          .secrets = v->opts->secrets};
     struct qm_image *top;
 
     if (!path)

@@ -173,13 +173,13 @@ def c36(t):
     t.refused("commit t", says="data file")
 
 
-@case("c37", "an encrypted base is refused")
+@case("c37", "an encrypted base is refused without its passphrase")
 def c37(t):
     secret = "--object secret,id=s,data=a"
     t.img("create -q -f qcow2", secret,
           "-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 b 1M")
     t.create("-u -b b -F qcow2 t 1M")
-    t.refused("commit t", says="encrypt")
+    t.refused("commit t", says="--secret")
     t.run("info b")
 
 

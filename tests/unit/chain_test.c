@@ -337,8 +337,8 @@ chain__what_cannot_be_read_can_be_described(void **state)
     (void)state;
     write_qcow2("b", NULL, NULL, 1);
     overlay("t", "b");
-    refused("t", &look, QMELD_UNSUPPORTED, NULL);
-    opts.describe = true;
+    refused("t", &look, QMELD_USAGE, "--secret");
+    opts.keys = QM_KEYS_NONE;
     qm_chain_close(opens("t", &opts));
 }
 
