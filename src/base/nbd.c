@@ -58,9 +58,16 @@ qm_nbd_open(const char *path, struct qm_remote **out, struct qmeld_error *err)
 #define MAX_RUNS    4096u
 
 #ifdef QM_TESTING
-unsigned qm_nbd_patience_ms;
+/* Nobody wants to wait so long for a test. */
+static unsigned
+tests_patience_ms(void)
+{
+    const char *env = getenv("QMELD_TEST_NBD_PATIENCE");
+
+    return env ? (unsigned)strtoul(env, NULL, 10) : 0;
+}
 #else
-#define qm_nbd_patience_ms 0u
+#define tests_patience_ms() 0u
 #endif
 
 struct run {
@@ -125,7 +132,9 @@ die(struct nbd *n, int why)
 static unsigned
 patience_ms(const struct nbd *n)
 {
-    return qm_nbd_patience_ms ? qm_nbd_patience_ms : n->slow ? SLOW_MS : PATIENT_MS;
+    const unsigned tests_ms = tests_patience_ms();
+
+    return tests_ms ? tests_ms : n->slow ? SLOW_MS : PATIENT_MS;
 }
 
 /* What poll said is looked at again: others may have moved the connection meanwhile. */
@@ -633,7 +642,8 @@ fail_nbd(const char *path, const char *what, struct qmeld_error *err)
 static int
 shake_hands(struct nbd *n, const char *path, struct qmeld_error *err)
 {
-    const uint64_t end = now_ms() + (qm_nbd_patience_ms ? qm_nbd_patience_ms : CONNECT_MS);
+    const unsigned tests_ms = tests_patience_ms();
+    const uint64_t end = now_ms() + (tests_ms ? tests_ms : CONNECT_MS);
 
     while (nbd_aio_is_connecting(n->h) == 1 || nbd_aio_is_negotiating(n->h) == 1) {
         const unsigned dir = nbd_aio_get_direction(n->h);

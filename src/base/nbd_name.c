@@ -339,7 +339,7 @@ qm_nbd_id(const char *uri)
 
     for (; *uri; uri++)
         h = (h ^ (unsigned char)*uri) * 0x100000001b3u;
-    return h;
+    return h & INT64_MAX; /* JSON readers have no more bits */
 }
 
 bool

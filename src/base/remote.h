@@ -51,9 +51,4 @@ struct qm_remote {
  * *err: USAGE, IO, UNSUPPORTED (this build has no libnbd), NOMEM. */
 int qm_nbd_open(const char *path, struct qm_remote **out, struct qmeld_error *err) QM_CHECK;
 
-#ifdef QM_TESTING
-/* How long a server may be silent, in ms; 0: as users have it. */
-extern unsigned qm_nbd_patience_ms;
-#endif
-
 #endif

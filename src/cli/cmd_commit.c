@@ -56,7 +56,7 @@ static const char help[] =
     "                               blockcommit --pivot does (default), or refuse\n"
     "        --keep-relative        refuse rather than store an absolute backing name\n"
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the base,\n"
-    "                               or, if that is a block device, beside IMAGE\n"
+    "                               or, if that is a device or an export, beside IMAGE\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP

@@ -33,7 +33,7 @@ static const char help[] =
     "        --detect-zeroes        data that is zeros becomes holes\n"
     "        --keep-relative        refuse rather than store an absolute backing name\n"
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the full,\n"
-    "                               or, if that is a block device, beside IMAGE\n"
+    "                               or, if that is a device or an export, beside IMAGE\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP

@@ -476,6 +476,7 @@ qm_transfer_grow(struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error
         rc = grow(&r, t->old_size, t->new_size, err);
     qm_copy_free(r.copy);
     qm_vec_release(&r.moves.list);
+    qm_vec_release(&r.filled.list);
     if (rc == 0)
         t->old_size = t->new_size;
     return rc;

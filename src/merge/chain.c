@@ -8,15 +8,20 @@
  */
 #include "keys.h"
 #include "lock.h"
+#include "nbd_name.h"
 #include "qcow2.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+/* Files of this machine are as many as they are; a server may make up one more for ever. */
+#define MAX_EXPORTS 256u
+
 /* Layers from the top down while the chain is being opened. */
 struct opening {
     const struct qm_chain_options *opts;
+    unsigned n_exports;
     QM_VEC(struct qm_layer) layers;
 };
 
@@ -108,6 +113,11 @@ add_layer(struct opening *o, const char *path, const char *format, struct qmeld_
     struct qm_file *file;
     struct qm_qcow2 *q;
 
+    if (qm_nbd_is_name(path) && ++o->n_exports > MAX_EXPORTS)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(path),
+                       "more than %u layers of the chain lie behind NBD servers: merge fewer at a "
+                       "time",
+                       MAX_EXPORTS);
     if (open_file(o, path, &file, err) < 0)
         return -1;
     if (check_loop(o, file, path, err) < 0)
@@ -179,10 +189,28 @@ add_backing(struct opening *o, struct qmeld_error *err)
     return add_layer(o, path, format, err);
 }
 
+/* A name on the command line is a path, or one of those that QEMU has for exports: json:{} among them. */
+static int
+add_top(struct opening *o, const char *name, struct qmeld_error *err)
+{
+    QM_FREE char *path = NULL;
+    QM_FREE char *format = NULL;
+
+    if (strncmp(name, "json:", 5) != 0)
+        return add_layer(o, name, o->opts->format, err);
+    if (qm_backing_path("", name, &path, &format, err) < 0)
+        return -1;
+    if (format && o->opts->format && strcmp(format, o->opts->format) != 0)
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "its name says driver \"%s\", and format \"%s\" is given: leave out one",
+                       format, o->opts->format);
+    return add_layer(o, path, o->opts->format ? o->opts->format : format, err);
+}
+
 static int
 add_all(struct opening *o, const char *path, struct qmeld_error *err)
 {
-    if (add_layer(o, path, o->opts->format, err) < 0)
+    if (add_top(o, path, err) < 0)
         return -1;
     while (!o->opts->single && qm_vec_last(&o->layers)->img->backing_name)
         if (add_backing(o, err) < 0)

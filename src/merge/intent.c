@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "intent.h"
 
+#include "nbd_name.h"
+
 #include <json.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -278,8 +280,8 @@ layer_from_json(struct json_object *o, struct qm_intent *i)
     if (get_bool(o, "block-device", &l.blockdev) && get_number(o, "inode", &l.ino) &&
         get_number(o, "size", &l.size) && get_time(o, "mtime", &l.mtime_sec) &&
         get_time(o, "mtime-nsec", &l.mtime_nsec) && get_string(o, "path", &l.path) && l.path &&
-        l.path[0] == '/' && get_string(o, "format", &l.format) && l.format &&
-        get_optional(o, "backing-name", &l.backing_name) &&
+        (l.path[0] == '/' || qm_nbd_is_name(l.path)) && get_string(o, "format", &l.format) &&
+        l.format && get_optional(o, "backing-name", &l.backing_name) &&
         get_optional(o, "backing-format", &l.backing_format) &&
         get_new_path(o, "moved-to", &l.moved_to) && qm_vec_push(&i->layers, &l))
         return true;

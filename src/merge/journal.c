@@ -91,6 +91,18 @@ qm_journal_path(const char *base, bool blockdev, const char *active, const char 
     return 0;
 }
 
+int
+qm_journal_check_place(const struct qm_file *base, const struct qm_file *active,
+                       const char *journal_dir, struct qmeld_error *err)
+{
+    if (journal_dir || !base->blockdev || !active->blockdev)
+        return 0;
+    return qm_fail(err, QMELD_USAGE, qm_in(base->path),
+                   "neither this %s nor the active layer lies in a directory where the journal "
+                   "could be kept: say where with --journal-dir=DIR",
+                   qm_file_kind(base));
+}
+
 /* ---- to the disk ---- */
 
 static void
@@ -400,6 +412,10 @@ qm_journal_load(const char *path, struct qm_journal **out, struct qmeld_error *e
     *out = NULL;
     if (!j)
         return qm_fail_nomem(err, "the journal");
+    if (qm_nbd_is_name(path)) { /* "beside" an export: there is none */
+        qm_journal_close(j);
+        return 0;
+    }
     if (qm_file_open(path, &j->file, err) < 0) {
         rc = err->sys_errno == ENOENT || err->sys_errno == ENOTDIR || err->sys_errno == ENAMETOOLONG
                  ? 0

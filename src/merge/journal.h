@@ -54,6 +54,11 @@ struct qm_journal;
 int qm_journal_path(const char *base, bool blockdev, const char *active, const char *journal_dir,
                     char **out, struct qmeld_error *err) QM_CHECK;
 
+/* May a new journal lie there?  USAGE: neither target nor active layer is a file in a directory of this machine that
+ * outlives it (/dev does not), and no journal_dir says another place. */
+int qm_journal_check_place(const struct qm_file *base, const struct qm_file *active,
+                           const char *journal_dir, struct qmeld_error *err) QM_CHECK;
+
 /* Takes over *intent, also on failure.  On success everything is durable, and the journal is held.
  * USAGE: the place is taken by another merge's journal, which stays. */
 int qm_journal_create(const char *path, struct qm_intent *intent, struct qm_journal **out,

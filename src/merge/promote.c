@@ -127,7 +127,8 @@ refuse_file(const struct qm_layer *layer, unsigned own_names, struct qmeld_error
     struct stat st;
 
     if (layer->img->file->blockdev)
-        return refuse(layer, err, "it is a block device, whose name cannot be changed");
+        return refuse(layer, err,
+                      "it is a block device or an NBD export, whose name cannot be changed");
     if (look(layer->path, &st, err) < 0)
         return -1;
     if (!S_ISREG(st.st_mode))

@@ -26,6 +26,8 @@ rebase(struct qm_rebase *r, struct qmeld_error *err)
                                r->opts->journal_dir, &r->journal, err) < 0 ||
         (r->onto && qm_request_check_finished(r->onto, r->opts->journal_dir, err) < 0))
         return -1;
+    if (qm_journal_check_place(image->img->file, image->img->file, r->opts->journal_dir, err) < 0)
+        return -1;
     if (qm_journal_path(r->path, image->img->file->blockdev, r->path, r->opts->journal_dir,
                         &journal, err) < 0)
         return -1;

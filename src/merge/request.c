@@ -348,7 +348,9 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
     m->report->bytes_down = way.bytes_down;
     m->report->bytes_up = way.bytes_up;
     named = &m->chain->layers[base];
-    if (qm_journal_path(named->path, named->img->file->blockdev, path, m->opts->journal_dir,
+    if (qm_journal_check_place(named->img->file, m->chain->layers[m->chain->n - 1].img->file,
+                               m->opts->journal_dir, err) < 0 ||
+        qm_journal_path(named->path, named->img->file->blockdev, path, m->opts->journal_dir,
                         &journal, err) < 0)
         return -1;
     if (make_intent(m, base, top, way.target, &intent, err) < 0) {

@@ -4,6 +4,7 @@
  */
 #include "merge_int.h"
 
+#include "nbd_name.h"
 #include "qcow2_header.h"
 
 #include <string.h>
@@ -41,7 +42,8 @@ check_all_there(const struct qm_merge *m, struct qmeld_error *err)
     const struct qm_intent *intent = qm_journal_intent(m->journal);
 
     for (size_t i = intent->base; i < intent->layers.n && i <= intent->top + 1; i++)
-        if (access(intent->layers.at[i].path, F_OK) < 0)
+        if (!qm_nbd_is_name(intent->layers.at[i].path) &&
+            access(intent->layers.at[i].path, F_OK) < 0)
             return qm_fail(err, QMELD_STALE, qm_in(intent->layers.at[i].path),
                            "it is not there any more, and going back needs it");
     return 0;

@@ -103,10 +103,7 @@ begin_raw(struct qm_seal *s, const struct qm_image *img, struct qmeld_error *err
     /* A raw file that is no multiple of 512 long need not become one (it reads the same). */
     s->raw_len = s->new_size > img->size ? s->new_size : s->file->size;
     if (s->file->blockdev && s->raw_len > s->file->size)
-        return qm_fail(err, QMELD_NOSPACE, qm_in(s->file->path),
-                       "the block device has %" PRIu64 " bytes, the merged disk needs %" PRIu64
-                       ": enlarge it by %" PRIu64,
-                       (uint64_t)s->file->size, s->raw_len, s->raw_len - s->file->size);
+        return qm_file_too_small(s->file, s->raw_len, err);
     return 0;
 }
 

@@ -86,7 +86,9 @@ check_names(const struct qm_settle *s, struct qmeld_error *err)
             continue;
         if (layer->img->file->blockdev)
             return qm_fail(err, QMELD_USAGE, qm_in(layer->path),
-                           "a block device cannot be %s: use --overlays=keep or empty",
+                           "%s %s cannot be %s: use --overlays=keep or empty",
+                           qm_file_is_local(layer->img->file) ? "a" : "an",
+                           qm_file_kind(layer->img->file),
                            s->cfg.overlays == QMELD_OVERLAYS_DELETE ? "deleted" : "renamed");
         if (qm_names_may_change(layer->path, err) < 0)
             return -1;

@@ -2,6 +2,7 @@
 /*
  * status.c - qmeld_status: which merges are unfinished, as their journals tell it.
  */
+#include "nbd_name.h"
 #include "search.h"
 
 #include <stdio.h>
@@ -149,7 +150,7 @@ qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
     if (tell_of_path(path, journal_dir, &t, err) < 0)
         return -1;
     /* a layer may be gone by now, but then a merge removed it; a slip of the pen is no "nothing" */
-    if (!t.any && stat(path, &st) < 0)
+    if (!t.any && !qm_nbd_is_name(path) && stat(path, &st) < 0)
         return qm_fail_sys(err, qm_in(path), "cannot look for unfinished merges of it");
     return 0;
 }
