@@ -46,8 +46,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
             qm_fuzz_must(qmeld_check(IMAGE, "qcow2", QMELD_REPAIR_NONE, NULL, NULL, &again, &err) ==
                              0,
                          err.what);
-            qm_fuzz_must(again.corruptions == r.corruptions && again.leaks == r.leaks,
-                         "a repair's last word is true");
+            if (r.corruptions == 0 && r.check_errors == 0)
+                qm_fuzz_must(again.corruptions == 0 && again.check_errors == 0 &&
+                                 again.leaks == r.leaks,
+                             "what a repair calls whole is whole");
             after = qm_fuzz_view(IMAGE, "qcow2", UINT64_MAX);
             if (before.reads && r.corruptions_fixed == 0)
                 qm_fuzz_must(qm_fuzz_same(&before, &after),
