@@ -110,6 +110,11 @@ struct qmeld_open_options {
     const struct qmeld_secrets
         *secrets; /* NULL: none, and encrypted bytes cannot be read (qmeld_read: USAGE);
                                           * info, map and check need none */
+    const char *const
+        *allow_paths; /* where names out of images may lead: folders (with all below them), files,
+                                     * "nbd://HOST[:PORT]", "/" for all; ends with NULL.  The folders of paths
+                                     * that the caller gives are always allowed.  NULL: those, and regular files
+                                     * elsewhere that evidently are disk images; QMELD_USAGE otherwise */
 };
 
 /* Opens path and every layer under it, for reading.  Takes no lock and writes nothing, so
@@ -220,7 +225,8 @@ typedef int qmeld_progress_fn(const struct qmeld_progress *progress, void *opaqu
 struct qmeld_compare_options {
     const char *format_a; /* NULL: by content */
     const char *format_b;
-    const char *backing_format; /* as in struct qmeld_open_options, for both chains */
+    const char *backing_format;     /* as in struct qmeld_open_options, for both chains */
+    const char *const *allow_paths; /* likewise */
     bool strict; /* sizes must be the same, and of each byte whether it is allocated, as qemu-img
                   * compare -s looks at it */
     const struct qmeld_secrets *secrets; /* NULL: none; for both chains */
@@ -296,18 +302,20 @@ typedef int qmeld_guard_fn(enum qmeld_moment moment, void *opaque, struct qmeld_
 struct qmeld_commit_options {
     const char *format;         /* of the active layer; NULL: by its content */
     const char *backing_format; /* for layers whose overlay stores none; NULL: refuse those */
-    const char *base;           /* "[N]" counted from 1, or a path; NULL: the bottom */
-    const char *top;            /* likewise; NULL: the active layer */
-    bool shallow;               /* base is what lies directly under top */
-    bool atomic;                /* a qcow2 base stays bit for bit what it is until one sector of its
+    const char *const
+        *allow_paths;   /* as in struct qmeld_open_options; a merge that goes on keeps its own */
+    const char *base;   /* "[N]" counted from 1, or a path; NULL: the bottom */
+    const char *top;    /* likewise; NULL: the active layer */
+    bool shallow;       /* base is what lies directly under top */
+    bool atomic;        /* a qcow2 base stays bit for bit what it is until one sector of its
                                  * header switches; it can be taken back (qmeld_revert) until then, and, if
                                  * overlays are kept, until qmeld_finalize */
-    bool undo;                  /* as atomic; of a raw base what is overwritten is kept beside the
+    bool undo;          /* as atomic; of a raw base what is overwritten is kept beside the
                                  * journal, so that it can be brought back */
-    bool keep_relative;         /* refuse rather than write an absolute backing name */
-    bool skip_equal;            /* bytes that the base reads as already are not written */
-    bool detect_zeroes;         /* data that is zeros becomes holes, or clusters that say zero */
-    bool verify; /* read back what was written, from the disk where the page cache can
+    bool keep_relative; /* refuse rather than write an absolute backing name */
+    bool skip_equal;    /* bytes that the base reads as already are not written */
+    bool detect_zeroes; /* data that is zeros becomes holes, or clusters that say zero */
+    bool verify;        /* read back what was written, from the disk where the page cache can
                                  * be got out of the way, before any overlay is settled */
     bool direct; /* data is read and written past the page cache (O_DIRECT), where file system and
                   * alignment allow it; elsewhere through it */
@@ -559,7 +567,8 @@ struct qmeld_rebase_options {
                                  * NULL: none, everything is pulled in */
     const char *backing_format; /* of the new backing file; required with backing */
     const char
-        *chain_format;  /* of layers for which no overlay stores a format; NULL: refuse those */
+        *chain_format; /* of layers for which no overlay stores a format; NULL: refuse those */
+    const char *const *allow_paths; /* as in struct qmeld_open_options, for both chains */
     bool unsafe;        /* the header only: nothing is compared or copied, nothing else is opened */
     bool keep_relative; /* store a relative name that leads there, or refuse */
     bool dry_run;       /* nothing is written; the report tells what would be */
@@ -762,10 +771,12 @@ struct qmeld_create_options {
     bool has_size;              /* false: the backing file's size */
     const char *backing_name;   /* NULL: none; stored as it is */
     const char *backing_format; /* required with backing_name */
-    unsigned version;           /* 2 or 3; 0: 3 */
-    uint64_t cluster_size;      /* 0: 65536 */
-    unsigned refcount_bits;     /* 0: 16 */
-    const char *compression;    /* "zlib" or "zstd"; NULL: zlib */
+    const char *const
+        *allow_paths;        /* as in struct qmeld_open_options, for what lies below that file */
+    unsigned version;        /* 2 or 3; 0: 3 */
+    uint64_t cluster_size;   /* 0: 65536 */
+    unsigned refcount_bits;  /* 0: 16 */
+    const char *compression; /* "zlib" or "zstd"; NULL: zlib */
     bool extended_l2;
     bool lazy_refcounts;
     const char *preallocation; /* "off", "metadata", "falloc", "full"; NULL: off */
@@ -792,7 +803,8 @@ typedef int qmeld_bytes_fn(const void *bytes, size_t len, void *opaque);
 struct qmeld_flatten_options {
     const char *format; /* of path; NULL: by content */
     const char
-        *backing_format;  /* of layers for which no overlay stores one; NULL: they are refused */
+        *backing_format; /* of layers for which no overlay stores one; NULL: they are refused */
+    const char *const *allow_paths; /* as in struct qmeld_open_options */
     const char *snapshot; /* ID or name of an internal snapshot of path; NULL: its active view */
     const struct qmeld_secrets *secrets; /* NULL: none; out is not encrypted */
     bool share; /* takes no lock: somebody may write meanwhile, and then what is
@@ -853,6 +865,7 @@ QMELD_API int qmeld_flatten(const char *path, const char *out,
 
 struct qmeld_verify_options {
     const char *output; /* the image, if it is not where the manifest says; NULL: it is */
+    const char *const *allow_paths;      /* as in struct qmeld_open_options, for the inputs */
     const struct qmeld_secrets *secrets; /* NULL: none; of the inputs, and of the image */
     unsigned threads;                    /* 0: as many as there are processors, at most 16 */
     qmeld_progress_fn *progress;         /* may be NULL */

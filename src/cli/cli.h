@@ -53,6 +53,7 @@ extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli
 /* Codes of options that have no letter. */
 enum {
     QM_OPT_OUTPUT = 256,
+    QM_OPT_ALLOW_PATH, /* never returned: qm_cli_getopt keeps its values */
     QM_OPT_SECRET,
     QM_OPT_SECRET_FD,
     QM_OPT_FIRST, /* a command's own begin here */
@@ -63,6 +64,15 @@ enum {
     {                                                                                              \
         "help", no_argument, NULL, 'h'                                                             \
     }
+
+/* Of every command that follows names out of images; any number of times. */
+#define QM_CLI_ALLOW_PATH_OPTION                                                                   \
+    {                                                                                              \
+        "allow-path", required_argument, NULL, QM_OPT_ALLOW_PATH                                   \
+    }
+
+/* The values of --allow-path, ended by NULL; NULL if there were none. */
+const char *const *qm_cli_allow_paths(void);
 
 /* getopt_long with our words for its complaints.  Returns the option, -1 at the end, or '?'
  * after the complaint was printed. */

@@ -58,6 +58,8 @@ static const char help[] =
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the base,\n"
     "                               or, if that is a device or an export, beside IMAGE\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
+    "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
+    "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP
         QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
@@ -162,6 +164,7 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
         return QM_EXIT_REFUSED;
     }
+    merging->options.allow_paths = qm_cli_allow_paths();
     return -1;
 }
 

@@ -22,6 +22,8 @@ static const char help[] =
     "\n"
     "    -f FMT                     format of IMAGE1; found by content otherwise\n"
     "    -F FMT                     format of IMAGE2\n"
+    "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
+    "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one\n"
     "    -s, --strict               sizes and block status (allocated, zero) must be the same, "
     "too\n"
@@ -257,6 +259,7 @@ static int
 run(int argc, char **argv)
 {
     static const struct option options[] = {
+        QM_CLI_ALLOW_PATH_OPTION,
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"strict", no_argument, NULL, 's'},
         {"all", no_argument, NULL, OPT_ALL},
@@ -283,6 +286,7 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "two images are expected, %d were named", argc - optind);
         return CANNOT_OPEN;
     }
+    request.options.allow_paths = qm_cli_allow_paths();
     return compare(&request, argv + optind);
 }
 

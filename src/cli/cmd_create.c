@@ -27,6 +27,8 @@ static const char help[] =
     "    -f, --format=qcow2|raw       format of the new image (raw)\n"
     "    -b, --backing=NAME           the image it stands on; stored as written here\n"
     "    -F, --backing-format=FMT     format of that image; needed with -b\n"
+    "        --allow-path=PATH        a folder, file or nbd://HOST that names in images may lead\n"
+    "                                 to; may be repeated, and then they lead nowhere else\n"
     "    -u, --unsafe-backing         do not look at the backing file; needs SIZE\n"
     "        --size=SIZE              as the operand SIZE\n"
     "    -o KEY=VALUE[,KEY=VALUE...]  the names qemu-img uses: backing_file, backing_fmt, size,\n"
@@ -316,6 +318,7 @@ run(int argc, char **argv)
         {"backing", required_argument, NULL, 'b'},
         {"backing-format", required_argument, NULL, 'F'},
         {"unsafe-backing", no_argument, NULL, 'u'},
+        QM_CLI_ALLOW_PATH_OPTION,
         {"quiet", no_argument, NULL, 'q'},
         {"compat", required_argument, NULL, QM_OPT_FIRST},
         {"cluster-size", required_argument, NULL, QM_OPT_FIRST + 1},
@@ -341,6 +344,7 @@ run(int argc, char **argv)
     }
     if (!take_operands(&request, argc - optind, argv + optind))
         return QM_EXIT_REFUSED;
+    request.create.allow_paths = qm_cli_allow_paths();
     return create(&request);
 }
 

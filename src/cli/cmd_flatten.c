@@ -55,6 +55,8 @@ static const char help[] =
     "                                 block device\n"
     "        --restart                begin anew where an earlier run was interrupted\n"
     "    -f, --format=FMT             format of IMAGE; found by content otherwise\n"
+    "        --allow-path=PATH        a folder, file or nbd://HOST that names in images may lead\n"
+    "                                 to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT     format of layers for which no overlay stores one; without\n"
     "                                 it they are refused\n"
     "    -U, --force-share            take no lock: IMAGE may be in use, and what is read is then\n"
@@ -227,6 +229,7 @@ take_options(struct request *r, int argc, char **argv)
         {"salvage-map", required_argument, NULL, OPT_SALVAGE_MAP},
         {"force", no_argument, NULL, OPT_FORCE},
         {"restart", no_argument, NULL, OPT_RESTART},
+        QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"force-share", no_argument, NULL, 'U'},
@@ -249,6 +252,7 @@ take_options(struct request *r, int argc, char **argv)
         if (!take_option(r, c))
             return QM_EXIT_REFUSED;
     }
+    r->flatten.allow_paths = qm_cli_allow_paths();
     return take_operands(r, argc - optind, argv + optind) ? -1 : QM_EXIT_REFUSED;
 }
 

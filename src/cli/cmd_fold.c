@@ -35,6 +35,8 @@ static const char help[] =
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the full,\n"
     "                               or, if that is a device or an export, beside IMAGE\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
+    "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
+    "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP
         QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
@@ -102,6 +104,7 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "how many increments are to stay is to be said with --keep");
         return QM_EXIT_REFUSED;
     }
+    merging.options.allow_paths = qm_cli_allow_paths();
     qm_cli_merging_begin(&merging);
     return qm_cli_merging_run_and_report(&merging, argv[optind], fold);
 }

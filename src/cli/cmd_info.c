@@ -37,6 +37,8 @@ static const char help[] =
     "it,\n"
     "                              or qemu:///system\n"
     "    -f, --format=FMT          format of IMAGE (qcow2, raw); found by content otherwise\n"
+    "        --allow-path=PATH     a folder, file or nbd://HOST that names in images may lead\n"
+    "                              to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT  format of layers for which no overlay stores one\n"
     "        --single              do not open backing files\n"
     "        --output=human|json   json: the keys of qemu-img info --backing-chain, and more\n"
@@ -367,6 +369,7 @@ run(int argc, char **argv)
     enum { OPT_BACKING_FORMAT = QM_OPT_FIRST, OPT_SINGLE };
     static const struct option options[] = {
         {"connect", required_argument, NULL, 'c'},
+        QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"single", no_argument, NULL, OPT_SINGLE},
@@ -416,6 +419,7 @@ run(int argc, char **argv)
             return qm_cli_fail(&err);
         qm_cli_complain(&err); /* and that it is no file either */
     }
+    open_options.allow_paths = qm_cli_allow_paths();
     return show(argv[optind], &open_options, output);
 }
 

@@ -34,6 +34,8 @@ static const char help[] =
     "    -s, --start-offset=OFFSET   begin here; suffixes k, M, G, T, P, E are understood\n"
     "    -l, --max-length=LENGTH     so many bytes at most\n"
     "    -f, --image-format=FMT      format of IMAGE; found by content otherwise\n"
+    "        --allow-path=PATH       a folder, file or nbd://HOST that names in images may lead\n"
+    "                                to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT    format of layers for which no overlay stores one\n"
     "        --output=human|json     json: every extent, one a line\n"
     "    -h, --help                  this text\n"
@@ -117,7 +119,7 @@ path_of(struct table *table, size_t layer)
     if (!table->paths[layer]) {
         if (qmeld_chain_layer(table->chain, layer, &info, &table->err) < 0)
             return NULL;
-        table->paths[layer] = qm_cli_quote(info.path);
+        table->paths[layer] = qm_cli_quote(info.data_file ? info.data_file : info.path);
     }
     return table->paths[layer];
 }
@@ -258,6 +260,7 @@ run(int argc, char **argv)
         {"start-offset", required_argument, NULL, 's'},
         {"max-length", required_argument, NULL, 'l'},
         {"image-format", required_argument, NULL, 'f'},
+        QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, OPT_FORMAT},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         QM_CLI_COMMON_OPTIONS,
@@ -283,6 +286,7 @@ run(int argc, char **argv)
         return QM_EXIT_REFUSED;
     }
     request.path = argv[optind];
+    request.open.allow_paths = qm_cli_allow_paths();
     return show(&request);
 }
 

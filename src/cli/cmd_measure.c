@@ -33,6 +33,8 @@ static const char help[] =
     "        --onto=LAYER           the layer to be merged into, by path or as [N]\n"
     "        --top=LAYER            merge from this one down (IMAGE)\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
+    "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
+    "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one\n"
     "        --output=human|json\n"
     "    -h, --help\n"
@@ -117,7 +119,8 @@ static int
 measure(const struct asked *asked, const char *path)
 {
     const struct qmeld_open_options open = {.format = asked->options.format,
-                                            .backing_format = asked->options.backing_format};
+                                            .backing_format = asked->options.backing_format,
+                                            .allow_paths = asked->options.allow_paths};
     struct qmeld_measure found;
     struct qmeld_error err;
 
@@ -152,6 +155,7 @@ run(int argc, char **argv)
         {"onto", required_argument, NULL, OPT_ONTO},
         {"top", required_argument, NULL, OPT_TOP},
         {"size", required_argument, NULL, OPT_SIZE},
+        QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         QM_CLI_COMMON_OPTIONS,
@@ -170,6 +174,7 @@ run(int argc, char **argv)
     }
     if (!check_request(&asked, argc - optind))
         return QM_EXIT_REFUSED;
+    asked.options.allow_paths = qm_cli_allow_paths();
     return measure(&asked, asked.has_size ? NULL : argv[optind]);
 }
 

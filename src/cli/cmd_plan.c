@@ -39,6 +39,7 @@ static const char help[] =
     "        --keep-relative\n"
     "        --journal-dir=DIR      space there counts, too\n"
     "    -f, --format=FMT\n"
+    "        --allow-path=PATH\n"
     "        --backing-format=FMT\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP QM_CLI_MERGING_HELP "\n"
     "Exit codes: 0 commit can do it, or has nothing to do; 1 failed; 2 commit would refuse;\n"
     "75 stopped by a signal or at the deadline.\n";

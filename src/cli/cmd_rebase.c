@@ -39,6 +39,8 @@ static const char help[] =
     "takes\n"
     "        --journal-dir=DIR      where the journal lies meanwhile (beside IMAGE)\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
+    "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
+    "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_SECRET_HELP
     "        --bandwidth=RATE       bytes a second at most, for comparing and for copying;\n"
@@ -231,6 +233,7 @@ run(int argc, char **argv)
         {"keep-relative", no_argument, NULL, OPT_KEEP_RELATIVE},
         {"dry-run", no_argument, NULL, OPT_DRY_RUN},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
+        QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"bandwidth", required_argument, NULL, QM_OPT_BANDWIDTH},
@@ -258,6 +261,7 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
         return QM_EXIT_REFUSED;
     }
+    request.options.allow_paths = qm_cli_allow_paths();
     return check_request(&request) ? rebase(&request, argv[optind]) : QM_EXIT_REFUSED;
 }
 

@@ -20,7 +20,10 @@ static const char help[] =
     "each byte.  Says which leaf and which file differs.  Takes no lock, and writes nothing.\n"
     "\n"
     "        --image=FILE           the image is here, and not where the manifest "
-    "says\n" QM_CLI_SECRET_HELP
+    "says\n"
+    "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
+    "                               to; may be repeated, and then they lead nowhere "
+    "else\n" QM_CLI_SECRET_HELP
     "        --threads=N            use N threads (as many as processors, at most 16)\n"
     "        --deadline=TIME        stop after so long, as a signal would do\n"
     "        --progress=auto|bar|json|none\n"
@@ -157,6 +160,7 @@ run(int argc, char **argv)
 {
     static const struct option options[] = {
         {"image", required_argument, NULL, OPT_IMAGE},
+        QM_CLI_ALLOW_PATH_OPTION,
         {"threads", required_argument, NULL, QM_OPT_THREADS},
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
@@ -180,6 +184,7 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "one manifest is expected, %d were named", argc - optind);
         return VERIFY_REFUSED;
     }
+    r.verify.allow_paths = qm_cli_allow_paths();
     return verify(&r, argv[optind]);
 }
 

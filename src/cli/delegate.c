@@ -11,7 +11,8 @@ static bool
 may_be_a_machines(const struct qm_cli_merging *merging, const char *path)
 {
     const struct qmeld_open_options options = {.format = merging->options.format,
-                                               .backing_format = merging->options.backing_format};
+                                               .backing_format = merging->options.backing_format,
+                                               .allow_paths = merging->options.allow_paths};
     struct qmeld_chain *chain = NULL;
     struct qmeld_error unheard;
     bool held = false;

@@ -79,7 +79,8 @@ enum {
         {"keep-relative", no_argument, NULL, QM_OPT_KEEP_RELATIVE},                                \
         {"force", no_argument, NULL, QM_OPT_FORCE},                                                \
         {"scan", required_argument, NULL, QM_OPT_SCAN},                                            \
-        {"no-scan", no_argument, NULL, QM_OPT_NO_SCAN}, {"format", required_argument, NULL, 'f'},  \
+        {"no-scan", no_argument, NULL, QM_OPT_NO_SCAN}, QM_CLI_ALLOW_PATH_OPTION,                  \
+        {"format", required_argument, NULL, 'f'},                                                  \
     {                                                                                              \
         "backing-format", required_argument, NULL, QM_OPT_BACKING_FORMAT                           \
     }

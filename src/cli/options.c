@@ -8,13 +8,38 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* As many as argv can have, and NULL; for the life of the process. */
+static const char **allow_paths;
+static size_t n_allow_paths;
+
+const char *const *
+qm_cli_allow_paths(void)
+{
+    return allow_paths;
+}
+
+static void
+keep_allow_path(const char *path)
+{
+    const char **more = realloc(allow_paths, (n_allow_paths + 2) * sizeof *more);
+
+    if (!more) {
+        fputs("qmeld: out of memory\n", stderr);
+        exit(QM_EXIT_FAILED);
+    }
+    allow_paths = more;
+    allow_paths[n_allow_paths++] = path;
+    allow_paths[n_allow_paths] = NULL;
+}
+
 int
 qm_cli_getopt(int argc, char **argv, const char *letters, const struct option *options)
 {
     int c;
 
     opterr = 0;
-    c = getopt_long(argc, argv, letters, options, NULL);
+    while ((c = getopt_long(argc, argv, letters, options, NULL)) == QM_OPT_ALLOW_PATH)
+        keep_allow_path(optarg);
     if (c != '?' && c != ':')
         return c;
     if (c == ':') /* letters begins with a colon: a value is missing */

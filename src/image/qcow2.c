@@ -198,11 +198,14 @@ classify(const struct qcow2_geo *g, const struct qcow2_l2 *e, uint32_t sub, stru
 /* How many entries of the slice, from i on, continue the entry before i: the same kind, the host
  * clusters adjacent.  Only for tables of 8-byte entries. */
 static uint32_t
-count_alike(const struct slice *s, uint32_t i, uint64_t cluster_size)
+count_alike(const struct slice *s, uint32_t i, uint64_t cluster_size, bool data_file)
 {
-    const uint64_t mask = QCOW2_COMPRESSED | QCOW2_OFFSET_MASK | QCOW2_ZERO;
+    const uint64_t mask =
+        QCOW2_COMPRESSED | QCOW2_OFFSET_MASK | QCOW2_ZERO | (data_file ? QCOW2_COPIED : 0);
     uint64_t expect = be64_get(&s->word[i - 1]) & mask;
-    const uint64_t step = expect & QCOW2_OFFSET_MASK ? cluster_size : 0;
+    /* COPIED without an offset is a cluster of a data file, but not if it is zeros */
+    const bool first = (expect & (QCOW2_COPIED | QCOW2_ZERO)) == QCOW2_COPIED;
+    const uint64_t step = first || expect & QCOW2_OFFSET_MASK ? cluster_size : 0;
     const uint32_t begin = i;
 
     if (expect == 0)
@@ -234,6 +237,8 @@ run_in_slice(const struct asking *a, struct qm_extent *out, struct qmeld_error *
     i = (uint32_t)((off - s->off) / sizeof(be64));
     verdict = qcow2_l2_decode(g, be64_get(&s->word[i]),
                               g->extended_l2 ? be64_get(&s->word[i + 1]) : 0, &e);
+    if (verdict == QCOW2_L2_OK)
+        verdict = qcow2_l2_check_place(g, &e, a->at >> g->cluster_bits);
     if (verdict != QCOW2_L2_OK)
         return bad_entry(a, off, verdict, err);
 
@@ -246,8 +251,8 @@ run_in_slice(const struct asking *a, struct qm_extent *out, struct qmeld_error *
     } else {
         sub = (uint32_t)(in_cluster / g->subcluster_size);
         to = (sub + classify(g, &e, sub, out)) * g->subcluster_size;
-        if (!g->extended_l2 && !g->data_file)
-            to += (uint64_t)count_alike(s, i + 1, g->cluster_size) << g->cluster_bits;
+        if (!g->extended_l2)
+            to += (uint64_t)count_alike(s, i + 1, g->cluster_size, g->data_file) << g->cluster_bits;
         out->host = qm_host(out->has_host ? e.host.h + in_cluster : 0);
     }
     out->len = qm_min(to - in_cluster, a->end - a->at);
@@ -628,6 +633,9 @@ qcow2_l2_verdict_text(enum qcow2_l2_verdict v)
         return "L2 entry: zero flag in a version 2 image";
     case QCOW2_L2_BAD_BITMAP:
         return "L2 entry: subcluster bitmap contradicts itself";
+    case QCOW2_L2_MISPLACED:
+        return "L2 entry: in an external data file a cluster lies at its guest offset, and is not "
+               "compressed";
     }
     return "L2 entry: unknown defect";
 }

@@ -594,6 +594,16 @@ qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1, struc
     return out->host.h & (g->cluster_size - 1) ? QCOW2_L2_UNALIGNED : QCOW2_L2_OK;
 }
 
+enum qcow2_l2_verdict
+qcow2_l2_check_place(const struct qcow2_geo *g, const struct qcow2_l2 *e, uint64_t guest_cluster)
+{
+    if (!g->data_file || !e->has_host)
+        return QCOW2_L2_OK;
+    return e->kind == QCOW2_L2_STANDARD && e->host.h == guest_cluster << g->cluster_bits
+               ? QCOW2_L2_OK
+               : QCOW2_L2_MISPLACED;
+}
+
 bool
 qcow2_l2_fits(const struct qcow2_geo *g, const struct qcow2_l2 *e)
 {

@@ -210,6 +210,7 @@ enum qcow2_l2_verdict {
     QCOW2_L2_UNALIGNED,  /* host offset not cluster aligned */
     QCOW2_L2_ZERO_IN_V2, /* zero flag in a version 2 image */
     QCOW2_L2_BAD_BITMAP, /* alloc and zero of one subcluster, or alloc without a cluster */
+    QCOW2_L2_MISPLACED,  /* only from qcow2_l2_check_place */
 };
 
 /* Decodes; *out is filled as far as it goes even where the verdict is not OK.  word1 is
@@ -217,6 +218,11 @@ enum qcow2_l2_verdict {
  * QEMU does on reading; who checks looks at them by himself. */
 enum qcow2_l2_verdict qcow2_l2_decode(const struct qcow2_geo *g, uint64_t word0, uint64_t word1,
                                       struct qcow2_l2 *out);
+
+/* With an external data file a cluster lies at its guest offset, and is never compressed (qemu 7.2,
+ * block/qcow2-cluster.c, qcow2_get_host_offset): MISPLACED, or OK; always OK without. */
+enum qcow2_l2_verdict qcow2_l2_check_place(const struct qcow2_geo *g, const struct qcow2_l2 *e,
+                                           uint64_t guest_cluster);
 
 /* True if the host offset of a COMPRESSED entry has room in it. */
 bool qcow2_l2_fits(const struct qcow2_geo *g, const struct qcow2_l2 *e);

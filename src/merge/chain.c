@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Files of this machine are as many as they are; a server may make up one more for ever. */
 #define MAX_EXPORTS 256u
@@ -22,6 +23,7 @@
 struct opening {
     const struct qm_chain_options *opts;
     unsigned n_exports;
+    struct qm_policy *policy;
     QM_VEC(struct qm_layer) layers;
 };
 
@@ -73,6 +75,11 @@ check_loop(const struct opening *o, const struct qm_file *file, const char *path
            struct qmeld_error *err)
 {
     QM_VEC_EACH (l, &o->layers) {
+        if (qm_file_same(l->img->data, file) && l->img->data != l->img->file)
+            return qm_fail(err, QMELD_CORRUPT, qm_in(path),
+                           "a backing file, and the data file of %s: give one of them its right "
+                           "name",
+                           l->path);
         if (!qm_file_same(l->img->file, file))
             continue;
         return qm_fail(err, QMELD_CORRUPT, qm_in(qm_vec_last(&o->layers)->path),
@@ -104,23 +111,125 @@ check_really_raw(const struct opening *o, const struct qm_file *file, struct qme
         qm_vec_last(&o->layers)->path, file->path, qm_vec_last(&o->layers)->path);
 }
 
-/* Opens path as the next layer down.  Owns nothing but what it adds. */
+/* ---- external data files ---- */
+
+static int
+no_data_file(const struct qm_layer *l, const char *name, struct qmeld_error *err)
+{
+    const struct qmeld_error was = *err;
+    const char *slash = strrchr(l->path, '/');
+    QM_FREE char *beside = NULL;
+    struct stat st;
+
+    if (*name != '/' && slash &&
+        asprintf(&beside, "%.*s/%s", (int)(slash - l->path), l->path, name) >= 0 &&
+        stat(beside, &st) == 0)
+        qm_fail(err, was.code, qm_in(l->path),
+                "its data file %.200s is not here, but %.200s is: names of data files are relative "
+                "to the working directory, for QEMU, too: run this in the folder of the image",
+                name, beside);
+    else
+        qm_fail(err, was.code, qm_in(l->path), "its data file %.200s: %.300s", name, was.what);
+    err->sys_errno = was.sys_errno;
+    return -1;
+}
+
+/* Nobody else in the chain may have these bytes. */
+static int
+check_data_alone(const struct qm_layer *layers, size_t n, const struct qm_layer *mine,
+                 const struct qm_file *data, struct qmeld_error *err)
+{
+    if (qm_file_same(mine->img->file, data))
+        return qm_fail(err, QMELD_CORRUPT, qm_in(mine->path), "it says it is its own data file");
+    for (size_t i = 0; i < n; i++)
+        if (&layers[i] != mine && qm_image_is_in(layers[i].img, data))
+            return qm_fail(err, QMELD_CORRUPT, qm_in(mine->path),
+                           "its data file %.200s is used by %.200s in the same chain: give one of "
+                           "them its right name",
+                           data->path, layers[i].path);
+    return 0;
+}
+
+/* "nbd://x" is a file here. */
+static char *
+plain_path(const char *name)
+{
+    char *out;
+
+    return asprintf(&out, "%s%s", qm_nbd_is_name(name) ? "./" : "", name) < 0 ? NULL : out;
+}
+
+/* Opens the data file of l, if it has one: a plain file name, relative to the working directory (qemu 7.2.22,
+ * block/qcow2.c, qcow2_do_open, as it is since names of data files are not parsed any more). */
+static int
+open_data(const struct qm_policy *policy, const struct qm_layer *layers, size_t n,
+          struct qm_layer *l, bool lock, struct qmeld_error *err)
+{
+    struct qm_qcow2 *q = qm_qcow2_of(l->img);
+    const char *name = q ? q->hdr.data_file : NULL;
+    QM_FREE char *path = NULL;
+    struct qm_file *data;
+
+    if (!q || !q->geo.data_file || l->img->data != l->img->file)
+        return 0;
+    if (!name || !*name)
+        return qm_fail(
+            err, QMELD_UNSUPPORTED, qm_in(l->path),
+            "the guest's data is in an external data file, and the header does not say in "
+            "which: store its name with `qemu-img amend -o data_file=`");
+    if (qm_names_allowed(policy, QM_NAME_DATA, l->path, name, err) < 0)
+        return -1;
+    path = plain_path(name);
+    if (!path)
+        return qm_fail_nomem(err, "a path");
+    if (qm_file_open(path, &data, err) < 0)
+        return no_data_file(l, name, err);
+    if (qm_policy_opened(policy, QM_NAME_DATA, l->path, path, data, "raw", err) < 0 ||
+        check_data_alone(layers, n, l, data, err) < 0 ||
+        (lock && (qm_lock_take(data, QM_LOCK_READER, err) < 0 || qm_file_refresh(data, err) < 0))) {
+        qm_file_close(data);
+        return -1;
+    }
+    l->img->data = data;
+    return 0;
+}
+
+/* ---- a layer, whole ---- */
+
+/* Its data, unless it is only looked at. */
+static int
+make_readable(const struct opening *o, struct qm_layer *l, bool lock, struct qmeld_error *err)
+{
+    const struct qm_qcow2 *q = qm_qcow2_of(l->img);
+
+    if (!q || o->opts->describe)
+        return 0;
+    if (open_data(o->policy, o->layers.at, o->layers.n, l, lock, err) < 0)
+        return -1;
+    return qm_qcow2_can_read(q, err);
+}
+
+/* Opens path as the next layer down; it is the user's word for the first one, and a header's for others.  Owns
+ * nothing but what it adds. */
 static int
 add_layer(struct opening *o, const char *path, const char *format, struct qmeld_error *err)
 {
     const bool lock = o->opts->mode != QM_CHAIN_LOOK, hold = o->opts->mode == QM_CHAIN_HOLD;
+    const char *overlay = o->layers.n > 0 ? qm_vec_last(&o->layers)->path : NULL;
     struct qm_layer l = {.format_probed = !format};
     struct qm_file *file;
-    struct qm_qcow2 *q;
 
     if (qm_nbd_is_name(path) && ++o->n_exports > MAX_EXPORTS)
         return qm_fail(err, QMELD_UNSUPPORTED, qm_in(path),
                        "more than %u layers of the chain lie behind NBD servers: merge fewer at a "
                        "time",
                        MAX_EXPORTS);
-    if (open_file(o, path, &file, err) < 0)
+    if ((overlay && qm_names_allowed(o->policy, QM_NAME_BACKING, overlay, path, err) < 0) ||
+        open_file(o, path, &file, err) < 0)
         return -1;
-    if (check_loop(o, file, path, err) < 0)
+    if ((overlay &&
+         qm_policy_opened(o->policy, QM_NAME_BACKING, overlay, path, file, format, err) < 0) ||
+        check_loop(o, file, path, err) < 0)
         goto no_image;
     /* What was seen before the lock may be old by now: the length. */
     if (lock && (qm_lock_take(file, QM_LOCK_READER, err) < 0 || qm_file_refresh(file, err) < 0))
@@ -137,9 +246,7 @@ add_layer(struct opening *o, const char *path, const char *format, struct qmeld_
         free(l.path);
         goto no_image;
     }
-    q = qm_qcow2_of(l.img);
-    if ((q && !o->opts->describe && qm_qcow2_can_read(q, err) < 0) ||
-        qm_keys_unlock(&l, o->opts, err) < 0) {
+    if (make_readable(o, &l, lock, err) < 0 || qm_keys_unlock(&l, o->opts, err) < 0) {
         release_layer(&l);
         return -1;
     }
@@ -228,7 +335,10 @@ qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_c
     struct qm_chain *chain;
 
     *out = NULL;
-    if (add_all(&o, path, err) < 0)
+    if (qm_policy_new(opts->allow, &o.policy, err) < 0 ||
+        qm_policy_named(o.policy, path, err) < 0 ||
+        (opts->named && qm_policy_named(o.policy, opts->named, err) < 0) ||
+        add_all(&o, path, err) < 0)
         goto fail;
     chain = calloc(1, sizeof *chain);
     if (!chain) {
@@ -243,11 +353,13 @@ qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_c
     }
     chain->layers = o.layers.at;
     chain->n = o.layers.n;
+    chain->policy = o.policy;
     *out = chain;
     return 0;
 fail:
     QM_VEC_EACH (l, &o.layers)
         release_layer(l);
+    qm_policy_free(o.policy);
     qm_vec_release(&o.layers);
     return -1;
 }
@@ -260,7 +372,22 @@ qm_chain_close(struct qm_chain *chain)
     for (size_t i = 0; i < chain->n; i++)
         release_layer(&chain->layers[i]);
     free(chain->layers);
+    qm_policy_free(chain->policy);
     free(chain);
+}
+
+int
+qm_chain_make_readable(struct qm_chain *chain, struct qmeld_error *err)
+{
+    for (size_t i = chain->n; i-- > 0;) {
+        const struct qm_qcow2 *q = qm_qcow2_of(chain->layers[i].img);
+
+        if (q &&
+            (open_data(chain->policy, chain->layers, chain->n, &chain->layers[i], false, err) < 0 ||
+             qm_qcow2_can_read(q, err) < 0))
+            return -1;
+    }
+    return 0;
 }
 
 /* ---- finding a layer ---- */

@@ -11,12 +11,13 @@
  * Ownership  The chain owns its layers.
  * Units      Layer 0 is the base, n - 1 the active layer.
  * Errors     0 or -1 with *err: CORRUPT (loop), IO (missing file), UNSUPPORTED, USAGE (no
- *            stored format, no or a wrong secret), BUSY.
+ *            stored format, no or a wrong secret; a name that the path policy forbids, policy.h), BUSY.
  */
 #ifndef QM_CHAIN_H
 #define QM_CHAIN_H
 
 #include "image.h"
+#include "policy.h"
 
 struct qm_layer {
     struct qm_image *img;
@@ -28,6 +29,7 @@ struct qm_layer {
 struct qm_chain {
     struct qm_layer *layers; /* [0] = base */
     size_t n;
+    struct qm_policy *policy; /* by which it was opened */
 };
 
 enum qm_chain_mode {
@@ -50,9 +52,13 @@ struct qm_chain_options {
     const char *format;         /* of the top; NULL: by content */
     const char *backing_format; /* where an overlay stores none; NULL: see mode */
     bool single;                /* the top only */
-    bool resumed;  /* a raw layer may hold a qcow2 header by now, as guest data that the
+    bool resumed; /* a raw layer may hold a qcow2 header by now, as guest data that the
                                  * interrupted merge has put there */
-    bool describe; /* for info: layers whose features we cannot read are let through */
+    bool
+        describe; /* for info: layers whose features we cannot read are let through, and external data
+                    * files left alone: qm_chain_make_readable */
+    const char *const *allow; /* as in struct qmeld_open_options; NULL: none */
+    const char *named;        /* one more path that the user has said; NULL: none */
     enum qm_chain_keys keys;
     const struct qmeld_secrets *secrets; /* NULL: none; not needed when the chain is open */
     const struct qm_chain
@@ -63,6 +69,9 @@ struct qm_chain_options {
 int qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_chain **out,
                   struct qmeld_error *err) QM_CHECK;
 void qm_chain_close(struct qm_chain *chain); /* NULL is fine */
+
+/* After `describe`: whatever stands between us and the bytes is UNSUPPORTED now; data files are opened. */
+int qm_chain_make_readable(struct qm_chain *chain, struct qmeld_error *err) QM_CHECK;
 
 /* The layer a user means by "[N]" (1 = base) or by a path: relative to the working directory,
  * or as the chain's headers have it (relative to an overlay's directory, qemu-img's rule).

@@ -353,6 +353,8 @@ bound_flatten(const char *path, const struct qmeld_commit_options *opts,
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
                                          .format = opts->format,
                                          .backing_format = opts->backing_format,
+                                         .allow = opts->allow_paths,
+                                         .named = opts->base,
                                          .keys = QM_KEYS_NONE};
     struct qm_chain *chain;
     uint64_t data;

@@ -72,8 +72,11 @@ static int
 look_at_backing(const char *path, const struct qmeld_create_options *o,
                 const struct qm_file *target, uint64_t *out_size, struct qmeld_error *err)
 {
-    struct qm_chain_options look = {
-        .mode = QM_CHAIN_LOOK, .format = o->backing_format, .keys = QM_KEYS_NONE};
+    struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
+                                    .format = o->backing_format,
+                                    .allow = o->allow_paths,
+                                    .named = path,
+                                    .keys = QM_KEYS_NONE};
     QM_FREE char *where = NULL;
     QM_FREE char *format = NULL;
     struct qm_chain *chain;

@@ -18,6 +18,25 @@ qm_journal_layer_release(struct qm_journal_layer *l)
     free(l->moved_to);
 }
 
+/* What is not there was refused when the chain was opened; a server's name stays as it is. */
+bool
+qm_intent_allow(struct qm_intent *i, const char *const *allow)
+{
+    char *end = NULL;
+
+    for (; allow && *allow; allow++) {
+        char *path = realpath(*allow, NULL);
+
+        if (!path)
+            path = strdup(*allow);
+        if (!path || !qm_vec_push(&i->allow, &path)) {
+            free(path);
+            return false;
+        }
+    }
+    return i->allow.n == 0 || qm_vec_push(&i->allow, &end);
+}
+
 void
 qm_intent_release(struct qm_intent *i)
 {
@@ -26,6 +45,9 @@ qm_intent_release(struct qm_intent *i)
     free(i->backing_format);
     free(i->new_backing);
     free(i->new_format);
+    QM_VEC_EACH (a, &i->allow)
+        free(*a);
+    qm_vec_release(&i->allow);
     QM_VEC_EACH (l, &i->layers)
         qm_journal_layer_release(l);
     qm_vec_release(&i->layers);
@@ -81,6 +103,17 @@ way_to_json(const struct qm_way_back *w)
 }
 
 static struct json_object *
+allow_to_json(const struct qm_intent *i)
+{
+    struct json_object *a = json_object_new_array();
+
+    QM_VEC_EACH (path, &i->allow)
+        if (*path)
+            json_object_array_add(a, json_object_new_string(*path));
+    return a;
+}
+
+static struct json_object *
 intent_to_json(const struct qm_intent *i)
 {
     struct json_object *o = json_object_new_object();
@@ -89,6 +122,8 @@ intent_to_json(const struct qm_intent *i)
     json_object_object_add(o, "base-arg", string_or_null(i->base_arg));
     json_object_object_add(o, "top-arg", string_or_null(i->top_arg));
     json_object_object_add(o, "backing-format", string_or_null(i->backing_format));
+    if (i->allow.n > 0)
+        json_object_object_add(o, "allow-paths", allow_to_json(i));
     json_object_object_add(o, "shallow", json_object_new_boolean(i->shallow));
     json_object_object_add(o, "keep-relative", json_object_new_boolean(i->keep_relative));
     if (i->verify)
@@ -354,6 +389,19 @@ get_direction(struct json_object *o, struct qm_intent *i)
             !i->reclaim && i->back.kind == QM_WAY_NONE);
 }
 
+static bool
+allow_from_json(struct json_object *o, struct qm_intent *i)
+{
+    const char *const one[] = {
+        json_object_is_type(o, json_type_string) ? json_object_get_string(o) : NULL, NULL};
+
+    if (!one[0])
+        return false;
+    if (i->allow.n > 0) /* the NULL at its end */
+        i->allow.n--;
+    return qm_intent_allow(i, one);
+}
+
 /* What the merge is to do with these layers. */
 static bool
 fits_layers(const struct qm_intent *i)
@@ -392,6 +440,8 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
+           (!json_object_object_get_ex(o, "allow-paths", NULL) ||
+            each(o, "allow-paths", i, allow_from_json)) &&
            get_fold(o, i) && get_rebase(o, i) && fits_layers(i);
 }
 

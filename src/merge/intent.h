@@ -53,6 +53,7 @@ struct qm_intent {
     char *base_arg; /* NULL: not given; so the other two */
     char *top_arg;
     char *backing_format;
+    QM_VEC(char *) allow; /* absolute; ends with NULL, or has nothing at all */
     bool shallow;
     bool keep_relative;
     bool verify; /* not one of the words that tell one merge from another */
@@ -81,6 +82,9 @@ struct qm_intent {
     QM_VEC(struct qm_journal_layer) layers; /* [0] = bottom of the chain */
     struct qm_bitmap_names bitmaps;         /* of the target: valid when the merge began */
 };
+
+/* allow: as in struct qmeld_commit_options.  False: no memory. */
+bool qm_intent_allow(struct qm_intent *i, const char *const *allow);
 
 void qm_intent_release(struct qm_intent *i);
 void qm_journal_layer_release(struct qm_journal_layer *l);

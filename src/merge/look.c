@@ -50,6 +50,7 @@ qmeld_chain_open(const char *path, const struct qmeld_open_options *opts, struct
         o.backing_format = opts->backing_format;
         o.single = opts->single;
         o.secrets = opts->secrets;
+        o.allow = opts->allow_paths;
     }
     chain = calloc(1, sizeof *chain);
     if (!chain)
@@ -390,12 +391,8 @@ put_span(struct walk *w, const struct qm_map_span *s, struct qmeld_error *err)
 static int
 check_readable(struct qmeld_chain *chain, struct qmeld_error *err)
 {
-    for (size_t i = chain->c->n; !chain->readable && i-- > 0;) {
-        const struct qm_qcow2 *q = qm_qcow2_of(chain->c->layers[i].img);
-
-        if (q && qm_qcow2_can_read(q, err) < 0)
-            return -1;
-    }
+    if (!chain->readable && qm_chain_make_readable(chain->c, err) < 0)
+        return -1;
     chain->readable = true;
     return 0;
 }

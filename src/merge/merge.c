@@ -44,6 +44,12 @@ refuse_layer(const struct qm_merge *m, size_t i, struct qmeld_error *err)
     if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return qm_fail(err, QMELD_CORRUPT, qm_in(layer->path),
                        "the image is marked corrupt: run `qmeld check --repair=all` on it first");
+    if (q->geo.data_file && i <= m->transfer.top &&
+        (i == m->transfer.target || i == m->transfer.base || m->settle_config.reclaim ||
+         m->settle_config.overlays != QMELD_OVERLAYS_KEEP))
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(layer->path),
+                       "its data is in an external data file, which is only read: leave it out of "
+                       "the merge, or keep it with --overlays=keep if it is not the base");
     return 0;
 }
 
@@ -204,6 +210,13 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
 
 /* ---- reading back ---- */
 
+static const char *const *
+allowed(const struct qm_merge *m)
+{
+    return m->journal ? (const char *const *)qm_journal_intent(m->journal)->allow.at
+                      : m->opts->allow_paths;
+}
+
 /* The target is opened anew, so that nothing is believed that this process remembers; what the page cache remembers
  * is dropped.  The locks that are held keep everybody else out. */
 int
@@ -214,6 +227,8 @@ qm_merge_read_back(const struct qm_merge *m, const char *backing_format,
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
                                          .format = target->img->ops->format,
                                          .backing_format = backing_format,
+                                         .allow = allowed(m),
+                                         .named = m->chain->layers[m->chain->n - 1].path,
                                          .opened = m->chain,
                                          .resumed = true};
     struct qm_chain *anew;

@@ -41,6 +41,9 @@ check_image(const struct qm_rebase *r, struct qmeld_error *err)
     if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return qm_fail(err, QMELD_CORRUPT, qm_in(l->path),
                        "the image is marked corrupt: run `qmeld check --repair=all` on it first");
+    if (q->geo.data_file && !r->opts->unsafe)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(l->path),
+                       "its data is in an external data file, which is only read");
     if (r->opts->unsafe)
         return 0;
     if (q->hdr.n_snapshots == 0)
@@ -59,6 +62,7 @@ qm_rebase_open(struct qm_rebase *r, struct qmeld_error *err)
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = r->format,
                                          .backing_format = r->opts->chain_format,
+                                         .allow = r->opts->allow_paths,
                                          .single = r->opts->unsafe,
                                          .keys = r->opts->unsafe ? QM_KEYS_NONE : QM_KEYS_NEEDED,
                                          .secrets = r->opts->secrets,
@@ -86,6 +90,8 @@ qm_rebase_open_onto(struct qm_rebase *r, struct qmeld_error *err)
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = r->backing_format,
                                          .backing_format = r->opts->chain_format,
+                                         .allow = r->opts->allow_paths,
+                                         .named = r->path,
                                          .secrets = r->opts->secrets,
                                          .opened = r->opened[1] ? r->opened[1] : r->chain};
     QM_FREE char *path = NULL;
@@ -290,7 +296,8 @@ describe(const struct qm_rebase *r, struct qm_intent *out, struct qmeld_error *e
                               .new_size = t->new_size};
     if (!copy_text(name_of(r), &out->new_backing) ||
         !copy_text(r->backing ? r->backing_format : NULL, &out->new_format) ||
-        !copy_text(r->opts->chain_format, &out->backing_format))
+        !copy_text(r->opts->chain_format, &out->backing_format) ||
+        !qm_intent_allow(out, r->opts->allow_paths))
         return qm_fail_nomem(err, "the journal");
     for (size_t i = 0; i < r->chain->n; i++) {
         struct qm_journal_layer l;
@@ -441,6 +448,8 @@ verify(struct qm_rebase *r, bool resumed, struct qmeld_error *err)
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
                                          .format = image->img->ops->format,
                                          .backing_format = r->opts->chain_format,
+                                         .allow = r->opts->allow_paths,
+                                         .named = r->path,
                                          .opened = r->chain,
                                          .resumed = true};
     struct qm_chain *anew;
@@ -589,6 +598,7 @@ resume(struct qm_journal *journal, const struct qm_intent *intent,
 {
     const struct qm_journal_layer *image = qm_vec_last(&intent->layers);
     const struct qmeld_rebase_options how = {.chain_format = intent->backing_format,
+                                             .allow_paths = (const char *const *)intent->allow.at,
                                              .verify = opts->verify,
                                              .secrets = opts->secrets,
                                              .threads = opts->threads,

@@ -296,7 +296,8 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_lay
                               .old_size = target->size,
                               .new_size = qm_max(base_size, m->chain->layers[top].img->size)};
     if (!copy_text(o->base, &out->base_arg) || !copy_text(o->top, &out->top_arg) ||
-        !copy_text(o->backing_format, &out->backing_format))
+        !copy_text(o->backing_format, &out->backing_format) ||
+        !qm_intent_allow(out, o->allow_paths))
         return qm_fail_nomem(err, "the journal");
     for (size_t i = 0; i < m->chain->n; i++) {
         struct qm_journal_layer l;
@@ -366,11 +367,15 @@ qm_request_commit(const char *path, struct qm_merge *m, struct qmeld_error *err)
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = m->opts->format,
                                          .backing_format = m->opts->backing_format,
+                                         .allow = m->opts->allow_paths,
+                                         .named = m->opts->base,
                                          .keys = qm_merge_keys(m),
                                          .secrets = m->opts->secrets};
     const struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
                                           .format = m->opts->format,
                                           .backing_format = m->opts->backing_format,
+                                          .allow = m->opts->allow_paths,
+                                          .named = m->opts->base,
                                           .keys = QM_KEYS_NONE};
     struct wanted w = {.active = path, .opts = m->opts, .keep = m->keep};
     struct qmeld_error first = {0}, unheard = {0};

@@ -24,6 +24,8 @@ open_one(struct qm_merge *m, const struct qm_intent *intent, size_t i, struct qm
     const struct qm_journal_layer *l = &intent->layers.at[i];
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = l->format,
+                                         .allow = (const char *const *)intent->allow.at,
+                                         .named = qm_vec_last(&intent->layers)->path,
                                          .single = true,
                                          .resumed = true,
                                          .keys = QM_KEYS_IF_GIVEN,
@@ -71,6 +73,8 @@ qm_merge_open_whole(struct qm_merge *m, const struct qm_intent *intent, struct q
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = active->format,
                                          .backing_format = intent->backing_format,
+                                         .allow = (const char *const *)intent->allow.at,
+                                         .named = intent->layers.at[intent->base].path,
                                          .resumed = true,
                                          .keys = qm_merge_keys(m),
                                          .secrets = m->opts->secrets,

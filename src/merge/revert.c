@@ -110,6 +110,7 @@ open_target(struct qm_merge *m, struct qmeld_error *err)
     const struct qm_journal_layer *l = &intent->layers.at[intent->base];
     const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
                                          .format = l->format,
+                                         .allow = (const char *const *)intent->allow.at,
                                          .single = true,
                                          .resumed = true,
                                          .keys = QM_KEYS_NONE};

@@ -270,6 +270,7 @@ open_side(const char *path, const char *format, const struct qmeld_compare_optio
     const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK,
                                          .format = format,
                                          .backing_format = opts->backing_format,
+                                         .allow = opts->allow_paths,
                                          .secrets = opts->secrets};
 
     return qm_chain_open(path, &how, &out->chain, err);

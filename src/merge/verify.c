@@ -143,8 +143,10 @@ open_stream(struct verify *v, struct qmeld_error *err)
 static void
 open_image(struct verify *v)
 {
-    struct qm_chain_options look = {
-        .mode = QM_CHAIN_LOOK, .single = true, .secrets = v->opts->secrets};
+    struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
+                                    .single = true,
+                                    .allow = v->opts->allow_paths,
+                                    .secrets = v->opts->secrets};
     struct json_object *j;
     QM_FREE char *path = NULL;
     struct qmeld_error err = {0};
@@ -176,6 +178,7 @@ open_inputs(struct verify *v, struct json_object *j, struct qmeld_error *err)
     const struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
                                           .format = qm_manifest_text(j, "format"),
                                           .backing_format = qm_manifest_text(j, "backing_format"),
+                                          .allow = v->opts->allow_paths,
                                           .secrets = v->opts->secrets};
     struct qm_image *top;
 
