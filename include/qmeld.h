@@ -115,6 +115,10 @@ struct qmeld_open_options {
                                      * "nbd://HOST[:PORT]", "/" for all; ends with NULL.  The folders of paths
                                      * that the caller gives are always allowed.  NULL: those, and regular files
                                      * elsewhere that evidently are disk images; QMELD_USAGE otherwise */
+    const char
+        *snapshot; /* not NULL: the top is what this internal snapshot of it was, for qmeld_map and
+                           * qmeld_read: an ID, or else a name, or as qemu-img has it
+                           * snapshot.id=ID,snapshot.name=NAME.  USAGE: there is none */
 };
 
 /* Opens path and every layer under it, for reading.  Takes no lock and writes nothing, so
@@ -784,7 +788,8 @@ struct qmeld_create_options {
 };
 
 /* How long the file of a new image with these options will be that holds all that path reads as, NULL: that is
- * empty and has opts->size.  The numbers, and the small overestimates, of `qemu-img measure`.  Looks as
+ * empty and has opts->size.  The numbers, and the small overestimates, of `qemu-img measure`; of an internal snapshot
+ * too it takes the disk to have its present size.  Looks as
  * qmeld_chain_open does; either of open and opts may be NULL. */
 QMELD_API int qmeld_measure_new(const char *path, const struct qmeld_open_options *open,
                                 const struct qmeld_create_options *opts, struct qmeld_measure *out,

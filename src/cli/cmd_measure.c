@@ -32,21 +32,33 @@ static const char help[] =
     "        --size=N               no IMAGE, but an empty disk of this size\n"
     "        --onto=LAYER           the layer to be merged into, by path or as [N]\n"
     "        --top=LAYER            merge from this one down (IMAGE)\n"
+    "    -l, --snapshot=NAME|ID     an internal snapshot of IMAGE; "
+    "snapshot.id=ID,snapshot.name=NAME\n"
+    "                               is understood, too\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
     "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
     "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one\n"
+    "    -U, --force-share          what is done anyway: nothing is locked\n"
     "        --output=human|json\n"
     "    -h, --help\n"
     "\n"
     "Exit codes: 0 done; 1 failed; 2 refused or wrong usage.\n";
 
-enum { OPT_ONTO = QM_OPT_FIRST, OPT_TOP, OPT_BACKING_FORMAT, OPT_SIZE };
+enum {
+    OPT_ONTO = QM_OPT_FIRST,
+    OPT_TOP,
+    OPT_BACKING_FORMAT,
+    OPT_SIZE,
+    OPT_IMAGE_OPTS,
+    OPT_OBJECT,
+};
 
 struct asked {
     const char *command;
     struct qmeld_commit_options options;
     struct qmeld_create_options create;
+    const char *snapshot;
     bool has_new; /* -O, -o or --size was given */
     bool has_size;
     enum qm_cli_output output;
@@ -84,6 +96,19 @@ take_option(struct asked *asked, int c)
     case 'f':
         asked->options.format = optarg;
         return true;
+    case 'l':
+        asked->snapshot = optarg;
+        return true;
+    case 'U':
+        return true;
+    case OPT_IMAGE_OPTS:
+        qm_cli_usage(asked->command, "--image-opts describes block devices of QEMU: name the image "
+                                     "by its path, and its format with -f");
+        return false;
+    case OPT_OBJECT:
+        qm_cli_usage(asked->command,
+                     "--object makes objects of QEMU, which nothing here could use: leave it out");
+        return false;
     case OPT_BACKING_FORMAT:
         asked->options.backing_format = optarg;
         return true;
@@ -120,7 +145,8 @@ measure(const struct asked *asked, const char *path)
 {
     const struct qmeld_open_options open = {.format = asked->options.format,
                                             .backing_format = asked->options.backing_format,
-                                            .allow_paths = asked->options.allow_paths};
+                                            .allow_paths = asked->options.allow_paths,
+                                            .snapshot = asked->snapshot};
     struct qmeld_measure found;
     struct qmeld_error err;
 
@@ -139,6 +165,9 @@ check_request(const struct asked *asked, int n_images)
                      "--onto measures a base that is there: leave out -O, -o and --size");
     else if (asked->options.top && !asked->options.base)
         qm_cli_usage(asked->command, "--top goes with --onto");
+    else if (asked->snapshot && (asked->options.base || asked->has_size))
+        qm_cli_usage(asked->command,
+                     "-l is about an image's snapshot: leave out --onto and --size");
     else if (asked->has_size && n_images > 0)
         qm_cli_usage(asked->command, "--size is without an image: leave out one of them");
     else if (n_images != !asked->has_size)
@@ -158,13 +187,17 @@ run(int argc, char **argv)
         QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+        {"snapshot", required_argument, NULL, 'l'},
+        {"force-share", no_argument, NULL, 'U'},
+        {"image-opts", no_argument, NULL, OPT_IMAGE_OPTS},
+        {"object", required_argument, NULL, OPT_OBJECT},
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
     struct asked asked = {.command = argv[0]};
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":O:o:f:h", options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":O:o:f:l:Uh", options)) != -1) {
         if (c == 'h') {
             fputs(help, stdout);
             return QM_EXIT_DONE;

@@ -85,8 +85,8 @@ int qm_qcow2_read_snapshots(const struct qm_qcow2 *q, struct qm_snapshots *out,
                             struct qmeld_error *err) QM_CHECK;
 void qm_snapshots_release(struct qm_snapshots *s);
 
-/* From here on q is, to whoever reads, what its internal snapshot of this ID, or else of this name, was: the disk
- * alone, not the saved memory.  q must never be written to.  USAGE: there is none, or several have
+/* From here on q is, to whoever reads, what its internal snapshot of this ID, or else of this name, was (or as
+ * qemu-img -l has it: "snapshot.id=ID,snapshot.name=NAME", one or both): the disk alone, not the saved memory.  q must never be written to.  USAGE: there is none, or several have
  * the name. */
 int qm_qcow2_view_snapshot(struct qm_qcow2 *q, const char *name, struct qmeld_error *err) QM_CHECK;
 

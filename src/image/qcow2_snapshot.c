@@ -11,6 +11,8 @@
 #include "qcow2.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* specification, "Snapshots": the extra data we know */
 #define EXTRA_VM_STATE_END  8u
@@ -122,6 +124,56 @@ qm_snapshots_release(struct qm_snapshots *s)
 
 /* ---- a snapshot as the image ---- */
 
+/* Takes "key=value" off *words, the value malloc'd, a comma in it doubled (qemu 7.2, util/qemu-option.c). */
+static char *
+take_word(const char **words, const char *key)
+{
+    const size_t n = strlen(key);
+    const char *at = *words + n;
+    char *out;
+    size_t len = 0;
+
+    if (strncmp(*words, key, n) != 0 || !(out = malloc(strlen(at) + 1)))
+        return NULL;
+    while (*at && (*at != ',' || at[1] == ',')) {
+        at += *at == ',';
+        out[len++] = *at++;
+    }
+    out[len] = '\0';
+    *words = *at ? at + 1 : at;
+    return out;
+}
+
+/* As qemu-img -l has it: by ID, by name, or by both. */
+static int
+find_by_words(const struct qm_qcow2 *q, const struct qm_snapshots *all, const char *words,
+              const struct qm_snapshot **out, struct qmeld_error *err)
+{
+    const char *rest = words;
+    QM_FREE char *id = NULL;
+    QM_FREE char *name = NULL;
+
+    while (*rest) {
+        char *is_id = id ? NULL : take_word(&rest, "snapshot.id=");
+
+        if (is_id)
+            id = is_id;
+        else if (name || !(name = take_word(&rest, "snapshot.name=")))
+            return qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
+                           "\"%.64s\" names no snapshot: say snapshot.id=ID,snapshot.name=NAME, or "
+                           "one of them",
+                           words);
+    }
+    QM_VEC_EACH (s, &all->list) {
+        if ((id && strcmp(s->id, id) != 0) || (name && strcmp(s->name, name) != 0))
+            continue;
+        *out = s;
+        return 0;
+    }
+    return qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
+                   "it has no internal snapshot \"%.64s\": qmeld info lists them", words);
+}
+
 /* QEMU looks for the ID first (qemu 7.2, block/qcow2-snapshot.c, find_snapshot_by_id_or_name). */
 static int
 find_snapshot(const struct qm_qcow2 *q, const struct qm_snapshots *all, const char *name,
@@ -129,6 +181,8 @@ find_snapshot(const struct qm_qcow2 *q, const struct qm_snapshots *all, const ch
 {
     const struct qm_snapshot *found = NULL;
 
+    if (strncmp(name, "snapshot.", 9) == 0)
+        return find_by_words(q, all, name, out, err);
     QM_VEC_EACH (s, &all->list) {
         if (strcmp(s->id, name) == 0) {
             *out = s;

@@ -36,6 +36,17 @@ struct qmeld_chain {
 
 /* ---- open and close ---- */
 
+static int
+view_snapshot(struct qmeld_chain *chain, const char *name, struct qmeld_error *err)
+{
+    const struct qm_layer *top = &chain->c->layers[chain->c->n - 1];
+    struct qm_qcow2 *q = qm_qcow2_of(top->img);
+
+    if (!q)
+        return qm_fail(err, QMELD_USAGE, qm_in(top->path), "a raw image has no internal snapshots");
+    return qm_qcow2_view_snapshot(q, name, err);
+}
+
 int
 qmeld_chain_open(const char *path, const struct qmeld_open_options *opts, struct qmeld_chain **out,
                  struct qmeld_error *err)
@@ -56,6 +67,10 @@ qmeld_chain_open(const char *path, const struct qmeld_open_options *opts, struct
     if (!chain)
         return qm_fail_nomem(err, "a chain");
     if (qm_chain_open(path, &o, &chain->c, err) < 0) {
+        qmeld_chain_close(chain);
+        return -1;
+    }
+    if (opts && opts->snapshot && view_snapshot(chain, opts->snapshot, err) < 0) {
         qmeld_chain_close(chain);
         return -1;
     }

@@ -113,10 +113,12 @@ check_options(const struct qmeld_create_options *o, struct qm_qcow2_create *out,
     return 0;
 }
 
+/* The length is that of chain, the data that of view: a snapshot, or the chain itself.  QEMU leaves the disk its
+ * present size when it looks at a snapshot (block/qcow2-snapshot.c, qcow2_snapshot_load_tmp). */
 static int
-measure_chain(struct qmeld_chain *chain, const struct qmeld_create_options *o,
-              const struct qm_qcow2_create *want, struct qmeld_measure *out,
-              struct qmeld_error *err)
+measure_chain(struct qmeld_chain *chain, struct qmeld_chain *view,
+              const struct qmeld_create_options *o, const struct qm_qcow2_create *want,
+              struct qmeld_measure *out, struct qmeld_error *err)
 {
     const uint64_t cs = want->cluster_size;
     struct count c = {.cluster_size = cs};
@@ -129,7 +131,7 @@ measure_chain(struct qmeld_chain *chain, const struct qmeld_create_options *o,
     if (!o->format || strcmp(o->format, "raw") == 0)
         return 0;
     size = qm_align_up(info.virtual_size, cs);
-    if (!o->backing_name && qmeld_map(chain, 0, UINT64_MAX, count_extent, &c, err) < 0)
+    if (!o->backing_name && qmeld_map(view, 0, info.virtual_size, count_extent, &c, err) < 0)
         return -1;
     out->fully_allocated = full_length(want, size);
     out->required = out->fully_allocated - size;
@@ -142,6 +144,26 @@ measure_chain(struct qmeld_chain *chain, const struct qmeld_create_options *o,
     return 0;
 }
 
+static int
+measure_path(const char *path, const struct qmeld_open_options *open,
+             const struct qmeld_create_options *o, const struct qm_qcow2_create *want,
+             struct qmeld_measure *out, struct qmeld_error *err)
+{
+    struct qmeld_open_options now = open ? *open : (struct qmeld_open_options){.format = NULL};
+    struct qmeld_chain *chain, *snapshot = NULL;
+    int rc;
+
+    now.snapshot = NULL;
+    if (qmeld_chain_open(path, &now, &chain, err) < 0)
+        return -1;
+    rc = open && open->snapshot ? qmeld_chain_open(path, open, &snapshot, err) : 0;
+    if (rc == 0)
+        rc = measure_chain(chain, snapshot ? snapshot : chain, o, want, out, err);
+    qmeld_chain_close(snapshot);
+    qmeld_chain_close(chain);
+    return rc;
+}
+
 int
 qmeld_measure_new(const char *path, const struct qmeld_open_options *open,
                   const struct qmeld_create_options *opts, struct qmeld_measure *out,
@@ -151,9 +173,7 @@ qmeld_measure_new(const char *path, const struct qmeld_open_options *open,
     const struct qmeld_create_options *o = opts ? opts : &defaults;
     struct qmeld_create_options checked = *o;
     struct qm_qcow2_create want;
-    struct qmeld_chain *chain;
     uint64_t size;
-    int rc;
 
     memset(err, 0, sizeof *err);
     memset(out, 0, sizeof *out);
@@ -161,13 +181,8 @@ qmeld_measure_new(const char *path, const struct qmeld_open_options *open,
         checked.size = 0;
     if (check_options(&checked, &want, err) < 0)
         return -1;
-    if (path) {
-        if (qmeld_chain_open(path, open, &chain, err) < 0)
-            return -1;
-        rc = measure_chain(chain, o, &want, out, err);
-        qmeld_chain_close(chain);
-        return rc;
-    }
+    if (path)
+        return measure_path(path, open, o, &want, out, err);
     if (o->size > QM_MAX_OFF - 511)
         return qm_fail(err, QMELD_USAGE, qm_nowhere(), "%" PRIu64 " bytes is no size of a disk",
                        o->size);

@@ -459,6 +459,7 @@ verify(struct qm_rebase *r, bool resumed, struct qmeld_error *err)
     if (!r->verify)
         return 0;
     qm_drop_cache(image->img->file, 0, 0);
+    qm_drop_cache(image->img->data, 0, 0);
     if (qm_chain_open(image->img->file->path, &how, &anew, err) < 0)
         return -1;
     rc = look_for_missing(r, anew, &missing, err);
