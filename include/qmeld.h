@@ -290,6 +290,18 @@ enum qmeld_direction {
     QMELD_DIRECTION_AUTO, /* up if that is possible and moves less guest data, else down */
 };
 
+/* What becomes of the persistent dirty bitmaps of merged layers. */
+enum qmeld_bitmaps {
+    QMELD_BITMAPS_MERGE =
+        0, /* they go into the base: a bitmap of the same name there gets their bits, one that it lacks
+                              * is made.  One that says nothing in some layer (not closed cleanly, or damaged) says
+                              * nothing in the base either, afterwards.  A base that cannot hold bitmaps is refused */
+    QMELD_BITMAPS_KEEP, /* they are left behind; the base's get what the merge writes, as qemu-img commit
+                         * does it */
+    QMELD_BITMAPS_DROP, /* they are left behind, and those of the base with the same names, or not closed cleanly, are
+                         * removed */
+};
+
 /* When a merge asks the caller for leave to go on. */
 enum qmeld_moment {
     QMELD_MOMENT_LOCKED, /* every layer is locked, all that can be refused was looked at, and this call
@@ -325,6 +337,7 @@ struct qmeld_commit_options {
                   * alignment allow it; elsewhere through it */
     enum qmeld_overlays overlays;
     enum qmeld_direction direction;
+    enum qmeld_bitmaps bitmaps;
     /* merged layers give up what the base holds, batch by batch, so that the space of one batch is
      * enough; KEEP then leaves them empty, and QUARANTINE is refused */
     bool reclaim;
@@ -404,6 +417,25 @@ struct qmeld_commit_layer {
     uint64_t bytes_past_cache; /* of those: with direct, written past the page cache */
 };
 
+enum qmeld_bitmap_fate {
+    QMELD_BITMAP_MERGED,  /* the base's has the layers' bits, too */
+    QMELD_BITMAP_CREATED, /* the base has got it */
+    QMELD_BITMAP_VOID,    /* the base's is marked in use: it says nothing any more */
+    QMELD_BITMAP_REMOVED, /* from the base */
+    QMELD_BITMAP_LEFT,    /* the base has not got it */
+};
+
+/* A bitmap that merged layers have, or that was removed. */
+struct qmeld_merged_bitmap {
+    char *name;
+    enum qmeld_bitmap_fate fate;
+    char *
+        layer; /* path of the uppermost layer that has it; of the one where it says nothing, if so */
+    bool unreadable;      /* in that layer it says nothing: not closed cleanly, or damaged */
+    bool enabled;         /* MERGED, CREATED: the base's records what is written */
+    uint64_t granularity; /* likewise: bytes a bit stands for, in the base */
+};
+
 struct qmeld_commit_report {
     bool nothing_to_do;  /* the image has no backing file */
     bool already_merged; /* the base held all of it before: no guest byte was written */
@@ -439,6 +471,8 @@ struct qmeld_commit_report {
     uint64_t files_unread;  /* of those, and of folders: could not be read */
     char *unread;           /* one of them; NULL: none */
     int unread_errno;       /* and why */
+    size_t n_bitmaps; /* sorted by name */
+    struct qmeld_merged_bitmap *bitmaps;
 };
 
 /* Merges the layers above base up to top into base, path being the chain's active layer.
@@ -530,6 +564,8 @@ struct qmeld_plan_report {
     size_t target_layer; /* the base, or the layer above it that would take its place */
     size_t n_layers;     /* 0 = base */
     struct qmeld_plan_layer *layers;
+    size_t n_bitmaps; /* as in struct qmeld_commit_report */
+    struct qmeld_merged_bitmap *bitmaps;
     size_t n_rooms;
     struct qmeld_plan_room *rooms;
     size_t n_dependants; /* as in struct qmeld_commit_report; so the next */

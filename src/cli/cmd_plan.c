@@ -36,6 +36,7 @@ static const char help[] =
     "        --decompress\n"
     "        --skip-equal\n"
     "        --detect-zeroes\n"
+    "        --bitmaps=merge|keep|drop\n"
     "        --keep-relative\n"
     "        --journal-dir=DIR      space there counts, too\n"
     "    -f, --format=FMT\n"
@@ -214,6 +215,7 @@ print_plan(const struct qmeld_plan_report *r, bool verbose)
                r->top_layer + 1, r->base_layer + 1);
     qm_cli_outcome_print_ways(r->direction, r->bytes_down, r->bytes_up);
     print_layers(r);
+    qm_cli_outcome_print_bitmaps(stdout, r->bitmaps, r->n_bitmaps, false);
     if (!r->already_merged)
         print_work(r);
     if (verbose)
@@ -338,6 +340,7 @@ plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
         qm_cli_json_add_u64(o, "clusters-inflated", r->clusters_inflated);
         qm_cli_json_add_u64(o, "peak", r->peak);
         qm_cli_json_add(o, "layers", layers_json(r));
+        qm_cli_json_add(o, "bitmaps", qm_cli_outcome_bitmaps_json(r->bitmaps, r->n_bitmaps));
         qm_cli_json_add(o, "space", rooms_json(r));
         qm_cli_json_add(o, "modes", modes_json(r));
         qm_cli_json_add(o, "dependants", qm_cli_others_json(r->dependants, r->n_dependants));

@@ -97,6 +97,21 @@ take_scan(struct qm_cli_merging *merging, const char *arg)
     return false;
 }
 
+bool
+qm_cli_take_bitmaps(const char *command, struct qmeld_commit_options *options, const char *arg)
+{
+    static const char *const names[] = {"merge", "keep", "drop"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(arg, names[i]) != 0)
+            continue;
+        options->bitmaps = (enum qmeld_bitmaps)i;
+        return true;
+    }
+    qm_cli_usage(command, "--bitmaps is merge, keep or drop, not \"%s\"", arg);
+    return false;
+}
+
 /* False: it is none of these, or there was a complaint. */
 static bool
 take_kind(struct qm_cli_merging *merging, int c)
@@ -121,6 +136,8 @@ take_kind(struct qm_cli_merging *merging, int c)
     case QM_OPT_DETECT_ZEROES:
         options->detect_zeroes = true;
         return true;
+    case QM_OPT_BITMAPS:
+        return qm_cli_take_bitmaps(merging->command, options, optarg);
     case QM_OPT_KEEP_RELATIVE:
         options->keep_relative = true;
         return true;
@@ -354,6 +371,8 @@ qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
         qm_cli_json_print(qm_cli_outcome_json(&report, code == QM_EXIT_DONE ? NULL : &err));
     else if (code == QM_EXIT_DONE && !merging->quiet)
         qm_cli_outcome_print(&report, merging->verbose);
+    else if (code == QM_EXIT_DONE)
+        qm_cli_outcome_print_bitmaps(stderr, report.bitmaps, report.n_bitmaps, true);
     qmeld_commit_report_free(&report);
     return code;
 }

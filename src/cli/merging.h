@@ -54,6 +54,7 @@ enum {
     QM_OPT_SCAN,
     QM_OPT_NO_SCAN,
     QM_OPT_BACKING_FORMAT,
+    QM_OPT_BITMAPS,
     QM_OPT_MERGING_FIRST, /* a command's own begin here */
 };
 
@@ -77,6 +78,7 @@ enum {
         {"skip-equal", no_argument, NULL, QM_OPT_SKIP_EQUAL},                                      \
         {"detect-zeroes", no_argument, NULL, QM_OPT_DETECT_ZEROES},                                \
         {"keep-relative", no_argument, NULL, QM_OPT_KEEP_RELATIVE},                                \
+        {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},                                      \
         {"force", no_argument, NULL, QM_OPT_FORCE},                                                \
         {"scan", required_argument, NULL, QM_OPT_SCAN},                                            \
         {"no-scan", no_argument, NULL, QM_OPT_NO_SCAN}, QM_CLI_ALLOW_PATH_OPTION,                  \
@@ -121,6 +123,10 @@ int qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli
 
 /* An option that qm_cli_getopt found, --output and --journal-dir included.  False after a complaint. */
 bool qm_cli_merging_take(struct qm_cli_merging *merging, int c);
+
+/* The word of --bitmaps; false after a complaint. */
+bool qm_cli_take_bitmaps(const char *command, struct qmeld_commit_options *options,
+                         const char *arg);
 
 /* After the options: signals are caught from now on, and the deadline's time runs. */
 void qm_cli_merging_begin(struct qm_cli_merging *merging);

@@ -49,6 +49,79 @@ qm_cli_outcome_print_ways(enum qmeld_direction taken, uint64_t down, uint64_t up
                qm_cli_outcome_direction(taken), qm_cli_size(up).text, qm_cli_size(down).text);
 }
 
+/* ---- bitmaps ---- */
+
+static const char *
+bitmap_fate(enum qmeld_bitmap_fate fate)
+{
+    static const char *const names[] = {"merged", "created", "void", "removed", "left"};
+
+    return (size_t)fate < sizeof names / sizeof *names ? names[fate] : "unknown";
+}
+
+static void
+print_bitmap(FILE *out, const struct qmeld_merged_bitmap *b)
+{
+    QM_CLI_FREE char *name = qm_cli_quote(b->name), *layer = qm_cli_quote(b->layer);
+    const char *why = b->unreadable ? " says nothing (not closed cleanly, or damaged)" : " has it";
+
+    fprintf(out, "  bitmap \"%s\": ", name);
+    switch (b->fate) {
+    case QMELD_BITMAP_MERGED:
+    case QMELD_BITMAP_CREATED:
+        fprintf(out, "%s, a bit for %s, %s\n",
+                b->fate == QMELD_BITMAP_MERGED ? "merged into that of the base"
+                                               : "made in the base",
+                qm_cli_size(b->granularity).text, b->enabled ? "recording" : "not recording");
+        return;
+    case QMELD_BITMAP_VOID:
+        fprintf(out,
+                "that of %s%s, so that of the base is marked in use and says nothing any more: the "
+                "next backup has to be a full one\n",
+                layer, why);
+        return;
+    case QMELD_BITMAP_REMOVED:
+        fprintf(out, "removed from the base, as asked\n");
+        return;
+    case QMELD_BITMAP_LEFT:
+        break;
+    }
+    fprintf(out, "not carried into the base: %s%s\n", layer, why);
+}
+
+void
+qm_cli_outcome_print_bitmaps(FILE *out, const struct qmeld_merged_bitmap *bitmaps, size_t n,
+                             bool only_lost)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!only_lost || bitmaps[i].unreadable)
+            print_bitmap(out, &bitmaps[i]);
+}
+
+struct json_object *
+qm_cli_outcome_bitmaps_json(const struct qmeld_merged_bitmap *bitmaps, size_t n)
+{
+    struct json_object *all = json_object_new_array();
+
+    for (size_t i = 0; i < n; i++) {
+        const struct qmeld_merged_bitmap *b = &bitmaps[i];
+        struct json_object *o = json_object_new_object();
+
+        qm_cli_json_add(o, "name", qm_cli_json_string(b->name));
+        qm_cli_json_add(o, "fate", json_object_new_string(bitmap_fate(b->fate)));
+        qm_cli_json_add(o, "filename", qm_cli_json_string(b->layer));
+        qm_cli_json_add_bool(o, "unreadable", b->unreadable);
+        if (b->granularity) {
+            qm_cli_json_add_u64(o, "granularity", b->granularity);
+            qm_cli_json_add_bool(o, "recording", b->enabled);
+        }
+        json_object_array_add(all, o);
+    }
+    return all;
+}
+
+/* ---- layers ---- */
+
 /* Indices of layers; SIZE_MAX: there is none. */
 struct range {
     size_t base; /* the layer whose name leads to the merged data */
@@ -241,6 +314,8 @@ qm_cli_outcome_print(const struct qmeld_commit_report *report, bool verbose)
         qm_cli_outcome_print_routes(report);
     qm_cli_outcome_print_ways(report->direction, report->bytes_down, report->bytes_up);
     print_layers(report);
+    if (!report->reverted)
+        qm_cli_outcome_print_bitmaps(stdout, report->bitmaps, report->n_bitmaps, false);
     qm_cli_others_print(stdout, report->dependants, report->n_dependants, false);
     if (report->reclaimed && !report->nothing_to_do)
         puts("--reclaim: the merged layers gave up their data as the merge went; there is no way "
@@ -306,6 +381,8 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
         json_object_array_add(layers, layer);
     }
     qm_cli_json_add(object, "layers", layers);
+    qm_cli_json_add(object, "bitmaps",
+                    qm_cli_outcome_bitmaps_json(report->bitmaps, report->n_bitmaps));
     qm_cli_json_add(object, "dependants",
                     qm_cli_others_json(report->dependants, report->n_dependants));
     qm_cli_json_add_u64(object, "files-scanned", report->files_scanned);

@@ -34,6 +34,12 @@ const char *qm_cli_outcome_fate(enum qmeld_fate fate);
 /* "up" or "down" */
 const char *qm_cli_outcome_direction(enum qmeld_direction direction);
 
+/* A line for each, to `out`; only_lost: of those whose history ends here. */
+void qm_cli_outcome_print_bitmaps(FILE *out, const struct qmeld_merged_bitmap *bitmaps, size_t n,
+                                  bool only_lost);
+struct json_object *qm_cli_outcome_bitmaps_json(const struct qmeld_merged_bitmap *bitmaps,
+                                                size_t n);
+
 /* A line that says what going down, and up, comes to; nothing if only one was thought of. */
 void qm_cli_outcome_print_ways(enum qmeld_direction taken, uint64_t down, uint64_t up);
 

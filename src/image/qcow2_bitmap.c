@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * qcow2_bitmap.c - the directory of persistent bitmaps, and marks on their way to it.
+ * qcow2_bitmap.c - bitmaps marked in use, and marks on their way to them.
  *
  * Marks are kept apart from the stored bits: begin reads no bits, mark does no I/O, and end ORs
  * the two, cluster by cluster (qcow2_bitmap_store.c).  They are held in pieces that exist only
@@ -16,229 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_PIECE_BYTES   ((uint64_t)4096)
-#define MAX_MARKS_BYTES   ((uint64_t)128 << 20)
-#define MAX_POINTER_BYTES ((uint64_t)64 << 20)
-#define MIN_GRANULARITY   9u /* QEMU, as the next */
-#define MAX_GRANULARITY   31u
-#define MAX_NAME          1023u
-#define ENTRIES_AT_ONCE   ((uint64_t)8192)
-
-#define ADVICE "remove the bitmap with `qemu-img bitmap --remove`, or restore the image from a copy"
-
-/* ---- sizes ---- */
-
-uint64_t
-qm_bitmap_bits(const struct qm_bitmap *m, uint64_t size)
-{
-    return qm_div_up(size, 1ull << m->granularity_bits);
-}
-
-/* specification, "Bitmap table": it has one entry for each cluster of bits, no more and no less */
-uint64_t
-qm_bitmap_entries(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t size)
-{
-    return qm_div_up(qm_div_up(qm_bitmap_bits(m, size), 8), q->geo.cluster_size);
-}
-
-/* ---- directory ---- */
-
-static int
-bad_entry(const struct qm_qcow2 *q, uint64_t pos, const char *what, struct qmeld_error *err)
-{
-    return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, q->hdr.bitmap_dir_off + pos),
-                   "bitmap directory: %s: " ADVICE, what);
-}
-
-/* qemu 7.2, block/qcow2-bitmap.c, check_dir_entry: the same limits */
-static int
-check_entry(const struct qm_qcow2 *q, const struct qm_bitmap *m, unsigned type,
-            struct qmeld_error *err)
-{
-    const uint64_t cs = q->geo.cluster_size;
-
-    if (type != 1)
-        return bad_entry(q, m->dir_pos, "an unknown kind of bitmap", err);
-    if (m->flags & ~(QCOW2_BITMAP_IN_USE | QCOW2_BITMAP_AUTO))
-        return bad_entry(q, m->dir_pos, "unknown flags", err);
-    if (m->granularity_bits < MIN_GRANULARITY || m->granularity_bits > MAX_GRANULARITY)
-        return bad_entry(q, m->dir_pos, "impossible granularity", err);
-    if (m->table.h == 0 || m->table.h % cs != 0 || m->table.h > QCOW2_OFFSET_MASK)
-        return bad_entry(q, m->dir_pos, "a table at an impossible place", err);
-    if (m->table_entries == 0 || m->table_entries > QCOW2_MAX_BITMAP_BYTES / cs)
-        return bad_entry(q, m->dir_pos, "a table of impossible size", err);
-    if (!(m->flags & QCOW2_BITMAP_IN_USE) &&
-        m->table_entries != qm_bitmap_entries(q, m, q->hdr.size))
-        return bad_entry(q, m->dir_pos, "a table that does not fit the virtual size", err);
-    return 0;
-}
-
-/* One entry at *pos of the directory, *pos moved behind it. */
-static int
-take_entry(const struct qm_qcow2 *q, const unsigned char *dir, uint64_t *pos,
-           struct qm_bitmap_list *out, struct qmeld_error *err)
-{
-    const uint64_t left = q->hdr.bitmap_dir_len - *pos;
-    struct qcow2_disk_bitmap raw;
-    struct qm_bitmap m = {.dir_pos = *pos};
-    uint64_t name_len, len;
-
-    if (left < sizeof raw)
-        return bad_entry(q, *pos, "an entry does not fit", err);
-    memcpy(&raw, dir + *pos, sizeof raw);
-    name_len = be16_get(&raw.name_len);
-    len = qm_align_up(sizeof raw + name_len + be32_get(&raw.extra_len), 8);
-    if (len > left)
-        return bad_entry(q, *pos, "an entry does not fit", err);
-    if (be32_get(&raw.extra_len) != 0)
-        return qm_fail(err, QMELD_UNSUPPORTED,
-                       qm_at(q->img.file->path, q->hdr.bitmap_dir_off + *pos),
-                       "bitmap with extra data: use the program that made it");
-    if (name_len == 0 || name_len > MAX_NAME)
-        return bad_entry(q, *pos, "a name of impossible length", err);
-    m.table = qm_host(be64_get(&raw.table_off));
-    m.table_entries = be32_get(&raw.table_entries);
-    m.flags = be32_get(&raw.flags);
-    m.granularity_bits = raw.granularity_bits;
-    if (check_entry(q, &m, raw.type, err) < 0)
-        return -1;
-    m.name = strndup((const char *)dir + *pos + sizeof raw, name_len);
-    if (!m.name || !qm_vec_push(&out->list, &m)) {
-        free(m.name);
-        return qm_fail_nomem(err, "the bitmap directory");
-    }
-    *pos += len;
-    return 0;
-}
-
-static int
-by_name(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-static int
-check_names(const struct qm_qcow2 *q, const struct qm_bitmap_list *l, struct qmeld_error *err)
-{
-    QM_FREE const char **names = calloc(l->list.n, sizeof *names);
-
-    if (!names)
-        return qm_fail_nomem(err, "the bitmap directory");
-    for (size_t i = 0; i < l->list.n; i++)
-        names[i] = l->list.at[i].name;
-    qsort(names, l->list.n, sizeof *names, by_name);
-    for (size_t i = 1; i < l->list.n; i++)
-        if (strcmp(names[i - 1], names[i]) == 0)
-            return bad_entry(q, 0, "two bitmaps of one name", err);
-    return 0;
-}
-
-int
-qm_bitmap_list_read(const struct qm_qcow2 *q, struct qm_bitmap_list *out, struct qmeld_error *err)
-{
-    const struct qcow2_header *h = &q->hdr;
-    QM_FREE unsigned char *dir = NULL;
-    uint64_t pos = 0;
-
-    memset(out, 0, sizeof *out);
-    if (!h->has_bitmaps)
-        return 0;
-    dir = malloc(h->bitmap_dir_len + 1);
-    if (!dir)
-        return qm_fail_nomem(err, "the bitmap directory");
-    if (qm_pread_padded(q->img.file, h->bitmap_dir_off, dir, h->bitmap_dir_len, err) < 0)
-        return -1;
-    for (uint32_t i = 0; i < h->n_bitmaps; i++)
-        if (take_entry(q, dir, &pos, out, err) < 0)
-            goto out;
-    if (pos != h->bitmap_dir_len && bad_entry(q, pos, "more bytes than entries", err) < 0)
-        goto out;
-    if (check_names(q, out, err) < 0)
-        goto out;
-    return 0;
-out:
-    qm_bitmap_list_release(out);
-    return -1;
-}
-
-void
-qm_bitmap_list_release(struct qm_bitmap_list *l)
-{
-    QM_VEC_EACH (m, &l->list)
-        free(m->name);
-    qm_vec_release(&l->list);
-}
-
-/* ---- names ---- */
-
-int
-qm_bitmaps_valid_names(const struct qm_qcow2 *q, struct qm_bitmap_names *out,
-                       struct qmeld_error *err)
-{
-    struct qm_bitmap_list all;
-    int rc = 0;
-
-    memset(out, 0, sizeof *out);
-    if (qm_bitmap_list_read(q, &all, err) < 0)
-        return -1;
-    QM_VEC_EACH (m, &all.list) {
-        if (m->flags & QCOW2_BITMAP_IN_USE)
-            continue;
-        if (!qm_vec_push(&out->list, &m->name)) {
-            rc = qm_fail_nomem(err, "the names of bitmaps");
-            break;
-        }
-        m->name = NULL; /* it went to the caller */
-    }
-    qm_bitmap_list_release(&all);
-    if (rc < 0)
-        qm_bitmap_names_release(out);
-    return rc;
-}
-
-void
-qm_bitmap_names_release(struct qm_bitmap_names *names)
-{
-    QM_VEC_EACH (name, &names->list)
-        free(*name);
-    qm_vec_release(&names->list);
-}
-
-/* ---- tables ---- */
-
-/* Reads entries [first, first + n) of a table, checked: 0, BITMAP_ALL_ONES or a cluster. */
-static int
-read_entries(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t first, uint64_t n,
-             uint64_t *out, struct qmeld_error *err)
-{
-    const uint64_t at = m->table.h + first * sizeof(be64);
-
-    if (qm_pread_padded(q->img.file, at, out, n * sizeof(be64), err) < 0)
-        return -1;
-    for (uint64_t i = 0; i < n; i++) {
-        be64 raw;
-        uint64_t e;
-
-        memcpy(&raw, &out[i], sizeof raw);
-        e = out[i] = be64_get(&raw);
-        if (e == BITMAP_ALL_ONES)
-            continue;
-        if ((e & ~QCOW2_OFFSET_MASK) || e % q->geo.cluster_size)
-            return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, at + i * sizeof(be64)),
-                           "bitmap \"%.100s\": bad table entry: " ADVICE, m->name);
-    }
-    return 0;
-}
-
-int
-qm_bitmap_read_table(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t *out,
-                     struct qmeld_error *err)
-{
-    for (uint64_t i = 0; i < m->table_entries; i += ENTRIES_AT_ONCE)
-        if (read_entries(q, m, i, qm_min(ENTRIES_AT_ONCE, m->table_entries - i), out + i, err) < 0)
-            return -1;
-    return 0;
-}
+#define MAX_MARKS_BYTES ((uint64_t)128 << 20)
+#define ENTRIES_AT_ONCE ((uint64_t)8192)
 
 /* What is changed in place must belong to the bitmap alone. */
 static int
@@ -272,7 +51,7 @@ check_table(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_
     for (uint64_t i = 0; i < m->table_entries; i += ENTRIES_AT_ONCE) {
         const uint64_t n = qm_min(ENTRIES_AT_ONCE, m->table_entries - i);
 
-        if (read_entries(b->q, m, i, n, some, err) < 0)
+        if (qm_bitmap_read_entries(b->q, m, i, n, some, err) < 0)
             return -1;
         for (uint64_t k = 0; k < n; k++)
             if (some[k] > BITMAP_ALL_ONES &&
@@ -286,7 +65,8 @@ check_table(const struct qm_bitmaps *b, const struct qm_bitmap *m, struct qmeld_
 
 /* qemu 7.2, block/qcow2-bitmap.c, qcow2_truncate_bitmaps_check: the same */
 int
-qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size, struct qmeld_error *err)
+qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size,
+                    const struct qm_bitmap_orders *orders, struct qmeld_error *err)
 {
     struct qm_bitmap_list all;
     int rc = 0;
@@ -295,12 +75,15 @@ qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size, struct qmeld_er
         return 0;
     if (qm_bitmap_list_read(q, &all, err) < 0)
         return -1;
-    for (size_t i = 0; rc == 0 && i < all.list.n; i++)
-        if (all.list.at[i].flags & QCOW2_BITMAP_IN_USE)
+    for (size_t i = 0; rc == 0 && i < all.list.n; i++) {
+        const struct qm_bitmap_order *o = qm_bitmap_order_of(orders, all.list.at[i].name);
+
+        if ((all.list.at[i].flags & QCOW2_BITMAP_IN_USE) && !(o && o->deed == QM_BITMAP_REMOVE))
             rc = qm_fail(err, QMELD_USAGE, qm_in(q->img.file->path),
                          "it must grow, and its bitmap \"%.100s\" was not closed cleanly and says "
                          "nothing: remove it with `qemu-img bitmap --remove` first",
                          all.list.at[i].name);
+    }
     qm_bitmap_list_release(&all);
     return rc;
 }
@@ -327,7 +110,9 @@ static int
 track(struct qm_bitmaps *b, size_t idx, uint64_t *pointer_bytes, struct qmeld_error *err)
 {
     const struct qm_bitmap *m = &b->list.list.at[idx];
-    struct tracked t = {.n_bits = qm_bitmap_bits(m, b->new_size), .idx = idx};
+    const struct qm_bitmap_order *o = qm_bitmap_order_of(b->orders, m->name);
+    struct tracked t = {
+        .n_bits = qm_bitmap_bits(m, b->new_size), .idx = idx, .marks = !o || o->marks};
 
     t.n_pieces = qm_div_up(t.n_bits, b->piece_bytes * 8);
     *pointer_bytes += t.n_pieces * sizeof *t.pieces;
@@ -340,6 +125,8 @@ track(struct qm_bitmaps *b, size_t idx, uint64_t *pointer_bytes, struct qmeld_er
         free(t.pieces);
         return qm_fail_nomem(err, "bitmaps");
     }
+    if (o)
+        b->of_order[o - b->orders->list.at] = b->tracked.n - 1;
     return 0;
 }
 
@@ -363,20 +150,43 @@ resume(struct qm_bitmaps *b, const struct qm_bitmap_names *trusted, struct qmeld
     names = calloc(n + 1, sizeof *names);
     if (!b->resumed || !names)
         return qm_fail_nomem(err, "bitmaps");
-    if (n == 0)
-        return 0;
-    memcpy(names, trusted->list.at, n * sizeof *names);
-    qsort(names, n, sizeof *names, by_name);
+    if (n)
+        memcpy(names, trusted->list.at, n * sizeof *names);
+    qsort(names, n, sizeof *names, qm_bitmap_by_name);
     for (size_t i = 0; i < b->list.list.n; i++) {
         struct qm_bitmap *m = &b->list.list.at[i];
+        const struct qm_bitmap_order *o = qm_bitmap_order_of(b->orders, m->name);
+        const bool named = bsearch(&m->name, names, n, sizeof *names, qm_bitmap_by_name);
 
         if (!(m->flags & QCOW2_BITMAP_IN_USE) || !fits_a_size(b, m) ||
-            !bsearch(&m->name, names, n, sizeof *names, by_name))
+            !(o ? o->deed == QM_BITMAP_CARRY : named))
             continue;
         m->flags &= ~QCOW2_BITMAP_IN_USE;
         b->resumed[i] = b->resumes = true;
     }
     return 0;
+}
+
+/* What orders say of a bitmap, before anything is written to it. */
+static void
+apply_order(const struct qm_bitmaps *b, struct qm_bitmap *m)
+{
+    const struct qm_bitmap_order *o = qm_bitmap_order_of(b->orders, m->name);
+
+    if (o && o->deed == QM_BITMAP_VOID)
+        m->flags |= QCOW2_BITMAP_IN_USE;
+    if (!o || o->deed != QM_BITMAP_CARRY)
+        return;
+    m->flags &= ~QCOW2_BITMAP_AUTO;
+    m->flags |= o->enabled ? QCOW2_BITMAP_AUTO : 0;
+}
+
+static bool
+is_carried(const struct qm_bitmaps *b, const struct qm_bitmap *m)
+{
+    const struct qm_bitmap_order *o = qm_bitmap_order_of(b->orders, m->name);
+
+    return o && o->deed == QM_BITMAP_CARRY;
 }
 
 /* The directory of a staged image gets a new place, for flags and tables change in it. */
@@ -411,21 +221,46 @@ load(struct qm_bitmaps *b, const struct qm_bitmap_names *trusted, struct qmeld_e
     uint64_t pointer_bytes = 0;
 
     if (qm_bitmap_list_read(b->q, &b->list, err) < 0 || resume(b, trusted, err) < 0 ||
-        check_alone(b, b->q->hdr.bitmap_dir_off, b->q->hdr.bitmap_dir_len, err) < 0)
+        (b->q->hdr.has_bitmaps &&
+         check_alone(b, b->q->hdr.bitmap_dir_off, b->q->hdr.bitmap_dir_len, err) < 0))
         return -1;
     for (size_t i = 0; i < b->list.list.n; i++) {
-        const struct qm_bitmap *m = &b->list.list.at[i];
-        const bool valid = !(m->flags & QCOW2_BITMAP_IN_USE);
-        const bool enabled = m->flags & QCOW2_BITMAP_AUTO;
+        struct qm_bitmap *m = &b->list.list.at[i];
+        bool valid, tracked;
 
+        if (m->extra_len && !(m->flags & QCOW2_BITMAP_EXTRA_COMPATIBLE))
+            return qm_fail(err, QMELD_UNSUPPORTED, qm_in(b->q->img.file->path),
+                           "bitmap \"%.100s\" has extra data: use the program that made it",
+                           m->name);
+        apply_order(b, m);
+        valid = !(m->flags & QCOW2_BITMAP_IN_USE);
+        tracked = valid && ((m->flags & QCOW2_BITMAP_AUTO) || is_carried(b, m));
         if (check_growth(b, m, err) < 0)
             return -1;
-        if (valid && (enabled || grows || b->resumed[i]) && check_table(b, m, err) < 0)
+        if (valid && (tracked || grows || b->resumed[i]) && check_table(b, m, err) < 0)
             return -1;
-        if (valid && enabled && track(b, i, &pointer_bytes, err) < 0)
+        if (tracked && track(b, i, &pointer_bytes, err) < 0)
             return -1;
     }
     return 0;
+}
+
+static bool
+is_tracked(const struct qm_bitmaps *b, size_t idx)
+{
+    size_t lo = 0, hi = b->tracked.n;
+
+    while (lo < hi) {
+        const size_t mid = lo + (hi - lo) / 2;
+
+        if (b->tracked.at[mid].idx == idx)
+            return true;
+        if (b->tracked.at[mid].idx < idx)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return false;
 }
 
 /* Four aligned bytes: whatever else the sector holds stays, and no tear can cut them. */
@@ -445,18 +280,71 @@ qm_bitmap_write_flags(const struct qm_bitmaps *b, const struct qm_bitmap *m, uin
 static int
 set_in_use(struct qm_bitmaps *b, struct qmeld_error *err)
 {
-    if (b->tracked.n == 0)
-        return 0;
-    qm_err_disk(err, QMELD_DISK_OPEN); /* the first write that a failed merge leaves behind */
-    b->in_use = true;
+    bool wrote = false;
+
     QM_VEC_EACH (t, &b->tracked) {
         struct qm_bitmap *m = &b->list.list.at[t->idx];
 
+        b->in_use = true;
         m->flags |= QCOW2_BITMAP_IN_USE;
+    }
+    for (size_t i = 0; i < b->list.list.n; i++) {
+        const struct qm_bitmap *m = &b->list.list.at[i];
+        const struct qm_bitmap_order *o = qm_bitmap_order_of(b->orders, m->name);
+
+        if (!(o && o->deed == QM_BITMAP_VOID) && !is_tracked(b, i))
+            continue;
+        wrote = true;
+        qm_err_disk(err, QMELD_DISK_OPEN); /* the first write that a failed merge leaves behind */
         if (qm_bitmap_write_flags(b, m, m->flags, err) < 0)
             return -1;
     }
-    return qm_sync(b->q->img.file, err);
+    return wrote ? qm_sync(b->q->img.file, err) : 0;
+}
+
+static int
+open_orders(struct qm_bitmaps *b, struct qmeld_error *err)
+{
+    const size_t n = b->orders ? b->orders->list.n : 0;
+
+    b->of_order = n ? calloc(n, sizeof *b->of_order) : NULL;
+    if (n && !b->of_order)
+        return qm_fail_nomem(err, "bitmaps");
+    for (size_t i = 0; i < n; i++)
+        b->of_order[i] = SIZE_MAX;
+    return 0;
+}
+
+int
+qm_bitmaps_begin_with(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
+                      const struct qm_bitmap_names *trusted, const struct qm_bitmap_orders *orders,
+                      struct qm_bitmaps **out, struct qmeld_error *err)
+{
+    struct qm_bitmaps *b;
+
+    *out = NULL;
+    if (!q->hdr.has_bitmaps && !(orders && orders->list.n))
+        return 0;
+    b = calloc(1, sizeof *b);
+    if (!b)
+        return qm_fail_nomem(err, "bitmaps");
+    b->q = q;
+    b->refs = refs;
+    b->orders = orders;
+    b->old_size = q->hdr.size;
+    b->new_size = qm_max(new_size, b->old_size);
+    b->piece_bytes = qm_bitmap_piece_bytes(q);
+    if (open_orders(b, err) < 0 || qm_bitmap_rebuild_dir(b, err) < 0 || load(b, trusted, err) < 0 ||
+        move_dir(b, err) < 0 || set_in_use(b, err) < 0) {
+        qm_bitmaps_free(b);
+        return -1;
+    }
+    if (b->list.list.n == 0) { /* none was there, or all are removed */
+        qm_bitmaps_free(b);
+        return 0;
+    }
+    *out = b;
+    return 0;
 }
 
 int
@@ -464,25 +352,7 @@ qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
                  const struct qm_bitmap_names *trusted, struct qm_bitmaps **out,
                  struct qmeld_error *err)
 {
-    struct qm_bitmaps *b;
-
-    *out = NULL;
-    if (!q->hdr.has_bitmaps)
-        return 0;
-    b = calloc(1, sizeof *b);
-    if (!b)
-        return qm_fail_nomem(err, "bitmaps");
-    b->q = q;
-    b->refs = refs;
-    b->old_size = q->hdr.size;
-    b->new_size = qm_max(new_size, b->old_size);
-    b->piece_bytes = qm_min(MAX_PIECE_BYTES, q->geo.cluster_size);
-    if (load(b, trusted, err) < 0 || move_dir(b, err) < 0 || set_in_use(b, err) < 0) {
-        qm_bitmaps_free(b);
-        return -1;
-    }
-    *out = b;
-    return 0;
+    return qm_bitmaps_begin_with(q, refs, new_size, trusted, NULL, out, err);
 }
 
 /* If nothing was written to the image, what begin did is undone, as far as the disk lets us. */
@@ -491,7 +361,7 @@ qm_bitmaps_abandon(struct qm_bitmaps *b)
 {
     struct qmeld_error unheard = {0};
 
-    if (!b || !b->in_use || b->marked)
+    if (!b || !b->in_use || b->marked || (b->orders && b->orders->list.n))
         qm_bitmaps_free(b);
     else if (qm_bitmaps_stop(b, &unheard) < 0)
         return; /* in_use stays: a backup then takes everything */
@@ -522,6 +392,7 @@ qm_bitmaps_free(struct qm_bitmaps *b)
     qm_vec_release(&b->tracked);
     qm_bitmap_list_release(&b->list);
     free(b->resumed);
+    free(b->of_order);
     free(b);
 }
 
@@ -563,6 +434,23 @@ mark_piece(struct qm_bitmaps *b, unsigned char **piece, uint64_t first, uint64_t
     *piece = BITMAP_WHOLE;
 }
 
+static void
+mark(struct qm_bitmaps *b, const struct tracked *t, guest_off from, uint64_t len)
+{
+    const uint32_t g = b->list.list.at[t->idx].granularity_bits;
+    const uint64_t per = b->piece_bytes * 8;
+    const uint64_t end = ((from.g + len - 1) >> g) + 1;
+    uint64_t bit = from.g >> g;
+
+    while (bit < end) {
+        const uint64_t piece = bit / per;
+        const uint64_t stop = qm_min(end, (piece + 1) * per);
+
+        mark_piece(b, &t->pieces[piece], bit - piece * per, stop - piece * per);
+        bit = stop;
+    }
+}
+
 int
 qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld_error *err)
 {
@@ -571,19 +459,24 @@ qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld
         return 0;
     len = qm_min(len, b->new_size - from.g);
     b->marked = b->unsaved = true;
-    QM_VEC_EACH (t, &b->tracked) {
-        const uint32_t g = b->list.list.at[t->idx].granularity_bits;
-        const uint64_t per = b->piece_bytes * 8;
-        const uint64_t end = ((from.g + len - 1) >> g) + 1;
-        uint64_t bit = from.g >> g;
-
-        while (bit < end) {
-            const uint64_t piece = bit / per;
-            const uint64_t stop = qm_min(end, (piece + 1) * per);
-
-            mark_piece(b, &t->pieces[piece], bit - piece * per, stop - piece * per);
-            bit = stop;
-        }
-    }
+    QM_VEC_EACH (t, &b->tracked)
+        if (t->marks)
+            mark(b, t, from, len);
     return 0;
+}
+
+bool
+qm_bitmaps_find(const struct qm_bitmaps *b, size_t order, size_t *out)
+{
+    *out = b && b->of_order ? b->of_order[order] : SIZE_MAX;
+    return *out != SIZE_MAX;
+}
+
+void
+qm_bitmaps_mark_in(struct qm_bitmaps *b, size_t bitmap, guest_off from, uint64_t len)
+{
+    if (from.g >= b->new_size || len == 0)
+        return;
+    b->marked = b->unsaved = true;
+    mark(b, &b->tracked.at[bitmap], from, qm_min(len, b->new_size - from.g));
 }

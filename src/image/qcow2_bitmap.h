@@ -38,8 +38,19 @@ struct qm_bitmap {
     uint32_t table_entries;
     uint32_t flags; /* QCOW2_BITMAP_* */
     uint32_t granularity_bits;
-    uint64_t dir_pos; /* of its entry, in bytes into the directory */
+    uint32_t extra_len; /* of data that we do not know */
+    uint64_t dir_pos;   /* of its entry, in bytes into the directory; and how long that is */
+    uint64_t dir_len;
 };
+
+/* Closed cleanly, and nothing beside it that forbids who does not know that to use it (specification, "Bitmap directory",
+ * flags). */
+static inline bool
+qm_bitmap_is_valid(const struct qm_bitmap *m)
+{
+    return !(m->flags & QCOW2_BITMAP_IN_USE) &&
+           (m->extra_len == 0 || (m->flags & QCOW2_BITMAP_EXTRA_COMPATIBLE));
+}
 
 struct qm_bitmap_list {
     QM_VEC(struct qm_bitmap) list;
@@ -50,16 +61,74 @@ int qm_bitmap_list_read(const struct qm_qcow2 *q, struct qm_bitmap_list *out,
                         struct qmeld_error *err) QM_CHECK;
 void qm_bitmap_list_release(struct qm_bitmap_list *l);
 
+/* ---- one bitmap, read ---- */
+
+#define BITMAP_ALL_ONES ((uint64_t)1) /* table entry: a cluster of ones, not stored */
+
+/* Bits that a bitmap has for a virtual size. */
+uint64_t qm_bitmap_bits(const struct qm_bitmap *m, uint64_t size);
+
+/* Entries [first, first + n) of its table, checked: 0, BITMAP_ALL_ONES or a cluster's offset. */
+int qm_bitmap_read_entries(const struct qm_qcow2 *q, const struct qm_bitmap *m, uint64_t first,
+                           uint64_t n, uint64_t *out, struct qmeld_error *err) QM_CHECK;
+
+/* Of a valid one: called for each run of bits that are set, as guest bytes, ascending, within the virtual size. */
+typedef int qm_bitmap_run_fn(guest_off from, uint64_t len, void *opaque, struct qmeld_error *err);
+int qm_bitmap_each_run(const struct qm_qcow2 *q, const struct qm_bitmap *m, qm_bitmap_run_fn *fn,
+                       void *opaque, struct qmeld_error *err) QM_CHECK;
+
+/* CORRUPT if its table cannot be read, or leads where the file has nothing; the bits are not read. */
+int qm_bitmap_check_table(const struct qm_qcow2 *q, const struct qm_bitmap *m,
+                          struct qmeld_error *err) QM_CHECK;
+
 /* The bitmaps that are not in_use, enabled or disabled, in the order of the directory; none if
  * the image has no bitmaps.  On failure *out is empty. */
 int qm_bitmaps_valid_names(const struct qm_qcow2 *q, struct qm_bitmap_names *out,
                            struct qmeld_error *err) QM_CHECK;
 void qm_bitmap_names_release(struct qm_bitmap_names *names);
 
+/* ---- what is to become of the bitmaps of an image, beside being told of writes ---- */
+
+enum qm_bitmap_deed {
+    QM_BITMAP_CARRY,  /* made if it is not there; gets bits by qm_bitmaps_mark_in */
+    QM_BITMAP_VOID,   /* in_use from the first write on, and in the end */
+    QM_BITMAP_REMOVE, /* taken out of the directory */
+    QM_BITMAP_LEAVE,  /* nothing */
+};
+
+struct qm_bitmap_order {
+    char *name; /* own */
+    enum qm_bitmap_deed deed;
+    bool created; /* CARRY: it was not there when the work began */
+    bool enabled; /* CARRY: the auto flag it is to have in the end */
+    bool marks;   /* CARRY: it is told of what is written (it had the flag when the work began) */
+    uint32_t granularity_bits; /* of one that is made */
+    size_t layer;              /* the caller's: which layer of the chain is the reason */
+    bool broken;               /* likewise: because what it has there says nothing */
+};
+
+/* Sorted by name, no name twice. */
+struct qm_bitmap_orders {
+    QM_VEC(struct qm_bitmap_order) list;
+};
+
+void qm_bitmap_orders_release(struct qm_bitmap_orders *orders);
+
+/* Can they be obeyed in an image that will have this size?  Nothing is written.  USAGE, UNSUPPORTED, NOSPACE. */
+int qm_bitmap_orders_check(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders,
+                           uint64_t new_size, struct qmeld_error *err) QM_CHECK;
+
+/* The directory's length, and the number of bitmaps, when they are obeyed. */
+int qm_bitmap_orders_result(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders,
+                            uint32_t *out_n, uint64_t *out_len, struct qmeld_error *err) QM_CHECK;
+
+/* The finest granularity, from `bits` on, that the format allows for this size. */
+uint32_t qm_bitmap_granularity_for(const struct qm_qcow2 *q, uint32_t bits, uint64_t size);
+
 /* USAGE if the image is to grow beside a bitmap that is in_use (QEMU refuses that, too).  For a new
- * merge; one that goes on has left them so itself. */
-int qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size, struct qmeld_error *err)
-    QM_CHECK;
+ * merge; one that goes on has left them so itself.  Not beside those that orders (NULL: none) remove. */
+int qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size,
+                        const struct qm_bitmap_orders *orders, struct qmeld_error *err) QM_CHECK;
 
 /* Loads the enabled, valid bitmaps and marks them in_use on disk, durable.  new_size is the
  * virtual size the image will have at the end.  Bitmaps that are in_use already stay as they are,
@@ -70,6 +139,18 @@ int qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size, struct qmel
 int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
                      const struct qm_bitmap_names *trusted, struct qm_bitmaps **out,
                      struct qmeld_error *err) QM_CHECK;
+
+/* The same; orders (borrowed) are obeyed, and a trusted name is whatever they carry.  Whoever gives orders
+ * must give them again when he resumes, and what he marked by name, too.  If the image is abandoned, bitmaps that are
+ * carried stay in_use. */
+int qm_bitmaps_begin_with(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
+                          const struct qm_bitmap_names *trusted,
+                          const struct qm_bitmap_orders *orders, struct qm_bitmaps **out,
+                          struct qmeld_error *err) QM_CHECK;
+
+/* *out: for qm_bitmaps_mark_in, of the bitmap that this order is about; false: it gets no marks.  b may be NULL. */
+bool qm_bitmaps_find(const struct qm_bitmaps *b, size_t order, size_t *out);
+void qm_bitmaps_mark_in(struct qm_bitmaps *b, size_t bitmap, guest_off from, uint64_t len);
 
 /* bitmaps may be NULL, here and below. */
 int qm_bitmaps_mark(struct qm_bitmaps *b, guest_off from, uint64_t len, struct qmeld_error *err)

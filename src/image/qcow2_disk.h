@@ -268,5 +268,7 @@ struct qcow2_disk_bitmap {
 static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "spec size");
 #define QCOW2_BITMAP_IN_USE (1u << 0)
 #define QCOW2_BITMAP_AUTO   (1u << 1)
+#define QCOW2_BITMAP_EXTRA_COMPATIBLE                                                              \
+    (1u << 2) /* beside extra data: who does not know that may use the bitmap all the same */
 
 #endif

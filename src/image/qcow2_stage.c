@@ -12,9 +12,6 @@
 
 #include <string.h>
 
-/* specification, "Bitmaps extension": where the directory's offset stands */
-#define EXT_DIR_OFF (sizeof(struct qcow2_disk_ext) + 16)
-
 int
 qm_stage_floor(struct qm_qcow2 *q, uint64_t *out, struct qmeld_error *err)
 {
@@ -41,7 +38,9 @@ qm_stage_fields(const struct qm_qcow2 *q)
                               .reftable_off = h->reftable_off,
                               .reftable_clusters = h->reftable_clusters,
                               .autoclear = h->autoclear,
-                              .bitmap_dir_off = h->has_bitmaps ? h->bitmap_dir_off : 0};
+                              .bitmap_dir_off = h->has_bitmaps ? h->bitmap_dir_off : 0,
+                              .bitmap_dir_len = h->has_bitmaps ? h->bitmap_dir_len : 0,
+                              .n_bitmaps = h->has_bitmaps ? h->n_bitmaps : 0};
 }
 
 void
@@ -55,8 +54,10 @@ qm_stage_adopt(struct qm_qcow2 *q, const struct qm_staged *fields)
     h->reftable_off = fields->reftable_off;
     h->reftable_clusters = fields->reftable_clusters;
     h->autoclear = fields->autoclear;
-    if (fields->bitmap_dir_off)
-        h->bitmap_dir_off = fields->bitmap_dir_off;
+    h->has_bitmaps = fields->n_bitmaps > 0;
+    h->bitmap_dir_off = fields->bitmap_dir_off;
+    h->bitmap_dir_len = fields->bitmap_dir_len;
+    h->n_bitmaps = fields->n_bitmaps;
     q->img.size = h->size;
     qm_image_forget(&q->img);
 }
@@ -68,16 +69,6 @@ qm_stage_read_sector(const struct qm_qcow2 *q, unsigned char out[QM_HEADER_SECTO
     return qm_pread_padded(q->img.file, 0, out, QM_HEADER_SECTOR, err);
 }
 
-/* Where in the file the offset of the bitmap directory stands; 0: there is no extension. */
-static uint64_t
-place_of_dir(const struct qm_qcow2 *q)
-{
-    QM_VEC_EACH (x, &q->hdr.exts)
-        if (x->type == QCOW2_EXT_BITMAPS)
-            return x->off + EXT_DIR_OFF;
-    return 0;
-}
-
 static int
 write_sector(struct qm_qcow2 *q, const unsigned char *sector, struct qmeld_error *err)
 {
@@ -86,65 +77,68 @@ write_sector(struct qm_qcow2 *q, const unsigned char *sector, struct qmeld_error
     return qm_sync(q->img.file, err);
 }
 
-/* A directory that is named outside sector 0 changes while the autoclear bit says that bitmaps are
- * not to be believed (specification, "autoclear_features", bit 0). */
+/* While an extension behind sector 0 changes, the autoclear bit says that bitmaps are not to be believed
+ * (specification, "autoclear_features", bit 0).  sector: with which fields. */
 static int
-write_dir(struct qm_qcow2 *q, const unsigned char *sector, uint64_t at, uint64_t dir_off,
-          struct qmeld_error *err)
+void_bitmaps(struct qm_qcow2 *q, const unsigned char *sector, struct qmeld_error *err)
 {
-    unsigned char void_bitmaps[QM_HEADER_SECTOR];
-    struct qcow2_disk_header *h = (struct qcow2_disk_header *)void_bitmaps;
-    be64 raw;
+    unsigned char copy[QM_HEADER_SECTOR];
+    struct qcow2_disk_header *h = (struct qcow2_disk_header *)copy;
 
-    if (qm_pread(q->img.file, at, &raw, sizeof raw, err) < 0)
-        return -1;
-    if (be64_get(&raw) == dir_off)
-        return 0;
-    memcpy(void_bitmaps, sector, sizeof void_bitmaps);
+    memcpy(copy, sector, sizeof copy);
     be64_put(&h->autoclear, be64_get(&h->autoclear) & ~QCOW2_AUTOCLEAR_BITMAPS);
-    if (write_sector(q, void_bitmaps, err) < 0)
-        return -1;
-    be64_put(&raw, dir_off);
-    if (qm_pwrite(q->img.file, at, &raw, sizeof raw, err) < 0)
-        return -1;
-    return qm_sync(q->img.file, err);
-}
-
-/* COMMIT POINT: the last write of sector 0. */
-static int
-write_header(struct qm_qcow2 *q, unsigned char *sector, uint64_t dir_off, struct qmeld_error *err)
-{
-    const uint64_t at = place_of_dir(q);
-
-    if (at && dir_off && at + sizeof(be64) <= QM_HEADER_SECTOR)
-        be64_put((be64 *)(sector + at), dir_off);
-    else if (at && dir_off && write_dir(q, sector, at, dir_off, err) < 0)
-        return -1;
-    return write_sector(q, sector, err);
+    return write_sector(q, copy, err);
 }
 
 int
 qm_stage_switch(struct qm_qcow2 *q, const struct qm_staged *fields, struct qmeld_error *err)
 {
+    const struct qm_header_bitmaps to = {.n = fields->n_bitmaps,
+                                         .dir_off = fields->bitmap_dir_off,
+                                         .dir_len = fields->bitmap_dir_len};
     unsigned char sector[QM_HEADER_SECTOR];
+    bool there;
 
     qm_stage_adopt(q, fields);
     if (qm_header_sector(q, sector, err) < 0 ||
-        write_header(q, sector, fields->bitmap_dir_off, err) < 0)
+        qm_header_place_bitmaps(q, &to, sector, &there, err) < 0)
+        return -1;
+    /* a place behind the sector; what is put there may begin in it */
+    if (!there && (void_bitmaps(q, sector, err) < 0 || qm_header_put_bitmaps(q, &to, err) < 0 ||
+                   qm_header_sector(q, sector, err) < 0))
+        return -1;
+    if (write_sector(q, sector, err) < 0) /* COMMIT POINT */
         return -1;
     q->stage = NULL;
-    return qm_qcow2_reload(q, err);
+    if (qm_qcow2_reload(q, err) < 0)
+        return -1;
+    return to.n == 0 ? qm_header_drop_ext(q, err) : 0;
+}
+
+/* With the old header's bitmaps void, whichever of the two is there. */
+static int
+put_ext_back(struct qm_qcow2 *q, const struct qm_header_place *ext, struct qmeld_error *err)
+{
+    unsigned char now[QM_HEADER_SECTOR], there[QM_HEADER_PLACE];
+
+    if (ext->len == 0 || ext->off + ext->len <= QM_HEADER_SECTOR)
+        return 0;
+    if (qm_pread_padded(q->img.file, ext->off, there, ext->len, err) < 0)
+        return -1;
+    if (memcmp(there, ext->bytes, ext->len) == 0)
+        return 0;
+    if (qm_stage_read_sector(q, now, err) < 0 || void_bitmaps(q, now, err) < 0)
+        return -1;
+    return qm_header_put_back(q, ext, err);
 }
 
 int
 qm_stage_back(struct qm_qcow2 *q, const unsigned char sector[QM_HEADER_SECTOR],
-              uint64_t bitmap_dir_off, uint64_t file_size, struct qmeld_error *err)
+              const struct qm_header_place *ext, uint64_t file_size, struct qmeld_error *err)
 {
     struct qm_file *file = q->img.file;
-    unsigned char copy[QM_HEADER_SECTOR];
 
-    memcpy(copy, sector, sizeof copy);
-    if (write_header(q, copy, bitmap_dir_off, err) < 0)
+    if (put_ext_back(q, ext, err) < 0 || write_sector(q, sector, err) < 0)
         return -1;
     q->stage = NULL;
     if (!file->blockdev && file->size > file_size &&

@@ -31,6 +31,8 @@ struct qm_staged {
     uint64_t reftable_off;
     uint64_t autoclear;
     uint64_t bitmap_dir_off; /* 0: no bitmaps */
+    uint64_t bitmap_dir_len;
+    uint32_t n_bitmaps;
 };
 
 struct qm_stage {
@@ -55,7 +57,7 @@ struct qm_staged qm_stage_fields(const struct qm_qcow2 *q);
 void qm_stage_adopt(struct qm_qcow2 *q, const struct qm_staged *fields);
 
 /* COMMIT POINT: the header on disk gets these fields; everything they lead to is durable.  May be
- * done twice.  One sector, unless a bitmaps extension that has to change lies behind it: then the
+ * done twice.  One sector, unless a bitmaps extension that has to change, or to be made, lies behind it: then the
  * bitmaps are void (autoclear bit 0) between two writes of that sector.  q is not staged afterwards. */
 int qm_stage_switch(struct qm_qcow2 *q, const struct qm_staged *fields, struct qmeld_error *err)
     QM_CHECK;
@@ -64,10 +66,11 @@ int qm_stage_switch(struct qm_qcow2 *q, const struct qm_staged *fields, struct q
 int qm_stage_read_sector(const struct qm_qcow2 *q, unsigned char out[QM_HEADER_SECTOR],
                          struct qmeld_error *err) QM_CHECK;
 
-/* The old first sector again, then the file is cut to its old length.  bitmap_dir_off: of the old header, 0
- * if it had no bitmaps.  May be done twice, and whether or not the switch was made. */
+/* The old first sector again, then the file is cut to its old length.  ext: what stood where the bitmaps extension is;
+ * len 0: nothing that has changed.  May be done twice, and whether or not the switch was made. */
 int qm_stage_back(struct qm_qcow2 *q, const unsigned char sector[QM_HEADER_SECTOR],
-                  uint64_t bitmap_dir_off, uint64_t file_size, struct qmeld_error *err) QM_CHECK;
+                  const struct qm_header_place *ext, uint64_t file_size, struct qmeld_error *err)
+    QM_CHECK;
 
 /* There is no way back from here: space below the floor that is free is given back. */
 int qm_stage_final(struct qm_qcow2 *q, uint64_t floor, struct qmeld_error *err) QM_CHECK;

@@ -15,8 +15,8 @@ way_of(const struct qm_back *b)
 /* ---- before the merge ---- */
 
 int
-qm_back_describe(struct qm_image *target, bool atomic, bool undo, struct qm_way_back *out,
-                 struct qmeld_error *err)
+qm_back_describe(struct qm_image *target, bool atomic, bool undo, bool bitmaps,
+                 struct qm_way_back *out, struct qmeld_error *err)
 {
     struct qm_qcow2 *q = qm_qcow2_of(target);
 
@@ -35,7 +35,8 @@ qm_back_describe(struct qm_image *target, bool atomic, bool undo, struct qm_way_
         return qm_fail(err, QMELD_USAGE, qm_in(target->file->path),
                        "it was not closed cleanly, and mending it would change the base at once: "
                        "run `qmeld check --repair=all` on it first");
-    out->bitmap_dir_off = q->hdr.has_bitmaps ? q->hdr.bitmap_dir_off : 0;
+    if ((bitmaps || q->hdr.has_bitmaps) && qm_header_bitmaps_fit(q, &out->ext, err) < 0)
+        return -1;
     if (qm_stage_floor(q, &out->floor, err) < 0)
         return -1;
     return qm_stage_read_sector(q, out->sector, err);
@@ -64,7 +65,9 @@ check_staged(const struct qm_qcow2 *q, const struct qm_staged *s, struct qmeld_e
     if (s->l1_off % cs == 0 && s->reftable_off % cs == 0 && s->bitmap_dir_off % cs == 0 &&
         l1 <= QCOW2_MAX_L1_BYTES && reftable > 0 && reftable <= QCOW2_MAX_REFTABLE_BYTES &&
         qm_inside(s->l1_off, l1, QM_MAX_OFF) && qm_inside(s->reftable_off, reftable, QM_MAX_OFF) &&
-        qm_inside(s->bitmap_dir_off, q->hdr.bitmap_dir_len, QM_MAX_OFF) &&
+        s->bitmap_dir_len <= QCOW2_MAX_BITMAP_DIR && s->n_bitmaps <= QCOW2_MAX_BITMAPS &&
+        (s->n_bitmaps == 0) == (s->bitmap_dir_off == 0) &&
+        qm_inside(s->bitmap_dir_off, s->bitmap_dir_len, QM_MAX_OFF) &&
         qcow2_l1_needed(&q->geo, s->size) <= s->l1_entries)
         return 0;
     return qm_fail(err, QMELD_CORRUPT, qm_in(q->img.file->path),
@@ -201,8 +204,7 @@ qm_back_restore(struct qm_back *b, struct qmeld_error *err)
     if (qm_file_make_writable(b->target->file, err) < 0)
         return -1;
     if (way->kind == QM_WAY_SWITCH)
-        return qm_stage_back(qm_qcow2_of(b->target), way->sector, way->bitmap_dir_off,
-                             way->file_size, err);
+        return qm_stage_back(qm_qcow2_of(b->target), way->sector, &way->ext, way->file_size, err);
     path = kept_path(b);
     if (!path)
         return qm_fail_nomem(err, "a path");

@@ -31,9 +31,10 @@ struct qm_back {
     struct qm_kept *kept; /* NULL: nothing is kept */
 };
 
-/* For a merge into target with these options.  USAGE: no such way back for this target. */
-int qm_back_describe(struct qm_image *target, bool atomic, bool undo, struct qm_way_back *out,
-                     struct qmeld_error *err) QM_CHECK;
+/* For a merge into target with these options; bitmaps: it gets its first ones, perhaps.  USAGE: no such way back for this
+ * target.  NOSPACE: none if bitmaps are added to its header. */
+int qm_back_describe(struct qm_image *target, bool atomic, bool undo, bool bitmaps,
+                     struct qm_way_back *out, struct qmeld_error *err) QM_CHECK;
 
 int qm_back_enter(struct qm_back *b, struct qmeld_error *err) QM_CHECK;
 

@@ -218,9 +218,12 @@ tell_others(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error
 }
 
 static int
-tell(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
+tell(struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
 {
     tell_work(d, r);
+    r->bitmaps = QM_TAKE(d->commit.bitmaps);
+    r->n_bitmaps = d->commit.n_bitmaps;
+    d->commit.n_bitmaps = 0;
     if (tell_layers(d, r, err) < 0 || tell_rooms(d, r, err) < 0 || tell_obstacles(d, r, err) < 0 ||
         tell_others(d, r, err) < 0)
         return -1;
@@ -475,6 +478,7 @@ qmeld_plan_report_free(struct qmeld_plan_report *report)
     for (size_t i = 0; i < report->n_dependants; i++)
         qm_dependant_release(&report->dependants[i]);
     free(report->dependants);
+    qm_carry_told_free(report->bitmaps, report->n_bitmaps);
     free(report->layers);
     free(report->rooms);
     free(report->modes);

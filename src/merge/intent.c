@@ -52,6 +52,7 @@ qm_intent_release(struct qm_intent *i)
         qm_journal_layer_release(l);
     qm_vec_release(&i->layers);
     qm_bitmap_names_release(&i->bitmaps);
+    qm_bitmap_orders_release(&i->orders);
     *i = (struct qm_intent){.base_arg = NULL};
 }
 
@@ -83,13 +84,20 @@ layer_to_json(const struct qm_journal_layer *l)
 }
 
 static struct json_object *
+hex_of(const unsigned char *bytes, size_t n)
+{
+    char hex[2 * QM_HEADER_SECTOR + 1] = "";
+
+    for (size_t k = 0; k < n; k++)
+        snprintf(hex + 2 * k, 3, "%02x", bytes[k]);
+    return json_object_new_string(hex);
+}
+
+static struct json_object *
 way_to_json(const struct qm_way_back *w)
 {
     struct json_object *o = json_object_new_object();
-    char hex[2 * sizeof w->sector + 1];
 
-    for (size_t k = 0; k < sizeof w->sector; k++)
-        snprintf(hex + 2 * k, 3, "%02x", w->sector[k]);
     json_object_object_add(o, "kind", json_object_new_int((int)w->kind));
     if (w->kind == QM_WAY_NONE)
         return o;
@@ -97,8 +105,11 @@ way_to_json(const struct qm_way_back *w)
     if (w->kind == QM_WAY_KEEP)
         return o;
     json_object_object_add(o, "floor", json_object_new_uint64(w->floor));
-    json_object_object_add(o, "bitmap-directory", json_object_new_uint64(w->bitmap_dir_off));
-    json_object_object_add(o, "sector-0", json_object_new_string(hex));
+    json_object_object_add(o, "sector-0", hex_of(w->sector, sizeof w->sector));
+    if (w->ext.len) {
+        json_object_object_add(o, "extension-at", json_object_new_uint64(w->ext.off));
+        json_object_object_add(o, "extension", hex_of(w->ext.bytes, w->ext.len));
+    }
     return o;
 }
 
@@ -111,6 +122,40 @@ allow_to_json(const struct qm_intent *i)
         if (*path)
             json_object_array_add(a, json_object_new_string(*path));
     return a;
+}
+
+static struct json_object *
+order_to_json(const struct qm_bitmap_order *b)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, "name", json_object_new_string(b->name));
+    json_object_object_add(o, "deed", json_object_new_int((int)b->deed));
+    json_object_object_add(o, "created", json_object_new_boolean(b->created));
+    json_object_object_add(o, "enabled", json_object_new_boolean(b->enabled));
+    json_object_object_add(o, "marks", json_object_new_boolean(b->marks));
+    json_object_object_add(o, "granularity-bits", json_object_new_uint64(b->granularity_bits));
+    json_object_object_add(o, "layer", json_object_new_uint64(b->layer));
+    json_object_object_add(o, "broken", json_object_new_boolean(b->broken));
+    return o;
+}
+
+/* What most merges have nothing of. */
+static void
+add_orders(const struct qm_intent *i, struct json_object *o)
+{
+    struct json_object *orders;
+
+    if (i->already)
+        json_object_object_add(o, "already-merged", json_object_new_boolean(true));
+    if (i->bitmaps_mode != QMELD_BITMAPS_MERGE)
+        json_object_object_add(o, "bitmaps-mode", json_object_new_int((int)i->bitmaps_mode));
+    if (i->orders.list.n == 0)
+        return;
+    orders = json_object_new_array();
+    QM_VEC_EACH (b, &i->orders.list)
+        json_object_array_add(orders, order_to_json(b));
+    json_object_object_add(o, "bitmap-orders", orders);
 }
 
 static struct json_object *
@@ -166,6 +211,7 @@ intent_to_json(const struct qm_intent *i)
         json_object_array_add(bitmaps, json_object_new_string(*b));
     json_object_object_add(o, "layers", layers);
     json_object_object_add(o, "bitmaps", bitmaps);
+    add_orders(i, o);
     return o;
 }
 
@@ -245,17 +291,34 @@ get_new_path(struct json_object *o, const char *key, char **out)
 }
 
 static bool
-sector_from_hex(const char *hex, unsigned char *out)
+bytes_from_hex(const char *hex, size_t n, unsigned char *out)
 {
-    if (strlen(hex) != 2 * QM_HEADER_SECTOR ||
-        strspn(hex, "0123456789abcdef") != 2 * QM_HEADER_SECTOR)
+    if (strlen(hex) != 2 * n || strspn(hex, "0123456789abcdef") != 2 * n)
         return false;
-    for (size_t k = 0; k < QM_HEADER_SECTOR; k++) {
+    for (size_t k = 0; k < n; k++) {
         const char two[3] = {hex[2 * k], hex[2 * k + 1], '\0'};
 
         out[k] = (unsigned char)strtoul(two, NULL, 16);
     }
     return true;
+}
+
+/* Inside a header cluster, and not in the fixed fields. */
+static bool
+get_ext(struct json_object *o, struct qm_header_place *out)
+{
+    QM_FREE char *hex = NULL;
+
+    *out = (struct qm_header_place){.off = 0};
+    if (!json_object_object_get_ex(o, "extension-at", NULL))
+        return true;
+    if (!get_number(o, "extension-at", &out->off) || !get_string(o, "extension", &hex) || !hex ||
+        strlen(hex) / 2 > sizeof out->bytes || strlen(hex) < 2 * sizeof(struct qcow2_disk_ext))
+        return false;
+    out->len = (uint32_t)(strlen(hex) / 2);
+    return out->off >= QCOW2_V3_HEADER_LEN &&
+           qm_inside(out->off, out->len, 1ull << QCOW2_MAX_CLUSTER_BITS) &&
+           bytes_from_hex(hex, out->len, out->bytes);
 }
 
 static bool
@@ -271,9 +334,8 @@ way_from_json(struct json_object *o, struct qm_way_back *w)
     if (w->kind != QM_WAY_NONE && !get_number(o, "file-size", &w->file_size))
         return false;
     return w->kind != QM_WAY_SWITCH ||
-           (get_number(o, "floor", &w->floor) &&
-            get_number(o, "bitmap-directory", &w->bitmap_dir_off) &&
-            get_string(o, "sector-0", &hex) && hex && sector_from_hex(hex, w->sector));
+           (get_number(o, "floor", &w->floor) && get_string(o, "sector-0", &hex) && hex &&
+            bytes_from_hex(hex, QM_HEADER_SECTOR, w->sector) && get_ext(o, &w->ext));
 }
 
 /* Merges without a way back need not say so. */
@@ -336,6 +398,40 @@ bitmap_from_json(struct json_object *o, struct qm_intent *i)
     return false;
 }
 
+/* They are looked up by name. */
+static bool
+is_sorted(const struct qm_intent *i)
+{
+    for (size_t k = 1; k < i->orders.list.n; k++)
+        if (strcmp(i->orders.list.at[k - 1].name, i->orders.list.at[k].name) >= 0)
+            return false;
+    return true;
+}
+
+static bool
+order_from_json(struct json_object *o, struct qm_intent *i)
+{
+    struct qm_bitmap_order b = {.name = NULL};
+    uint64_t deed, bits, layer;
+
+    if (!json_object_is_type(o, json_type_object) || !get_number(o, "deed", &deed) ||
+        deed > QM_BITMAP_LEAVE || !get_bool(o, "created", &b.created) ||
+        !get_bool(o, "enabled", &b.enabled) || !get_bool(o, "marks", &b.marks) ||
+        !get_bool(o, "broken", &b.broken) || !get_number(o, "granularity-bits", &bits) ||
+        !get_number(o, "layer", &layer) || (deed == QM_BITMAP_CARRY && (bits < 9 || bits > 31)) ||
+        layer >= i->layers.n || !get_string(o, "name", &b.name) || !b.name || !*b.name) {
+        free(b.name);
+        return false;
+    }
+    b.deed = (enum qm_bitmap_deed)deed;
+    b.granularity_bits = (uint32_t)bits;
+    b.layer = layer;
+    if (qm_vec_push(&i->orders.list, &b))
+        return true;
+    free(b.name);
+    return false;
+}
+
 static bool
 each(struct json_object *o, const char *key, struct qm_intent *i,
      bool (*fn)(struct json_object *, struct qm_intent *))
@@ -348,6 +444,21 @@ each(struct json_object *o, const char *key, struct qm_intent *i,
         if (!fn(json_object_array_get_idx(array, k), i))
             return false;
     return true;
+}
+
+/* After the layers. */
+static bool
+get_orders(struct json_object *o, struct qm_intent *i)
+{
+    uint64_t mode = QMELD_BITMAPS_MERGE;
+
+    if (json_object_object_get_ex(o, "bitmaps-mode", NULL) && !get_number(o, "bitmaps-mode", &mode))
+        return false;
+    i->bitmaps_mode = (enum qmeld_bitmaps)mode;
+    return mode <= QMELD_BITMAPS_DROP && get_if_there(o, "already-merged", &i->already) &&
+           (!json_object_object_get_ex(o, "bitmap-orders", NULL) ||
+            each(o, "bitmap-orders", i, order_from_json)) &&
+           is_sorted(i);
 }
 
 /* Those that are to be put aside, or to take the base's name, have new names, and no others. */
@@ -442,7 +553,7 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
            each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
            (!json_object_object_get_ex(o, "allow-paths", NULL) ||
             each(o, "allow-paths", i, allow_from_json)) &&
-           get_fold(o, i) && get_rebase(o, i) && fits_layers(i);
+           get_fold(o, i) && get_orders(o, i) && get_rebase(o, i) && fits_layers(i);
 }
 
 char *

@@ -44,8 +44,8 @@ struct qm_way_back {
     uint64_t file_size; /* of the target before the merge */
     /* SWITCH */
     uint64_t floor;
-    uint64_t bitmap_dir_off; /* 0: none */
     unsigned char sector[QM_HEADER_SECTOR];
+    struct qm_header_place ext; /* of the bitmaps extension, or where one goes; len 0: none */
 };
 
 struct qm_intent {
@@ -65,6 +65,7 @@ struct qm_intent {
     bool undo;
     enum qmeld_overlays overlays;
     enum qmeld_direction direction;
+    enum qmeld_bitmaps bitmaps_mode;
     bool fold; /* base and top follow from how many increments are to stay above: */
     uint64_t keep;
     bool rebase; /* no merge: base, top and target are the active layer, which gets another backing
@@ -81,6 +82,8 @@ struct qm_intent {
     struct qm_way_back back;
     QM_VEC(struct qm_journal_layer) layers; /* [0] = bottom of the chain */
     struct qm_bitmap_names bitmaps;         /* of the target: valid when the merge began */
+    struct qm_bitmap_orders orders;         /* and what becomes of them, and of the layers' */
+    bool already;                           /* the target held all data before the merge */
 };
 
 /* allow: as in struct qmeld_commit_options.  False: no memory. */

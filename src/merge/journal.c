@@ -13,7 +13,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
-#define VERSION    1u
+#define VERSION    2u
 #define SECTOR     512u
 #define CURSOR_OFF 512u /* two sectors */
 #define INTENT_OFF 4096u
@@ -39,20 +39,23 @@ struct disk_cursor {
     be64 seq;
     be64 done;
     be64 kept;
-    be64 size; /* from here to bitmap_dir_off: struct qm_staged */
+    be64 size; /* from here to unused: struct qm_staged */
     be64 l1_off;
     be32 l1_entries;
     be32 reftable_clusters;
     be64 reftable_off;
     be64 autoclear;
     be64 bitmap_dir_off;
+    be64 bitmap_dir_len;
+    be32 n_bitmaps;
+    be32 unused;
     be64 left_size;
     be64 left_sec;
     be64 left_nsec;
     be32 crc; /* of all before it */
 };
 static_assert(offsetof(struct disk_head, crc) == 28, "format");
-static_assert(offsetof(struct disk_cursor, crc) == 104, "format");
+static_assert(offsetof(struct disk_cursor, crc) == 120, "format");
 
 struct qm_journal {
     struct qm_file *file;
@@ -116,6 +119,8 @@ encode_trail(const struct qm_trail *t, struct disk_cursor *d)
     be64_put(&d->reftable_off, t->staged.reftable_off);
     be64_put(&d->autoclear, t->staged.autoclear);
     be64_put(&d->bitmap_dir_off, t->staged.bitmap_dir_off);
+    be64_put(&d->bitmap_dir_len, t->staged.bitmap_dir_len);
+    be32_put(&d->n_bitmaps, t->staged.n_bitmaps);
     be64_put(&d->left_size, t->left.size);
     be64_put(&d->left_sec, (uint64_t)t->left.mtime_sec);
     be64_put(&d->left_nsec, (uint64_t)t->left.mtime_nsec);
@@ -131,7 +136,9 @@ decode_trail(const struct disk_cursor *d)
                                         .reftable_clusters = be32_get(&d->reftable_clusters),
                                         .reftable_off = be64_get(&d->reftable_off),
                                         .autoclear = be64_get(&d->autoclear),
-                                        .bitmap_dir_off = be64_get(&d->bitmap_dir_off)},
+                                        .bitmap_dir_off = be64_get(&d->bitmap_dir_off),
+                                        .bitmap_dir_len = be64_get(&d->bitmap_dir_len),
+                                        .n_bitmaps = be32_get(&d->n_bitmaps)},
                              .left = {.size = be64_get(&d->left_size),
                                       .mtime_sec = (int64_t)be64_get(&d->left_sec),
                                       .mtime_nsec = (int64_t)be64_get(&d->left_nsec)}};

@@ -200,10 +200,19 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
                                                  .overlays = intent->overlays,
                                                  .keep_relative = intent->keep_relative,
                                                  .reclaim = intent->reclaim};
+    m->carry = (struct qm_carry){.chain = m->chain,
+                                 .base = t->base,
+                                 .top = t->top,
+                                 .target = t->target,
+                                 .mode = intent->bitmaps_mode,
+                                 .new_size = t->new_size};
+    t->new_bitmaps = qm_carry_n_created(&intent->orders);
     if (note_new_names(m, intent, err) < 0 || lock_layers(m, err) < 0 ||
         find_hidden_end(m, err) < 0 || qm_transfer_begin(t, err) < 0 ||
         qm_settle_check(&m->settle_config, &m->settle, err) < 0 ||
-        prepare_promotion(m, intent, err) < 0)
+        prepare_promotion(m, intent, err) < 0 ||
+        qm_carry_tell(&m->carry, &intent->orders, &m->report->bitmaps, &m->report->n_bitmaps, err) <
+            0)
         return -1;
     return list_layers(m, err);
 }
@@ -365,6 +374,7 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
                                           .new_size = m->transfer.new_size,
                                           .resumed = resumed,
                                           .decompress = intent->decompress,
+                                          .orders = &intent->orders,
                                           .trusted_bitmaps = resumed ? &intent->bitmaps : NULL};
     struct qm_seal *seal;
 
@@ -372,11 +382,19 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
         return -1;
     m->transfer.back = &m->back;
     qm_err_disk(err, QMELD_DISK_OPEN); /* until the end of the merge, whatever fails */
-    if (work_in_batches(m, seal, resumed, err) < 0) {
+    if (qm_carry_import(&m->carry, &intent->orders, qm_seal_bitmaps(seal), err) < 0 ||
+        (!m->report->already_merged && work_in_batches(m, seal, resumed, err) < 0)) {
         qm_seal_abandon(seal);
         return -1;
     }
     return qm_seal_finish(seal, err);
+}
+
+/* Where the target had all data before, its bitmaps may still lack what layers have. */
+static bool
+has_to_write(const struct qm_merge *m)
+{
+    return !m->report->already_merged || qm_carry_has_work(&qm_journal_intent(m->journal)->orders);
 }
 
 int
@@ -385,7 +403,7 @@ qm_merge_work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
     const struct qm_cursor complete = {.phase = QM_PHASE_SETTLE,
                                        .done = qm_guest(m->transfer.new_size)};
 
-    if ((!m->report->already_merged && transfer(m, resumed, err) < 0) ||
+    if ((has_to_write(m) && transfer(m, resumed, err) < 0) ||
         verify(m, qm_journal_intent(m->journal)->backing_format, err) < 0 ||
         qm_journal_advance(m->journal, complete, err) < 0)
         return -1;
@@ -413,11 +431,11 @@ give_up(struct qm_merge *m, const struct qmeld_error *err)
 }
 
 static int
-refuse_growth(const struct qm_merge *m, struct qmeld_error *err)
+refuse_growth(const struct qm_merge *m, const struct qm_intent *intent, struct qmeld_error *err)
 {
     const struct qm_qcow2 *q = qm_qcow2_of(m->chain->layers[m->transfer.target].img);
 
-    return q ? qm_bitmaps_let_grow(q, m->transfer.new_size, err) : 0;
+    return q ? qm_bitmaps_let_grow(q, m->transfer.new_size, &intent->orders, err) : 0;
 }
 
 /* The last moment before something is written. */
@@ -432,18 +450,20 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
                struct qmeld_error *err)
 {
     const struct qm_transfer *t = &m->transfer;
+    const bool carries = qm_carry_has_work(&intent->orders);
     bool done = m->report->already_merged;
 
-    if (qm_merge_prepare(m, intent, err) < 0 || refuse_growth(m, err) < 0 ||
+    if (qm_merge_prepare(m, intent, err) < 0 || refuse_growth(m, intent, err) < 0 ||
+        qm_carry_check(&m->carry, &intent->orders, err) < 0 ||
         (intent->reclaim && qm_reclaim_check(m->chain, t->base, t->top, err) < 0) ||
         qm_transfer_count(&m->transfer, err) < 0 ||
         (!m->looked && qm_transfer_is_done(&m->transfer, &done, err) < 0)) {
         qm_intent_release(intent);
         return -1;
     }
-    m->report->already_merged = done;
+    m->report->already_merged = intent->already = done;
     if (((!done || qm_settle_has_work(m->settle)) && qm_merge_meet_others(m, done, err) < 0) ||
-        ((!done || qm_settle_has_work(m->settle)) &&
+        ((!done || carries || qm_settle_has_work(m->settle)) &&
          qm_merge_check_room(m, intent, journal_path, err) < 0) ||
         qm_merge_ask_guard(m, err) != 0) {
         qm_intent_release(intent);
@@ -454,7 +474,7 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         qm_intent_release(intent);
         return -1;
     }
-    if (done && !qm_settle_has_work(m->settle)) {
+    if (done && !carries && !qm_settle_has_work(m->settle)) {
         const int rc = verify(m, intent->backing_format, err);
 
         qm_intent_release(intent);

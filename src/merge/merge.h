@@ -13,6 +13,7 @@
 #ifndef QM_MERGE_H
 #define QM_MERGE_H
 
+#include "carry.h"
 #include "journal.h"
 #include "promote.h"
 #include "settle.h"
@@ -37,6 +38,7 @@ struct qm_merge {
     struct qm_settle_config settle_config;
     struct qm_settle *settle;
     struct qm_promote *promote; /* if the target is not the base */
+    struct qm_carry carry;
 };
 
 /* How a merge opens what is encrypted: a dry run that follows another does without, where no plan depends on

@@ -50,7 +50,8 @@ same_request(const struct qm_intent *i, const struct qmeld_commit_options *o)
     return !i->rebase && same_text(i->base_arg, o->base) && same_text(i->top_arg, o->top) &&
            i->shallow == o->shallow && i->reclaim == o->reclaim && i->overlays == o->overlays &&
            i->keep_relative == o->keep_relative && i->atomic == o->atomic && i->undo == o->undo &&
-           i->decompress == o->decompress && i->direction == o->direction;
+           i->decompress == o->decompress && i->direction == o->direction &&
+           i->bitmaps_mode == o->bitmaps;
 }
 
 static bool
@@ -275,6 +276,12 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_lay
     struct qm_image *target = m->chain->layers[target_layer].img;
     const uint64_t base_size = m->chain->layers[base].img->size;
     const struct qm_qcow2 *q = qm_qcow2_of(target);
+    const struct qm_carry carry = {.chain = m->chain,
+                                   .base = base,
+                                   .top = top,
+                                   .target = target_layer,
+                                   .mode = o->bitmaps,
+                                   .new_size = qm_max(base_size, m->chain->layers[top].img->size)};
 
     *out = (struct qm_intent){.shallow = o->shallow,
                               .keep_relative = o->keep_relative,
@@ -289,12 +296,13 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_lay
                               .direction = o->direction,
                               .fold = m->keep != NULL,
                               .keep = m->keep ? *m->keep : 0,
+                              .bitmaps_mode = o->bitmaps,
                               .base = base,
                               .top = top,
                               .target = target_layer,
                               .base_size = base_size,
                               .old_size = target->size,
-                              .new_size = qm_max(base_size, m->chain->layers[top].img->size)};
+                              .new_size = carry.new_size};
     if (!copy_text(o->base, &out->base_arg) || !copy_text(o->top, &out->top_arg) ||
         !copy_text(o->backing_format, &out->backing_format) ||
         !qm_intent_allow(out, o->allow_paths))
@@ -313,9 +321,11 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_lay
             return qm_fail_nomem(err, "the journal");
         }
     }
-    if (q && qm_bitmaps_valid_names(q, &out->bitmaps, err) < 0)
+    if ((q && qm_bitmaps_valid_names(q, &out->bitmaps, err) < 0) ||
+        qm_carry_plan(&carry, &out->orders, err) < 0)
         return -1;
-    return qm_back_describe(target, o->atomic, o->undo, &out->back, err);
+    return qm_back_describe(target, o->atomic, o->undo, qm_carry_n_created(&out->orders) > 0,
+                            &out->back, err);
 }
 
 static int
@@ -534,4 +544,7 @@ qmeld_commit_report_free(struct qmeld_commit_report *report)
     report->dependants = NULL;
     report->unread = NULL;
     report->n_layers = report->n_dependants = 0;
+    qm_carry_told_free(report->bitmaps, report->n_bitmaps);
+    report->bitmaps = NULL;
+    report->n_bitmaps = 0;
 }

@@ -177,11 +177,16 @@ qm_merge_take_over(struct qm_merge *m, bool whole, struct qmeld_error *err)
 static int
 resume_copy(struct qm_merge *m, struct qmeld_error *err)
 {
-    const struct qm_cursor cursor = qm_journal_cursor(m->journal);
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    const guest_off done =
+        intent->already ? qm_guest(intent->new_size) : qm_journal_cursor(m->journal).done;
 
     if (qm_merge_take_over(m, true, err) < 0 || qm_back_enter(&m->back, err) < 0 ||
-        find_start(m, cursor.done, err) < 0 || give_up_again(m, err) < 0 ||
-        qm_transfer_count(&m->transfer, err) < 0 ||
+        find_start(m, done, err) < 0)
+        return -1;
+    /* only bitmaps were left to be changed, and still are */
+    m->report->already_merged = intent->already && m->transfer.from.g >= intent->new_size;
+    if (give_up_again(m, err) < 0 || qm_transfer_count(&m->transfer, err) < 0 ||
         qm_merge_check_room(m, qm_journal_intent(m->journal), qm_journal_file(m->journal), err) < 0)
         return -1;
     return qm_merge_work(m, true, err);

@@ -21,6 +21,7 @@ struct qm_seal {
     struct qm_refs *refs;
     struct qm_edit *edit;
     struct qm_bitmaps *bitmaps;
+    const struct qm_bitmap_orders *orders;
 };
 
 /* ---- begin ---- */
@@ -85,7 +86,8 @@ begin_qcow2(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_erro
     if (refuse_growth(s, err) < 0 || qm_qcow2_make_safe_to_write(s->q, err) < 0 ||
         (c->resumed && mend_leaks(s, err) < 0) || qm_refs_open(s->q, &s->refs, err) < 0)
         return -1;
-    if (qm_bitmaps_begin(s->q, s->refs, s->new_size, c->trusted_bitmaps, &s->bitmaps, err) < 0)
+    if (qm_bitmaps_begin_with(s->q, s->refs, s->new_size, c->trusted_bitmaps, s->orders,
+                              &s->bitmaps, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN); /* what fails from here on leaves a changed header */
     if (qm_header_before_write(s->q, err) < 0)
@@ -121,6 +123,7 @@ qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out, struct 
     s->file = img->file;
     s->new_size = config->new_size;
     s->q = qm_qcow2_of(img);
+    s->orders = config->orders;
     rc = qm_image_make_writable(img, err);
     if (rc == 0)
         rc = s->q ? begin_qcow2(s, config, err) : begin_raw(s, img, err);
@@ -130,6 +133,12 @@ qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out, struct 
     }
     *out = s;
     return 0;
+}
+
+struct qm_bitmaps *
+qm_seal_bitmaps(struct qm_seal *s)
+{
+    return s->bitmaps;
 }
 
 int
@@ -235,7 +244,8 @@ qm_seal_grow(struct qm_seal *s, struct qmeld_error *err)
     }
     if (set_size(s, err) < 0 || qm_qcow2_reload(s->q, err) < 0)
         return -1;
-    return qm_bitmaps_begin(s->q, s->refs, s->new_size, NULL, &s->bitmaps, err);
+    /* those that are carried have all bits that came by name */
+    return qm_bitmaps_begin_with(s->q, s->refs, s->new_size, NULL, s->orders, &s->bitmaps, err);
 }
 
 int

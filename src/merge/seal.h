@@ -46,6 +46,7 @@ struct qm_seal_config {
                         * use that are good: those in trusted_bitmaps */
     bool decompress;   /* compressed clusters are not passed on as they are */
     const struct qm_bitmap_names *trusted_bitmaps; /* NULL: none */
+    const struct qm_bitmap_orders *orders; /* what becomes of bitmaps; NULL: nothing; borrowed */
 };
 
 /* Whatever is refused, is refused before the first write, except that a dirty image has been
@@ -53,6 +54,9 @@ struct qm_seal_config {
  * (QEMU, block/qcow2.c, qcow2_co_truncate). */
 int qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out,
                   struct qmeld_error *err) QM_CHECK;
+
+/* The target's; NULL: it has none that get marks.  They are others after qm_seal_grow. */
+struct qm_bitmaps *qm_seal_bitmaps(struct qm_seal *s);
 
 /* A layer asked for these guest bytes, which an earlier run has written, or may have: enabled bitmaps
  * are told.  After begin. */

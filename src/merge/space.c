@@ -68,15 +68,14 @@ qm_space_add(struct qm_space *s, const struct qm_want *want)
     s->most = sum(s->most, n > UINT64_MAX / unit ? UINT64_MAX : n * unit);
 }
 
-/* Tables of bitmaps and their bits, at the finest granularity. */
+/* Tables of bitmaps and their bits, at the finest granularity, and entries of the directory. */
 static uint64_t
-most_of_bitmaps(const struct qm_qcow2 *q, uint64_t new_size)
+most_of_bitmaps(const struct qm_space *s, const struct qm_qcow2 *q)
 {
-    const uint64_t one = sum(new_size / 512 / 8 * 2, 4 * q->geo.cluster_size);
+    const uint64_t one = sum(s->new_size / 512 / 8 * 2, 6 * q->geo.cluster_size + 2048);
+    const uint64_t n = sum(q->hdr.has_bitmaps ? q->hdr.n_bitmaps : 0, s->new_bitmaps);
 
-    return q->hdr.has_bitmaps && one > UINT64_MAX / (q->hdr.n_bitmaps + 1)
-               ? UINT64_MAX
-               : one * (q->hdr.has_bitmaps ? q->hdr.n_bitmaps : 0);
+    return one > UINT64_MAX / (n + 1) ? UINT64_MAX : one * n;
 }
 
 #ifdef QM_TESTING
@@ -132,7 +131,7 @@ qm_space_is_ample(const struct qm_space *s, const struct qm_chain *chain, size_t
         return;
 #endif
     if (qcow2) {
-        most = sum(most, sum(most / REFCOUNT_PART * 2, most_of_bitmaps(q, s->new_size)));
+        most = sum(most, sum(most / REFCOUNT_PART * 2, most_of_bitmaps(s, q)));
         /* refcounts that are made anew, or a device's end, are not foreseen here */
         if (q->hdr.incompatible & QCOW2_INCOMPAT_DIRTY || s->target->file->blockdev)
             return;

@@ -25,6 +25,7 @@ struct qm_space {
     uint64_t most;      /* data and L2 tables; UINT64_MAX stands for more */
     uint64_t next;      /* target clusters below this offset are counted */
     uint64_t next_span; /* so are L2 tables of guest offsets below */
+    size_t new_bitmaps; /* that the target gets; the caller's, after begin */
 };
 
 void qm_space_begin(struct qm_space *s, const struct qm_image *target, uint64_t new_size);

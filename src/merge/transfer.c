@@ -149,6 +149,7 @@ count(struct qm_transfer *t, struct qm_plan *plan, struct qm_copy *copy, struct 
     uint64_t edge = UINT64_MAX;
 
     qm_space_begin(&t->space, t->chain->layers[t->target].img, t->new_size);
+    t->space.new_bitmaps = t->new_bitmaps;
     for (;;) {
         struct qm_want want;
         bool asked, done;

@@ -39,6 +39,7 @@ struct qm_transfer {
     guest_off from;             /* guest bytes below are in the base already */
     uint64_t total;             /* bytes to copy, from there on; qm_transfer_count sets it */
     struct qm_space space;      /* likewise */
+    size_t new_bitmaps;         /* that the target gets beside its own */
     struct qm_copy_costs costs; /* of qm_transfer_run, in a dry run */
     bool looked;     /* everything that is to be read was read before, and is not for counting */
     bool verify;     /* what is written is to be read back */

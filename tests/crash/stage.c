@@ -61,6 +61,10 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
                                                           : QMELD_OVERLAYS_KEEP;
     } else if (!strcmp(key, "direction")) {
         s->opts.direction = !strcmp(value, "auto") ? QMELD_DIRECTION_AUTO : QMELD_DIRECTION_UP;
+    } else if (!strcmp(key, "bitmaps")) {
+        s->opts.bitmaps = !strcmp(value, "keep")   ? QMELD_BITMAPS_KEEP
+                          : !strcmp(value, "drop") ? QMELD_BITMAPS_DROP
+                                                   : QMELD_BITMAPS_MERGE;
     } else if (!strcmp(key, "backing_format")) {
         s->opts.backing_format = !strcmp(value, "raw") ? "raw" : "qcow2";
     } else if (!strcmp(key, "atomic")) {
@@ -203,6 +207,8 @@ stage_close(struct stage *s)
     free(s->snapshots.at);
     free(s->base_view.at);
     free(s->base_file.at);
+    stage_bitmaps_release(&s->old_bitmaps);
+    stage_bitmaps_release(&s->done_bitmaps);
 }
 
 void
@@ -243,7 +249,8 @@ to_the_end(const struct stage *s, int rc, struct qmeld_commit_report *report, bo
     const bool held = report->held;
 
     if (out_resumed) /* one that was held before needs nothing but the end */
-        *out_resumed = report->resumed || (held && report->already_merged);
+        *out_resumed =
+            report->resumed || (held && report->already_merged && report->n_bitmaps == 0);
     qmeld_commit_report_free(report);
     if (rc < 0 || !held)
         return rc;

@@ -14,11 +14,24 @@
 #ifndef STAGE_H
 #define STAGE_H
 
+#include "vec.h"
 #include "forge.h"
 
 struct stage_bytes {
     unsigned char *at;
     size_t len;
+};
+
+struct stage_bitmap {
+    char *name;
+    uint32_t flags;
+    uint32_t granularity_bits;
+    bool before;             /* it was there, and valid, before the merge */
+    struct stage_bytes bits; /* a byte each; empty if it is in_use */
+};
+
+struct stage_bitmaps {
+    QM_VEC(struct stage_bitmap) list;
 };
 
 /* What an undisturbed merge makes of a layer. */
@@ -54,7 +67,9 @@ struct stage {
     struct stage_bytes snapshots; /* of the base */
     struct stage_bytes base_view; /* of the base, before the merge */
     struct stage_bytes base_file; /* all of it, before the merge */
-    size_t valid_bitmaps;         /* of the base, before the merge */
+    struct stage_bitmaps
+        old_bitmaps; /* of the base, before the merge, and after an undisturbed one */
+    struct stage_bitmaps done_bitmaps;
     struct stage_end base_end, top_end, child_end;
     struct stage_bytes *aside; /* quarantine: what the merged layers hold, from top on */
     bool qemu;                 /* qemu-img is asked, too */

@@ -45,7 +45,7 @@ stage_before(struct stage *s)
     if (stage_read_view(s, s->base, &s->base_view, &err) < 0)
         return stage_no_because(s, "the base before the merge", &err);
     s->base_file.at = qm_torn_load(s->files[s->base], &s->base_file.len);
-    return stage_bitmaps_tell(s, &s->valid_bitmaps) &&
+    return stage_bitmaps_before(s) &&
            stage_view_is(s, 0, &s->active_view, "the active layer before the merge");
 }
 
@@ -168,7 +168,7 @@ check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
 }
 
 static bool
-is_sound(struct stage *s, size_t *out_valid_bitmaps)
+is_sound(struct stage *s)
 {
     const size_t first =
         s->top > 0 ? s->top - 1 : 0; /* what is changed lies from here to the base */
@@ -194,7 +194,7 @@ is_sound(struct stage *s, size_t *out_valid_bitmaps)
     else
         ok = stage_same(s, "snapshots of the base", &snaps, &s->snapshots);
     free(snaps.at);
-    return ok && stage_bitmaps_tell(s, out_valid_bitmaps);
+    return ok && stage_bitmaps_tell(s);
 }
 
 /* A staged base is bit for bit the old one until its first sector switches. */
@@ -219,9 +219,7 @@ is_untouched(struct stage *s)
 bool
 stage_sound(struct stage *s)
 {
-    size_t valid;
-
-    return is_sound(s, &valid) && is_untouched(s);
+    return is_sound(s) && is_untouched(s);
 }
 
 /* ---- the end ----------------------------------------------------------------------------------
@@ -249,7 +247,8 @@ stage_after(struct stage *s)
     if (covered.len > s->top_view.len)
         covered.len = s->top_view.len;
     return stage_same(s, "the base after the merge", &covered, &s->top_view) &&
-           look_at_end(s, &s->base_end, &s->top_end, &s->child_end);
+           look_at_end(s, &s->base_end, &s->top_end, &s->child_end) && stage_bitmaps_after(s) &&
+           stage_bitmaps_tell(s);
 }
 
 static bool
@@ -343,14 +342,12 @@ static bool
 is_finished(struct stage *s)
 {
     struct stage_end base, top, child;
-    size_t valid;
 
     if (!stage_view_is(s, s->base, &s->done_view, "the base, merged again") || !stage_reads(s) ||
-        !is_sound(s, &valid) || !is_settled(s) || !look_at_end(s, &base, &top, &child))
+        !is_sound(s) || !is_settled(s) || !look_at_end(s, &base, &top, &child))
         return false;
-    if (valid != s->valid_bitmaps)
-        return stage_no(s, "%zu bitmaps are valid, %zu were", valid, s->valid_bitmaps);
-    return ends_as(s, s->base, &base, &s->base_end) && ends_as(s, s->top, &top, &s->top_end) &&
+    return stage_bitmaps_ended(s) && ends_as(s, s->base, &base, &s->base_end) &&
+           ends_as(s, s->top, &top, &s->top_end) &&
            (s->top == 0 || ends_as(s, s->top - 1, &child, &s->child_end));
 }
 

@@ -78,10 +78,10 @@ set_left_time(const struct stage *s, const struct qm_torn_state *state)
             if (!newest || be64_at(f->at + at + 8) > be64_at(newest + 8))
                 newest = f->at + at;
     }
-    if (!newest || be64_at(newest + 88) == 0)
+    if (!newest || be64_at(newest + 104) == 0)
         return;
-    then[0].tv_sec = then[1].tv_sec = (time_t)be64_at(newest + 88);
-    then[0].tv_nsec = then[1].tv_nsec = (long)be64_at(newest + 96);
+    then[0].tv_sec = then[1].tv_sec = (time_t)be64_at(newest + 104);
+    then[0].tv_nsec = then[1].tv_nsec = (long)be64_at(newest + 112);
     utimensat(AT_FDCWD, s->files[s->base], then, 0);
 }
 

@@ -28,8 +28,16 @@ bool stage_view_is(struct stage *s, size_t layer, const struct stage_bytes *want
 int stage_read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
     QM_CHECK;
 
-/* Are the base's bitmaps truthful?  *out_valid: how many are not in_use. */
-bool stage_bitmaps_tell(struct stage *s, size_t *out_valid);
+/* The base's bitmaps, noted before the merge, and after an undisturbed one. */
+bool stage_bitmaps_before(struct stage *s);
+bool stage_bitmaps_after(struct stage *s);
+void stage_bitmaps_release(struct stage_bitmaps *all);
+
+/* Are they truthful now: those that are not in_use tell what changed, and what layers had recorded? */
+bool stage_bitmaps_tell(struct stage *s);
+
+/* Are they what an undisturbed merge leaves? */
+bool stage_bitmaps_ended(struct stage *s);
 
 /* qemu-img, a reader that shares nothing with us. */
 bool stage_qemu_reads(struct stage *s);

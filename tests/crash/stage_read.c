@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * stage_read.c - what the files of a stage say: guests' views, snapshots, bitmaps; and what qemu-img says.
+ * stage_read.c - what the files of a stage say: guests' views, snapshots; and what qemu-img says.
  */
 #include "stage_int.h"
 
-#include "qcow2_bitmap_int.h"
+#include "qcow2.h"
+
 #include "torn.h"
 
 #include <errno.h>
@@ -195,104 +196,4 @@ stage_qemu_checks(struct stage *s, size_t layer)
 
     return rc == 0 || rc == 3 ||
            stage_no(s, "qemu-img check %s: exit %d: see qemu.out", s->files[layer], rc);
-}
-
-/* ---- bitmaps --------------------------------------------------------------------------------- */
-
-/* Do the guest bytes [from, from + len) read otherwise?  Behind a view's end: zeros. */
-static bool
-differs(const struct stage_bytes *a, const struct stage_bytes *b, size_t from, size_t len)
-{
-    const size_t common = a->len < b->len ? a->len : b->len;
-    const size_t both = from < common ? (len < common - from ? len : common - from) : 0;
-    const struct stage_bytes *longer = a->len > b->len ? a : b;
-
-    if (both > 0 && memcmp(a->at + from, b->at + from, both) != 0)
-        return true;
-    for (size_t i = from + both; i < from + len && i < longer->len; i++)
-        if (longer->at[i] != 0)
-            return true;
-    return false;
-}
-
-/* The stored bits of m, a byte each. */
-static int
-read_bits(struct qm_qcow2 *q, const struct qm_bitmap *m, struct stage_bytes *out,
-          struct qmeld_error *err)
-{
-    const uint64_t cs = q->geo.cluster_size;
-    QM_FREE unsigned char *bits = malloc(cs);
-    QM_FREE uint64_t *table = calloc(m->table_entries, sizeof *table);
-
-    out->len = (size_t)qm_bitmap_bits(m, q->hdr.size);
-    out->at = calloc(out->len + 1, 1);
-    if (!table || !bits || !out->at)
-        abort();
-    if (qm_bitmap_read_table(q, m, table, err) < 0)
-        return -1;
-    for (size_t i = 0; i < out->len; i++) {
-        const uint64_t entry = table[i / (cs * 8)];
-
-        if (i % (cs * 8) == 0 && entry > BITMAP_ALL_ONES &&
-            qm_qcow2_read_cluster(q, qm_host(entry), bits, err) < 0)
-            return -1;
-        out->at[i] =
-            entry <= BITMAP_ALL_ONES ? entry == BITMAP_ALL_ONES : bits[i / 8 % cs] >> i % 8 & 1;
-    }
-    return 0;
-}
-
-/* Who trusts this bitmap finds everything that changed. */
-static bool
-bitmap_tells(struct stage *s, struct qm_qcow2 *q, const struct qm_bitmap *m,
-             const struct stage_bytes *now)
-{
-    struct stage_bytes bits = {0};
-    struct qmeld_error err = {0};
-    bool ok = true;
-
-    if (m->flags & QCOW2_BITMAP_IN_USE)
-        return true;
-    if (read_bits(q, m, &bits, &err) < 0)
-        ok = stage_no_because(s, "bitmap", &err);
-    for (size_t i = 0; ok && (m->flags & QCOW2_BITMAP_AUTO) && i < bits.len; i++)
-        if (!bits.at[i] &&
-            differs(now, &s->base_view, i << m->granularity_bits, (size_t)1 << m->granularity_bits))
-            ok = stage_no(s, "bitmap %s: bit %zu is 0, and guest bytes have changed", m->name, i);
-    free(bits.at);
-    return ok;
-}
-
-/* *out_valid: how many are not in_use. */
-bool
-stage_bitmaps_tell(struct stage *s, size_t *out_valid)
-{
-    struct qm_bitmap_list list = {0};
-    struct qmeld_error err = {0};
-    struct stage_bytes now = {0};
-    struct qm_qcow2 *q;
-    struct qm_file *file;
-    bool ok;
-
-    *out_valid = 0;
-    if (!stage_is_qcow2(s, s->base))
-        return true;
-    if (qm_file_open(s->files[s->base], &file, &err) < 0)
-        return stage_no_because(s, "bitmaps", &err);
-    if (qm_qcow2_open(file, 0, &q, &err) < 0) {
-        qm_file_close(file);
-        return stage_no_because(s, "bitmaps", &err);
-    }
-    ok = qm_bitmap_list_read(q, &list, &err) == 0 &&
-         (list.list.n == 0 || stage_read_view(s, s->base, &now, &err) == 0);
-    if (!ok)
-        stage_no_because(s, "bitmaps", &err);
-    QM_VEC_EACH (m, &list.list) {
-        ok = ok && bitmap_tells(s, q, m, &now);
-        *out_valid += !(m->flags & QCOW2_BITMAP_IN_USE);
-    }
-    free(now.at);
-    qm_bitmap_list_release(&list);
-    qm_image_close(&q->img);
-    return ok;
 }

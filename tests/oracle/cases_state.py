@@ -137,7 +137,7 @@ def c33(t):
     t.check("b2")
 
 
-@case("c34", "bitmaps can be merged afterwards, the usual way")
+@case("c34", "bitmaps of layers go into the base, as they do afterwards, the usual way")
 def c34(t):
     t.create("b 2M")
     t.img("bitmap --add b k")
@@ -146,10 +146,14 @@ def c34(t):
     t.img("bitmap --add t k")
     t.img("bitmap --add t n")
     t.write("t", "write 1M 128k")
+    shutil.copy(t.path("b"), t.path("b0"))
     t.commit("--shallow --overlays=keep t")
+    bits = t.q("b").bitmaps()
+    shutil.copy(t.path("b0"), t.path("b"))
+    t.commit("--shallow --overlays=keep --bitmaps=keep t")
     t.img("bitmap --merge k -b t -F qcow2 b k")
     t.img("bitmap --add --merge n -b t -F qcow2 b n")
-    bits = t.q("b").bitmaps()
+    t.ok(t.q("b").bitmaps() == bits, f"they are {bits}, not {t.q('b').bitmaps()}")
     t.ok(oracle.set_bits(bits["k"][2]) == {0, 16, 17}, f"k is {bits['k']}")
     t.ok(oracle.set_bits(bits["n"][2]) == {16, 17}, f"n is {bits['n']}")
 

@@ -347,7 +347,7 @@ journal__of_a_later_version_is_not_understood(void **state)
 {
     (void)state;
     qm_journal_close(make());
-    forge_head(2, 0, "");
+    forge_head(3, 0, "");
     check_refused(QMELD_UNSUPPORTED);
 }
 
@@ -356,7 +356,7 @@ journal__length_of_gigabytes_is_not_believed(void **state)
 {
     (void)state;
     qm_journal_close(make());
-    forge_head(1, UINT32_MAX, "");
+    forge_head(2, UINT32_MAX, "");
     check_refused(QMELD_CORRUPT);
 }
 
@@ -370,6 +370,9 @@ journal__length_of_gigabytes_is_not_believed(void **state)
 #define SIZES    "\"base-size\": 1, \"new-size\": 2, "
 #define LAYERS   "\"layers\": [" LAYER("/a") ", " LAYER("/b") "], "
 #define BITMAPS  "\"bitmaps\": []"
+#define ORDER(name, deed, layer, bits)                                                             \
+    "{\"name\": \"" name "\", \"deed\": " deed ", \"created\": true, \"enabled\": true, "          \
+    "\"marks\": false, \"broken\": false, \"granularity-bits\": " bits ", \"layer\": " layer "}"
 #define ASIDE(to)                                                                                  \
     "\"layers\": [" LAYER(                                                                         \
         "/a") ", {\"moved-to\": \"" to "\", \"path\": \"/b\", "                                    \
@@ -380,7 +383,7 @@ static void
 forge_intent(const char *text)
 {
     poke(INTENT_OFF, text, strlen(text) + 1);
-    forge_head(1, (uint32_t)strlen(text), text);
+    forge_head(2, (uint32_t)strlen(text), text);
 }
 
 /* The checksums are right: somebody means it. */
@@ -424,8 +427,15 @@ journal__hostile_intent_is_refused(void **state)
         "{" WORDS WAY("{\"kind\": 2}") NUMBERS LAYERS BITMAPS "}",
         "{" WORDS WAY("7") NUMBERS LAYERS BITMAPS "}",
         "{" WORDS "\"way-back\": {\"kind\": 2, \"file-size\": 1}, " NUMBERS LAYERS BITMAPS "}",
-        "{" WORDS WAY("{\"kind\": 1, \"file-size\": 1, \"floor\": 2, \"bitmap-directory\": 0, "
+        "{" WORDS WAY("{\"kind\": 1, \"file-size\": 1, \"floor\": 2, "
                       "\"sector-0\": \"00ff\"}") NUMBERS LAYERS BITMAPS "}",
+        "{" WORDS NUMBERS LAYERS BITMAPS ", \"bitmaps-mode\": 3}",
+        "{" WORDS NUMBERS LAYERS BITMAPS ", \"bitmap-orders\": [" ORDER("", "0", "0", "9") "]}",
+        "{" WORDS NUMBERS LAYERS BITMAPS ", \"bitmap-orders\": [" ORDER("a", "4", "0", "9") "]}",
+        "{" WORDS NUMBERS LAYERS BITMAPS ", \"bitmap-orders\": [" ORDER("a", "0", "2", "9") "]}",
+        "{" WORDS NUMBERS LAYERS BITMAPS ", \"bitmap-orders\": [" ORDER("a", "0", "0", "8") "]}",
+        "{" WORDS NUMBERS LAYERS BITMAPS
+        ", \"bitmap-orders\": [" ORDER("b", "0", "0", "9") ", " ORDER("a", "0", "0", "9") "]}",
     };
     struct qm_journal *j;
 
@@ -434,6 +444,12 @@ journal__hostile_intent_is_refused(void **state)
     forge_intent("{" WORDS NUMBERS LAYERS BITMAPS "}"); /* what all the others are changed from */
     j = load();
     assert_non_null(j);
+    qm_journal_close(j);
+    forge_intent("{" WORDS NUMBERS LAYERS BITMAPS
+                 ", \"bitmaps-mode\": 2, \"bitmap-orders\": [" ORDER("a", "0", "1", "9") "]}");
+    j = load();
+    assert_int_equal(qm_journal_intent(j)->bitmaps_mode, QMELD_BITMAPS_DROP);
+    assert_string_equal(qm_journal_intent(j)->orders.list.at[0].name, "a");
     qm_journal_close(j);
     forge_intent("{" WORDS WAY("{\"kind\": 2, \"file-size\": 1}") NUMBERS LAYERS BITMAPS "}");
     j = load();

@@ -292,7 +292,7 @@ qcow2_bitmap__a_damaged_directory_is_an_error(void **state)
     damaged(18, "\0\0", 2);     /* no name */
     damaged(18, "\xff\xff", 2); /* runs out of the directory */
     damaged(20, "\xff\xff\xff\xff", 4);
-    damaged(20, "\0\0\0\1", 4); /* extra data */
+    damaged(20, "\0\0\0\20", 4); /* extra data where the next entry is */
 }
 
 static void
