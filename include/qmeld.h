@@ -902,6 +902,39 @@ QMELD_API int qmeld_flatten(const char *path, const char *out,
                             struct qmeld_flatten_report *report,
                             struct qmeld_error *err) QMELD_CHECK;
 
+/* What an interrupted flatten left; everything is the callee's. */
+struct qmeld_partial {
+    const char *out;     /* the image's name, when it is complete */
+    const char *note;    /* NULL: there is none, and nobody goes on with what is in partial */
+    const char *partial; /* what the image is called until then; NULL: no such file is there */
+    const struct qmeld_error *problem; /* NULL, or why the note cannot be gone by */
+    const char *image;                 /* what is flattened; NULL: unknown */
+    const char *manifest;              /* NULL: none is asked for, or unknown */
+    bool running;                      /* a process is at work on it now */
+    bool complete;                     /* it has its name; what comes after is left to do */
+    uint64_t done;                     /* guest bytes that are in it, durably, counted from 0 */
+    uint64_t size;                     /* of the disk; 0: unknown */
+};
+
+/* Not 0: the walk ends, QMELD_CANCELED. */
+typedef int qmeld_partial_fn(const struct qmeld_partial *partial, void *opaque);
+
+/* Tells of each that lies in path, a directory; or of that of one image, by its name, that of its note, or the one it has
+ * until it is complete.  Takes no lock and writes nothing. */
+QMELD_API int qmeld_partials(const char *path, qmeld_partial_fn *fn, void *opaque,
+                             struct qmeld_error *err) QMELD_CHECK;
+
+/* Goes on with one (path as above) as qmeld_flatten does when it is called again: what is to be done is in the note.  Of how,
+ * which may be NULL, threads, progress, opaque and command count.  USAGE: there is no note.  STALE: what it
+ * reads has changed.  *report may be NULL. */
+QMELD_API int qmeld_flatten_resume(const char *path, const struct qmeld_flatten_options *how,
+                                   struct qmeld_flatten_report *report,
+                                   struct qmeld_error *err) QMELD_CHECK;
+
+/* Removes what it left, note and file; of its manifest, too.  USAGE: there is nothing, or the image is complete.  BUSY: it is
+ * at work. */
+QMELD_API int qmeld_flatten_abandon(const char *path, struct qmeld_error *err) QMELD_CHECK;
+
 /* ---- verify ---- */
 
 struct qmeld_verify_options {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_flatten.c - `qmeld flatten`: what a chain reads as becomes one image. */
 #include "create_options.h"
-#include "merging.h"
+#include "partials.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -94,9 +94,6 @@ enum {
 
 static const char *const create_names[] = {"compat",           "cluster_size", "refcount_bits",
                                            "compression_type", "extended_l2",  "lazy_refcounts"};
-
-/* Beside those of every command: the image is complete, and not all of the disk could be read. */
-enum { FLATTEN_LOST = 4 };
 
 struct request {
     const char *image;
@@ -399,7 +396,7 @@ run(int argc, char **argv)
         return code;
     fprintf(stderr, "qmeld: %" PRIu64 " bytes are lost, in %" PRIu64 " ranges\n", report.bytes_lost,
             report.ranges_lost);
-    return FLATTEN_LOST;
+    return QM_CLI_FLATTEN_LOST;
 }
 
 const struct qm_cli_command qm_cli_flatten = {"flatten", help, run, true};

@@ -9,6 +9,7 @@
  */
 #include "changes.h"
 #include "outcome.h"
+#include "partials.h"
 
 #include <json-c/json.h>
 #include <stdlib.h>
@@ -16,16 +17,19 @@
 #include <sys/stat.h>
 
 static const char resume_help[] =
-    "qmeld resume - finish an interrupted merge\n"
+    "qmeld resume - finish an interrupted merge, or flattening\n"
     "\n"
     "    qmeld resume disk.qcow2                  that of the chain disk.qcow2 belongs to\n"
     "    qmeld resume .base.raw.qmeld             that of this journal\n"
+    "    qmeld resume flat.raw                    what qmeld flatten has not completed\n"
     "\n"
     "usage: qmeld resume [OPTIONS] PATH\n"
     "\n"
     "PATH is a layer, which one unfinished merge has to do with, or a journal; qmeld status shows\n"
     "both.  The merge goes on where its journal says; what was asked for stands there, too.  If\n"
     "another layer than the base has changed meanwhile it is refused, and nothing is done.\n"
+    "Or it is an image that qmeld flatten has not completed, by its own name or that of its note\n"
+    "(.NAME.qmeld-flatten): as if the same command were given again.\n"
     "\n"
     "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
         QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
@@ -47,6 +51,7 @@ static const char revert_help[] =
     "until\n"
     "qmeld finalize, or the end of a merge that gives up its overlays.  If a merged layer, or the\n"
     "base after the merge, was written to meanwhile, it is refused, and nothing is done.\n"
+    "What qmeld flatten has not completed is given up: the file and its note are removed.\n"
     "\n"
     "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
         QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
@@ -70,7 +75,7 @@ static const char finalize_help[] =
     "touched; 3 half-way: the same command again finishes.\n";
 
 static const char recover_help[] =
-    "qmeld recover - finish every interrupted merge whose journal lies in a directory\n"
+    "qmeld recover - finish every interrupted merge and flattening that is noted in a directory\n"
     "\n"
     "    qmeld recover /var/lib/libvirt/images\n"
     "\n"
@@ -207,6 +212,29 @@ resume_change(struct qm_cli_merging *merging, const char *path, bool *out_found)
     return code;
 }
 
+/* The image that a flatten has not completed, if path has to do with one; *out_found false: it has not. */
+static int
+end_partial(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *call,
+            bool *out_found)
+{
+    struct qm_cli_partials partials;
+    struct qmeld_error err;
+    int code;
+
+    *out_found = true;
+    if (qm_cli_partials_find(path, &partials, &err) < 0) {
+        code = qm_cli_fail(&err);
+    } else if (call == qmeld_revert) {
+        *out_found = partials.n + partials.n_left > 0;
+        code = *out_found ? qm_cli_partial_abandon(merging, path) : QM_EXIT_DONE;
+    } else { /* without a note it is refused, by name */
+        *out_found = partials.n + partials.n_left > 0;
+        code = *out_found ? qm_cli_partial_finish(merging, path, NULL) : QM_EXIT_DONE;
+    }
+    qm_cli_partials_release(&partials);
+    return code;
+}
+
 /* For the merge that path, a layer or a journal, has to do with. */
 static int
 call_for(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *call)
@@ -223,14 +251,20 @@ call_for(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *ca
             path);
         return QM_EXIT_REFUSED;
     }
-    if (call == qmeld_resume)
+    if (qm_cli_partials_own(path) && call != qmeld_finalize)
+        code = end_partial(merging, path, call, &found);
+    if (!found && call == qmeld_resume)
         code = resume_change(merging, path, &found);
     if (found)
         return code;
     code = look(path, merging->options.journal_dir, &search);
     if (code != 0)
         return code;
-    if (search.n != 1)
+    if (search.n == 0 && call != qmeld_finalize)
+        code = end_partial(merging, path, call, &found);
+    if (found)
+        ;
+    else if (search.n != 1)
         code = refuse_number(merging->command, path, &search);
     else if (!search.list[0].usable)
         code = qm_cli_fail(&search.list[0].problem);
@@ -315,12 +349,30 @@ recover_changes(struct qm_cli_merging *merging, const char *dir, struct json_obj
     return code;
 }
 
+/* Images that are not complete; what one of them lost was said then, and is no reason to look at it again. */
+static int
+recover_partials(struct qm_cli_merging *merging, const char *dir, struct json_object *array,
+                 size_t *out_n)
+{
+    struct qm_cli_partials partials;
+    struct qmeld_error err;
+    int code = QM_EXIT_DONE;
+
+    if (qm_cli_partials_find(dir, &partials, &err) < 0)
+        code = qm_cli_fail(&err);
+    *out_n = partials.n;
+    for (size_t i = 0; i < partials.n && !qm_cli_merging_stopped(merging); i++)
+        code = worse(code, qm_cli_partial_finish(merging, partials.outs[i], array));
+    qm_cli_partials_release(&partials);
+    return code;
+}
+
 static int
 recover(struct qm_cli_merging *merging, const char *dir)
 {
     struct json_object *array = merging->output == QM_OUTPUT_JSON ? json_object_new_array() : NULL;
     struct search search = {0};
-    size_t n_changes;
+    size_t n_changes, n_partials;
     int code, looked;
     size_t n_unfinished = 0;
 
@@ -330,6 +382,7 @@ recover(struct qm_cli_merging *merging, const char *dir)
         return QM_EXIT_REFUSED;
     }
     code = recover_changes(merging, dir, array, &n_changes);
+    code = worse(code, recover_partials(merging, dir, array, &n_partials));
     looked = look(dir, NULL, &search);
     if (looked != 0)
         return looked;
@@ -347,7 +400,7 @@ recover(struct qm_cli_merging *merging, const char *dir)
     }
     if (array)
         qm_cli_json_print(array);
-    else if (n_unfinished + n_changes == 0 && !merging->quiet)
+    else if (n_unfinished + n_changes + n_partials == 0 && !merging->quiet)
         puts("nothing is unfinished");
     release(&search);
     return code;

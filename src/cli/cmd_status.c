@@ -4,12 +4,14 @@
  * which command finishes them.
  */
 #include "changes.h"
+#include "partials.h"
 
 #include <json-c/json.h>
 #include <unistd.h>
 
 static const char help[] =
-    "qmeld status - what merge is unfinished, and what its files are worth meanwhile\n"
+    "qmeld status - what merge or flattening is unfinished, and what its files are worth "
+    "meanwhile\n"
     "\n"
     "    qmeld status                             of all journals in this directory\n"
     "    qmeld status disk.qcow2                  of the chain that disk.qcow2 belongs to\n"
@@ -20,8 +22,9 @@ static const char help[] =
     "PATH is a directory, whose journals are looked at; or a layer: then journals are sought\n"
     "beside it and beside the layers under it; or a journal (.NAME.qmeld), or the note of a "
     "stopped\n"
-    "machine (.NAME.qmeld-domain), whose definition is to be put right.  Takes no lock and\n"
-    "writes nothing.\n"
+    "machine (.NAME.qmeld-domain), whose definition is to be put right; or an image that qmeld\n"
+    "flatten has not completed, by its own name or that of its note (.NAME.qmeld-flatten).\n"
+    "Takes no lock and writes nothing.\n"
     "\n"
     "        --journal-dir=DIR      look for the layers' journals there\n"
     "        --output=human|json\n"
@@ -327,6 +330,22 @@ show_changes(struct request *request, const char *path, struct qmeld_error *err)
 }
 
 static int
+show_all(struct request *request, const char *path, struct qmeld_error *err)
+{
+    const size_t before = request->n_found;
+
+    if (qm_cli_partials_show(path, request->array, &request->n_found, &request->n_unfinished, err) <
+        0)
+        return -1;
+    if (request->n_found > before && qm_cli_partials_own(path))
+        return 0;
+    if (show_changes(request, path, err) < 0)
+        return -1;
+    return qm_cli_names_a_note(path) ? 0
+                                     : qmeld_status(path, request->journal_dir, show, request, err);
+}
+
+static int
 status(struct request *request, char **paths, int n_paths)
 {
     int code = QM_EXIT_DONE;
@@ -336,9 +355,7 @@ status(struct request *request, char **paths, int n_paths)
         const size_t before = request->n_found;
         struct qmeld_error err;
 
-        if (show_changes(request, paths[i], &err) < 0 ||
-            (!qm_cli_names_a_note(paths[i]) &&
-             qmeld_status(paths[i], request->journal_dir, show, request, &err) < 0)) {
+        if (show_all(request, paths[i], &err) < 0) {
             qm_cli_complain(&err);
             code = QM_EXIT_FAILED;
         } else if (!request->array && request->n_found == before) {

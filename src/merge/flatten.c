@@ -142,41 +142,6 @@ open_chain(struct qm_flatten *f, struct qmeld_error *err)
 
 /* ---- who may go on ---- */
 
-static char *
-describe_request(const struct qm_flatten *f)
-{
-    const struct qmeld_flatten_options *o = f->opts;
-    struct json_object *j = json_object_new_object();
-    QM_FREE char *path = qm_absolute_path(f->path);
-    char *text = NULL;
-
-    if (j && path) {
-        json_object_object_add(j, "image", json_object_new_string(path));
-        if (o->snapshot)
-            json_object_object_add(j, "snapshot", json_object_new_string(o->snapshot));
-        json_object_object_add(j, "qcow2", json_object_new_boolean(f->is_qcow2));
-        json_object_object_add(j, "version", json_object_new_uint64(f->create.version));
-        json_object_object_add(j, "cluster", json_object_new_uint64(f->create.cluster_size));
-        json_object_object_add(j, "refcount", json_object_new_uint64(f->create.refcount_bits));
-        json_object_object_add(j, "compression", json_object_new_uint64(f->create.compression));
-        json_object_object_add(j, "extended", json_object_new_boolean(f->create.extended_l2));
-        json_object_object_add(j, "lazy", json_object_new_boolean(f->create.lazy_refcounts));
-        json_object_object_add(j, "compress", json_object_new_boolean(o->compress != NULL));
-        json_object_object_add(j, "level", json_object_new_int(o->compress_level));
-        if (o->salvage)
-            json_object_object_add(j, "salvage", json_object_new_string(o->fill ? o->fill : ""));
-        if (o->salvage_map)
-            json_object_object_add(j, "map", json_object_new_string(o->salvage_map));
-        if (o->manifest)
-            json_object_object_add(j, "manifest", json_object_new_string(o->manifest));
-        json_object_object_add(j, "leaf", json_object_new_uint64(f->leaf));
-        json_object_object_add(j, "zeros", json_object_new_boolean(o->keep_zeros));
-        text = strdup(json_object_to_json_string_ext(j, JSON_C_TO_STRING_PLAIN));
-    }
-    json_object_put(j);
-    return text;
-}
-
 static int
 add_input(struct json_object *list, const struct qm_layer *layer, struct qmeld_error *err)
 {
@@ -342,11 +307,12 @@ work(struct qm_flatten *f, const struct qm_output_config *config, const char *in
 static int
 write_output(struct qm_flatten *f, const char *out, struct qmeld_error *err)
 {
-    QM_FREE char *request = describe_request(f);
+    QM_FREE char *request = qm_flatten_request(f);
     QM_FREE char *inputs = NULL;
     struct qm_output_config config = {.path = out,
                                       .chain = f->chain,
                                       .unit = unit_of(f),
+                                      .size = f->size,
                                       .force = f->opts->force,
                                       .restart = f->opts->restart};
 

@@ -62,6 +62,11 @@ bool qm_flatten_is_full(const struct qm_flatten *f);
 int qm_flatten_complete(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
 void qm_flatten_sink_close(struct qm_flatten *f);
 
+/* ---- flatten_request.c ---- */
+
+/* What is asked for, as JSON, malloc'd: the same text for the same request.  NULL: no memory. */
+char *qm_flatten_request(const struct qm_flatten *f);
+
 /* ---- flatten_record.c ---- */
 
 /* The manifest is begun, and its inputs' digests; without one nothing is done here and below. */

@@ -32,9 +32,8 @@ find_path(const char *path, char **out, struct qmeld_error *err)
     return *out ? 0 : qm_fail_nomem(err, "a path");
 }
 
-/* DIR/.NAMEsuffix; NULL: no memory. */
-static char *
-beside(const char *path, const char *suffix)
+char *
+qm_output_beside(const char *path, const char *suffix)
 {
     const char *slash = strrchr(path, '/');
     char *out;
@@ -50,8 +49,8 @@ name_all(struct qm_output *o, const char *path, struct qmeld_error *err)
 {
     if (find_path(path, &o->path, err) < 0)
         return -1;
-    o->partial = beside(o->path, ".qmeld-partial");
-    o->note = beside(o->path, ".qmeld-flatten");
+    o->partial = qm_output_beside(o->path, QM_OUTPUT_PARTIAL);
+    o->note = qm_output_beside(o->path, QM_OUTPUT_NOTE);
     return o->partial && o->note ? 0 : qm_fail_nomem(err, "a path");
 }
 
@@ -109,6 +108,8 @@ note_text(const struct qm_output *o, const struct qm_output_config *config)
     json_object_object_add(j, "inputs", json_object_new_string(config->inputs));
     json_object_object_add(j, "inode", json_object_new_uint64(o->file->ino));
     json_object_object_add(j, "unit", json_object_new_uint64(config->unit));
+    json_object_object_add(j, "size", json_object_new_uint64(config->size));
+    json_object_object_add(j, "force", json_object_new_boolean(config->force));
     text = strdup(json_object_to_json_string_ext(j, JSON_C_TO_STRING_PLAIN));
     json_object_put(j);
     return text;

@@ -18,12 +18,16 @@
 
 #include "chain.h"
 
+#define QM_OUTPUT_PARTIAL ".qmeld-partial"
+#define QM_OUTPUT_NOTE    ".qmeld-flatten"
+
 struct qm_output_config {
     const char *path;
     const struct qm_chain *chain; /* what it is made of, and must not be; NULL: nothing */
     const char *request; /* what is written, in words that are the same for the same request */
     const char *inputs;  /* likewise what it is made from; NULL: nobody can go on later */
     uint64_t unit;       /* progress is noted in steps of so many bytes */
+    uint64_t size;       /* of all of it; only for who asks how far it is */
     bool force;          /* what is there may be replaced */
     bool restart;        /* what an earlier run left is removed */
 };
@@ -65,6 +69,33 @@ int qm_output_adopt(const char *path, struct qmeld_error *err) QM_CHECK;
 void qm_output_fail(struct qm_output *o, struct qmeld_error *err);
 
 void qm_output_close(struct qm_output *o);
+
+/* DIR/.NAMEsuffix of DIR/NAME, malloc'd; NULL: no memory. */
+char *qm_output_beside(const char *path, const char *suffix);
+
+/* What an earlier run left of the output at path, if anything. */
+struct qm_output_left {
+    char *note;    /* its path */
+    char *partial; /* likewise; NULL: there is no such file */
+    char *request; /* NULL: there is no note, or it is bad; nobody goes on */
+    bool bad;      /* there is one that cannot be gone by, for problem */
+    struct qmeld_error problem;
+    bool force;    /* what is at path may be replaced */
+    bool running;  /* somebody is at it */
+    bool complete; /* it has its name */
+    uint64_t done;
+    uint64_t size;
+};
+
+/* *out is released in any case; neither note nor partial: there is nothing. */
+int qm_output_look(const char *path, struct qm_output_left *out, struct qmeld_error *err) QM_CHECK;
+void qm_output_left_release(struct qm_output_left *left);
+
+/* It is removed, unless it is complete (USAGE), or somebody is at it (BUSY). */
+int qm_output_abandon(const char *path, struct qmeld_error *err) QM_CHECK;
+
+/* DIR/NAME of the path of its note, or of the file under its other name; malloc'd.  *out is NULL if path is neither. */
+int qm_output_named_by(const char *path, char **out, struct qmeld_error *err) QM_CHECK;
 
 /* USAGE if what is at path now, if anything, is one of the chain's files. */
 int qm_output_not_an_input(const char *path, const struct qm_chain *chain, struct qmeld_error *err)
