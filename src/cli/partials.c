@@ -187,6 +187,7 @@ qm_cli_partial_finish(struct qm_cli_merging *merging, const char *out, struct js
     const struct qmeld_flatten_options how = {.threads = merging->options.threads,
                                               .progress = merging->options.progress,
                                               .opaque = merging->options.opaque,
+                                              .secrets = merging->options.secrets,
                                               .command = command};
     QM_CLI_FREE char *shown = qm_cli_quote(out);
     struct qmeld_flatten_report report = {0};

@@ -44,6 +44,26 @@ add_bool(struct json_object *j, const char *key, bool b)
     return json_object_object_add(j, key, json_object_new_boolean(b)) == 0;
 }
 
+/* Folders as the caller has them from where he is; others (nbd://HOST) as they are. */
+static bool
+add_allowed(struct json_object *j, const char *const *allow)
+{
+    struct json_object *list;
+
+    if (!allow)
+        return true;
+    list = json_object_new_array();
+    if (!list || json_object_object_add(j, "allow", list) != 0)
+        return false;
+    for (; *allow; allow++) {
+        QM_FREE char *path = realpath(*allow, NULL);
+
+        if (json_object_array_add(list, json_object_new_string(path ? path : *allow)) != 0)
+            return false;
+    }
+    return true;
+}
+
 char *
 qm_flatten_request(const struct qm_flatten *f)
 {
@@ -54,8 +74,9 @@ qm_flatten_request(const struct qm_flatten *f)
 
     if (j && add_path(j, "image", f->path) && add_text(j, "format", o->format) &&
         add_text(j, "backing-format", o->backing_format) && add_text(j, "snapshot", o->snapshot) &&
-        add_bool(j, "qcow2", f->is_qcow2) && add_number(j, "version", c->version) &&
-        add_number(j, "cluster", c->cluster_size) && add_number(j, "refcount", c->refcount_bits) &&
+        add_allowed(j, o->allow_paths) && add_bool(j, "qcow2", f->is_qcow2) &&
+        add_number(j, "version", c->version) && add_number(j, "cluster", c->cluster_size) &&
+        add_number(j, "refcount", c->refcount_bits) &&
         add_number(j, "compression", c->compression) && add_bool(j, "extended", c->extended_l2) &&
         add_bool(j, "lazy", c->lazy_refcounts) && add_bool(j, "compress", o->compress != NULL) &&
         add_number(j, "level", (uint64_t)o->compress_level) && add_bool(j, "salvage", o->salvage) &&
@@ -73,6 +94,7 @@ qm_flatten_request(const struct qm_flatten *f)
 struct request {
     struct json_object *json;
     const char *image;
+    const char **allow; /* NULL-terminated; NULL: none is said */
     struct qmeld_create_options target;
     struct qmeld_flatten_options options;
 };
@@ -119,6 +141,34 @@ take_target(struct json_object *j, struct qmeld_create_options *t)
     t->lazy_refcounts = bool_of(j, "lazy");
 }
 
+/* False: no memory. */
+static bool
+take_allowed(struct json_object *j, struct request *r)
+{
+    struct json_object *list;
+    size_t n;
+
+    if (!json_object_object_get_ex(j, "allow", &list) ||
+        !json_object_is_type(list, json_type_array))
+        return true;
+    n = json_object_array_length(list);
+    r->allow = calloc(n + 1, sizeof *r->allow);
+    for (size_t i = 0; r->allow && i < n; i++) {
+        const char *path = json_object_get_string(json_object_array_get_idx(list, i));
+
+        r->allow[i] = path ? path : "";
+    }
+    r->options.allow_paths = r->allow;
+    return r->allow != NULL;
+}
+
+static void
+release(struct request *r)
+{
+    json_object_put(r->json);
+    free(r->allow);
+}
+
 /* How it runs stays as in r->options; false: it makes no sense. */
 static bool
 read_request(const char *text, struct request *r)
@@ -127,7 +177,8 @@ read_request(const char *text, struct request *r)
     struct qmeld_flatten_options *o = &r->options;
 
     r->image = j ? text_of(j, "image") : NULL;
-    if (!r->image)
+    r->options.allow_paths = NULL;
+    if (!r->image || !take_allowed(j, r))
         return false;
     take_target(j, &r->target);
     o->target = &r->target;
@@ -185,7 +236,7 @@ tell(const char *out, qmeld_partial_fn *fn, void *opaque, struct qmeld_error *er
         if (fn(&p, opaque) != 0)
             rc = qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
     }
-    json_object_put(r.json);
+    release(&r);
     qm_output_left_release(&left);
     return rc;
 }
@@ -266,7 +317,7 @@ qmeld_flatten_resume(const char *path, const struct qmeld_flatten_options *how,
     r.options.force = left.force;
     if (rc == 0)
         rc = qmeld_flatten(r.image, out, &r.options, report, err);
-    json_object_put(r.json);
+    release(&r);
     qm_output_left_release(&left);
     return rc;
 }
@@ -293,7 +344,7 @@ qmeld_flatten_abandon(const char *path, struct qmeld_error *err)
         if (rc == 0 && r.options.salvage_map)
             rc = qm_output_abandon(r.options.salvage_map, err);
     }
-    json_object_put(r.json);
+    release(&r);
     qm_output_left_release(&left);
     return rc;
 }

@@ -213,7 +213,9 @@ find_routes(struct qm_stream *s, struct qmeld_error *err)
 
         if (!route)
             return qm_fail_nomem(err, "a stream");
-        if (qm_route_shares(route) && s->cfg.share_unit % route->share.block == 0)
+        /* what is encrypted there is plain here */
+        if (!chain->layers[i].img->cipher && qm_route_shares(route) &&
+            s->cfg.share_unit % route->share.block == 0)
             s->routes[i] = route;
     }
     return s->routes ? 0 : qm_fail_nomem(err, "a stream");
