@@ -299,6 +299,8 @@ address(struct reader *r, uint64_t *out)
         *out = im->snapshots_off;
     else if (eat(r, "bitmapdir"))
         *out = im->bitmap_dir_off;
+    else if (eat(r, "luks"))
+        *out = im->crypto_off;
     else if (eat(r, "eof"))
         *out = (uint64_t)lseek(im->fd, 0, SEEK_END);
     else if (eat(r, "cluster"))

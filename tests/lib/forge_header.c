@@ -2,7 +2,7 @@
 /*
  * forge_header.c - the last strokes of a qcow2 file: bitmaps, refcounts, header; and the whole.
  */
-#include "forge_image.h"
+#include "forge_crypt.h"
 #include "bytes.h"
 #include "cleanup.h"
 
@@ -110,6 +110,14 @@ put_extensions(struct area *a, const char *format)
         return -1;
     if (l->data_file && put_extension(a, 0x44415441, l->data_file, strlen(l->data_file)) < 0)
         return -1;
+    if (l->luks) {
+        unsigned char ext[16];
+
+        be64_put((be64 *)ext, a->im->crypto_off);
+        be64_put((be64 *)(ext + 8), qm_forge_crypt_region(l));
+        if (put_extension(a, 0x0537be77, ext, sizeof ext) < 0)
+            return -1;
+    }
     if (l->feature_table && put_feature_names(a) < 0)
         return -1;
     if (l->bitmaps.n) {
@@ -139,6 +147,7 @@ fill_header(const struct qm_forge_image *im, unsigned char *h)
     be32_put((be32 *)(h + 4), l->version);
     be32_put((be32 *)(h + 20), (uint32_t)__builtin_ctzll(im->cs));
     be64_put((be64 *)(h + 24), l->size);
+    be32_put((be32 *)(h + 32), l->luks ? 2 : l->aes ? 1 : 0);
     be32_put((be32 *)(h + 36), (uint32_t)im->active.l1_entries);
     be64_put((be64 *)(h + 40), im->active.l1_off);
     be64_put((be64 *)(h + 48), im->reftable_off);
@@ -343,7 +352,8 @@ build(struct qm_forge_image *im, const struct qm_forge *forge, const char *dir)
     const bool reserved = !im->l->scatter;
     uint64_t off;
 
-    if (take(im, reserved ? 3 : 1, &off) < 0)
+    if (take(im, reserved ? 3 : 1, &off) < 0 ||
+        take(im, (qm_forge_crypt_region(im->l) + im->cs - 1) / im->cs, &im->crypto_off) < 0)
         return -1;
     im->active.cells = &im->l->cells;
     if (qm_forge_build_tree(im, &im->active, im->l->size) < 0 || qm_forge_put_snapshots(im) < 0 ||
@@ -356,7 +366,7 @@ build(struct qm_forge_image *im, const struct qm_forge *forge, const char *dir)
     for (size_t i = 0; i < im->l->snapshots.n; i++)
         if (qm_forge_write_tree(im, &im->snaps[i]) < 0)
             return -1;
-    if (write_refcounts(im) < 0 || write_header(im, forge, dir) < 0)
+    if (write_refcounts(im) < 0 || qm_forge_write_luks(im) < 0 || write_header(im, forge, dir) < 0)
         return -1;
     QM_VEC_EACH (damage, &im->l->damages) {
         if (qm_forge_damage(im, damage, forge->name) < 0)

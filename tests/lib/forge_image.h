@@ -37,6 +37,7 @@ struct qm_forge_image {
     uint64_t reftable_off;
     uint64_t reftable_clusters;
     QM_VEC(uint64_t) refblocks; /* their offsets */
+    uint64_t crypto_off;        /* LUKS header and key material */
     uint64_t bitmap_dir_off;
     uint64_t bitmap_dir_len;
     struct qmeld_error *err;

@@ -7,7 +7,7 @@
  * tables are written; the header last.  Written from the specification and the fact sheet of
  * this project, not from src/image.
  */
-#include "forge_image.h"
+#include "forge_crypt.h"
 #include "bytes.h"
 #include "cleanup.h"
 
@@ -210,12 +210,17 @@ put_data(struct qm_forge_image *im, const struct qm_forge_cell *cell, size_t who
         *entry = at | COPIED; /* specification: host offset = guest offset; no refcounts there */
     else if (allocate(im, 1, entry) < 0)
         return -1;
-    if (mark == '~' && !im->l->extended_l2)
-        return 0;
-    qm_forge_pattern(isupper((unsigned char)mark) ? mark : '!', who, at, buf, (size_t)im->cs);
+    if (mark == '~' && !im->l->extended_l2) {
+        if (!im->l->luks && !im->l->aes)
+            return 0;
+        memset(buf, 0, im->cs); /* which what is not written would not read as */
+    } else
+        qm_forge_pattern(isupper((unsigned char)mark) ? mark : '!', who, at, buf, (size_t)im->cs);
     for (uint64_t i = 0; mark == '#' && i < 32; i++)
         if (isupper((unsigned char)cell->sub[i]))
             qm_forge_pattern(cell->sub[i], who, at + i * unit, buf + i * unit, (size_t)unit);
+    if (qm_forge_encrypt(im, at, *entry & ~COPIED, buf, (size_t)im->cs) < 0)
+        return -1;
     if (im->data_fd >= 0)
         return qm_forge_pwrite(im->data_fd, im->path, buf, (size_t)im->cs, at, im->err);
     return write_at(im, buf, (size_t)im->cs, *entry);

@@ -179,6 +179,10 @@ set_word_option(struct parser *p, struct qm_forge_layer *l, const char *key, con
         l->over = value;
     } else if (!strcmp(key, "data_file")) {
         l->data_file = value;
+    } else if (!strcmp(key, "luks")) {
+        l->luks = value;
+    } else if (!strcmp(key, "aes")) {
+        l->aes = value;
     } else if (!strcmp(key, "style")) {
         return set_style(p, l, value);
     } else if (!strcmp(key, "ext")) {
@@ -220,6 +224,8 @@ set_number_option(struct parser *p, struct qm_forge_layer *l, const char *key, u
         l->feature_table = v != 0;
     else if (!strcmp(key, "scatter"))
         l->scatter = v;
+    else if (!strcmp(key, "luks_slots"))
+        l->luks_slots = v > 8 ? 8 : (unsigned)v;
     else if (!strcmp(key, "l1_extra"))
         l->l1_extra = (unsigned)v;
     else
@@ -517,7 +523,10 @@ check_layer(struct parser *p, struct qm_forge_layer *l)
     if (l->version == 3 && l->compression && l->header_len < 105)
         return WRONG(p, "zstd has its field at byte 104: header_len=%u is too short for it",
                      l->header_len);
-    if (l->raw && (l->exts.n || l->snapshots.n || l->bitmaps.n || l->data_file))
+    if (l->luks && l->aes)
+        return WRONG(p, "luks or aes");
+    if (l->raw &&
+        (l->exts.n || l->snapshots.n || l->bitmaps.n || l->data_file || l->luks || l->aes))
         return WRONG(p, "a raw layer has only bytes");
     if (l->size > (uint64_t)INT64_MAX / 2)
         return WRONG(p, "a size of %" PRIu64 " is for poke header.size", l->size);

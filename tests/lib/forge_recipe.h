@@ -99,6 +99,9 @@ struct qm_forge_layer {
     uint64_t scatter;           /* not 0: clusters in random places, gaps between them */
     unsigned l1_extra;          /* L1 entries beyond those the size needs */
     const char *data_file;      /* external data file, or NULL */
+    const char *luks;           /* passphrase of an encrypted image, or NULL */
+    unsigned luks_slots;        /* with key material; QEMU wants all 8 */
+    const char *aes;            /* the same, with the legacy encryption */
     struct qm_forge_cells cells;
     QM_VEC(struct qm_forge_ext) exts;
     QM_VEC(struct qm_forge_snapshot) snapshots;
