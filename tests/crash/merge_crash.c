@@ -98,7 +98,8 @@ cut_short_again(struct harness *h, const struct qm_torn_state *state)
     t = qm_torn_start_many(s->files, s->n_files);
     qm_torn_start_as(t, state);
     if (stage_has_way_back(s) && state->number % 2)
-        rc = qmeld_revert(s->journal, NULL, NULL, &err) < 0 ? stage_commit(s, NULL, &err) : 0;
+        rc = qmeld_revert(s->journal, &stage_resuming, NULL, &err) < 0 ? stage_commit(s, NULL, &err)
+                                                                       : 0;
     else
         rc = stage_commit(s, NULL, &err); /* whether it may fail is asked by stage_again */
     qm_torn_stop(t);
@@ -118,7 +119,7 @@ try_state(const struct qm_torn_state *state, void *opaque)
         return;
     stage_files_put(s, state, ".");
     s->by_journal = h->n_states % BY_JOURNAL_ONE_IN == 0;
-    s->qemu = h->qemu && h->n_states % QEMU_ONE_IN == 0;
+    s->qemu = h->qemu && !s->encrypted && h->n_states % QEMU_ONE_IN == 0;
     h->n_states++;
     h->n_qemu += s->qemu;
     back = stage_has_way_back(s) && h->n_states % 2 == 0;

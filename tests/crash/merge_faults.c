@@ -379,7 +379,7 @@ run_recover(void *subject, struct qmeld_error *err)
         *err = found.problem;
         return -1;
     }
-    return *found.journal ? qmeld_resume(found.journal, NULL, NULL, err) : 0;
+    return *found.journal ? qmeld_resume(found.journal, &stage_resuming, NULL, err) : 0;
 }
 
 /* Cuts the merge off at half of its changes, or at their end, so that there is something to go on

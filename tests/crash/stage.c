@@ -15,6 +15,10 @@
 #include <string.h>
 #include <unistd.h>
 
+static const struct qmeld_secret secrets[] = {{.data = "one", .len = 3}, {.data = "two", .len = 3}};
+const struct qmeld_secrets stage_secrets = {.list = secrets, .n = 2};
+const struct qmeld_commit_options stage_resuming = {.secrets = &stage_secrets};
+
 static void
 die(const char *name, const struct qmeld_error *err)
 {
@@ -170,9 +174,12 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     s->files = calloc(2 * s->n + 2, sizeof *s->files);
     if (!s->files)
         abort();
-    for (size_t i = 0; i < s->n; i++)
+    for (size_t i = 0; i < s->n; i++) {
         s->files[i] = qm_forge_file(s->forge, i);
+        s->encrypted |= s->forge->layers.at[i].luks || s->forge->layers.at[i].aes;
+    }
     s->opts.threads = 1;
+    s->opts.secrets = &stage_secrets;
     set_options(s, line);
     snprintf(s->journal, sizeof s->journal, ".%s.qmeld", s->files[s->base]);
     s->files[s->n] = s->journal;
@@ -264,7 +271,8 @@ to_the_end(const struct stage *s, int rc, struct qmeld_commit_report *report, bo
 static int
 rebase(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
-    struct qmeld_rebase_options opts = {.backing = s->onto, .verify = s->opts.verify, .threads = 1};
+    struct qmeld_rebase_options opts = {
+        .backing = s->onto, .secrets = &stage_secrets, .verify = s->opts.verify, .threads = 1};
     struct qmeld_rebase_report report;
     int rc;
 
@@ -295,7 +303,7 @@ int
 stage_resume(const struct stage *s, bool *out_resumed, struct qmeld_error *err)
 {
     struct qmeld_commit_report report;
-    const int rc = qmeld_resume(s->journal, NULL, &report, err);
+    const int rc = qmeld_resume(s->journal, &stage_resuming, &report, err);
 
     return to_the_end(s, rc, &report, out_resumed, err);
 }

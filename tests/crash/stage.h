@@ -17,6 +17,10 @@
 #include "vec.h"
 #include "forge.h"
 
+/* Whatever opens an image, or goes on with a merge, has the passphrases "one" and "two": recipes have luks=one. */
+extern const struct qmeld_secrets stage_secrets;
+extern const struct qmeld_commit_options stage_resuming;
+
 struct stage_bytes {
     unsigned char *at;
     size_t len;
@@ -49,6 +53,8 @@ struct stage {
                          * merged layers' new names, from top on, then, with a way back, undo, or, going
                          * up, moment */
     size_t n;           /* layers */
+    bool
+        encrypted; /* some layer is: qemu-img cannot be asked in passing (tests/oracle/luks.py does) */
     size_t n_files;
     char journal[256];
     char undo[264];   /* what is kept of a raw base */

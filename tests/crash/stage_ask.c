@@ -95,7 +95,7 @@ copy_text(char *to, size_t room, const char *from)
 static bool
 check(struct stage *s, size_t layer, bool *out_dirty, struct stage_end *out_end)
 {
-    struct qmeld_open_options how = {.format = "qcow2", .single = true};
+    struct qmeld_open_options how = {.format = "qcow2", .single = true, .secrets = &stage_secrets};
     struct qmeld_check_result r;
     struct qmeld_layer_info info = {0};
     struct qmeld_chain *chain;
@@ -275,7 +275,7 @@ is_absent(const struct qmeld_extent *extent, void *opaque)
 static bool
 is_empty(struct stage *s, size_t layer)
 {
-    struct qmeld_open_options how = {.format = "qcow2", .single = true};
+    struct qmeld_open_options how = {.format = "qcow2", .single = true, .secrets = &stage_secrets};
     struct qmeld_chain *chain;
     struct qmeld_error err;
     int rc;
@@ -435,7 +435,7 @@ back_and_again(struct stage *s)
 {
     struct qmeld_commit_report report;
     struct qmeld_error err;
-    const int rc = qmeld_resume(s->journal, NULL, &report, &err);
+    const int rc = qmeld_resume(s->journal, &stage_resuming, &report, &err);
     const bool reverted = report.reverted;
 
     qmeld_commit_report_free(&report);
@@ -456,7 +456,7 @@ stage_back(struct stage *s)
         return stage_again(s);
     if (qmeld_status(s->journal, NULL, note_way, &way, &err) < 0)
         return stage_no_because(s, "status", &err);
-    if (qmeld_revert(s->journal, NULL, NULL, &err) < 0) {
+    if (qmeld_revert(s->journal, &stage_resuming, NULL, &err) < 0) {
         if (way.revertible || err.code != QMELD_USAGE || err.disk != QMELD_DISK_OLD)
             return stage_no_because(s, "revert", &err);
         return stage_again(s);

@@ -4,8 +4,8 @@
  */
 #include "stage_int.h"
 
+#include "cipher.h"
 #include "qcow2.h"
-
 #include "torn.h"
 
 #include <errno.h>
@@ -49,7 +49,8 @@ int
 stage_read_view(const struct stage *s, size_t layer, struct stage_bytes *out,
                 struct qmeld_error *err)
 {
-    const struct qmeld_open_options how = {.format = qm_forge_format(s->forge, layer)};
+    const struct qmeld_open_options how = {.format = qm_forge_format(s->forge, layer),
+                                           .secrets = &stage_secrets};
     struct qmeld_layer_info info;
     struct qmeld_chain *chain;
     int rc;
@@ -131,6 +132,18 @@ read_snapshot(struct qm_qcow2 *q, const struct qm_snapshot *snap, struct stage_b
     return rc;
 }
 
+static int
+unlock(struct qm_qcow2 *q, struct qmeld_error *err)
+{
+    bool open = !q->img.cipher;
+
+    for (size_t i = 0; !open && i < stage_secrets.n; i++)
+        if (qm_cipher_unlock(q->img.cipher, q->img.file, stage_secrets.list[i].data,
+                             stage_secrets.list[i].len, &open, err) < 0)
+            return -1;
+    return 0;
+}
+
 int
 stage_read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
 {
@@ -149,7 +162,9 @@ stage_read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmel
         qm_file_close(file);
         return -1;
     }
-    rc = qm_qcow2_read_snapshots(q, &snaps, err);
+    rc = unlock(q, err);
+    if (rc == 0)
+        rc = qm_qcow2_read_snapshots(q, &snaps, err);
     QM_VEC_EACH (snap, &snaps.list) {
         if (rc == 0)
             rc = read_snapshot(q, snap, out, err);
