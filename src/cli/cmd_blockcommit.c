@@ -58,6 +58,8 @@ static const char help[] =
     "        --managed-save=refuse  if the machine has a saved state (default)\n"
     "        --managed-save=update  its guest then goes on with the merged chain\n"
     "        --threads=N            copy with N threads\n"
+    "        --bitmaps=merge|keep|drop\n"
+    "                               bitmaps of merged layers, as with commit\n"
     "        --verify               read back what was written\n"
     "        --journal-dir=DIR      where the journal and the note of the change lie: beside the\n"
     "                               base otherwise\n"
@@ -339,6 +341,7 @@ run(int argc, char **argv)
         {"all-disks", no_argument, NULL, OPT_ALL_DISKS},
         {"managed-save", required_argument, NULL, OPT_MANAGED_SAVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
+        {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},

@@ -28,6 +28,9 @@ static const char help[] =
     "                               qemu:///system\n"
     "        --managed-save=refuse  if the machine has a saved state (default)\n"
     "        --managed-save=update  the saved state goes on with the merged chain\n"
+    "        --bitmaps=merge|keep|drop\n"
+    "                               of a stopped machine: bitmaps of merged layers, as with "
+    "commit\n"
     "        --journal-dir=DIR      where journal and note lie: beside the base "
     "otherwise\n" QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, all is as it was; 2 refused or wrong usage, nothing touched;\n"
@@ -69,6 +72,7 @@ run(int argc, char **argv)
         {"connect", required_argument, NULL, 'c'},
         {"managed-save", required_argument, NULL, OPT_MANAGED_SAVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
+        {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},

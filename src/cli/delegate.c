@@ -45,6 +45,7 @@ what_qemu_cannot(const struct qmeld_commit_options *o)
                {o->skip_equal, "--skip-equal"},
                {o->detect_zeroes, "--detect-zeroes"},
                {o->direct, "--cache=none"},
+               {o->bitmaps != QMELD_BITMAPS_MERGE, "--bitmaps=keep and --bitmaps=drop"},
                {o->direction == QMELD_DIRECTION_UP, "--direction=up"}};
 
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)

@@ -8,6 +8,9 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
+/* in the order of enum qmeld_bitmaps */
+static const char *const bitmaps_words[] = {"merge", "keep", "drop"};
+
 enum { SETTLED = 1 }; /* step of a note */
 
 void
@@ -146,6 +149,8 @@ to_json(const struct qm_change *c)
     add_text(o, "journal-dir", c->journal_dir);
     json_object_object_add(o, "remove", json_object_new_boolean(c->remove));
     json_object_object_add(o, "keep-relative", json_object_new_boolean(c->keep_relative));
+    if (c->bitmaps != QMELD_BITMAPS_MERGE)
+        add_text(o, "bitmaps", bitmaps_words[c->bitmaps]);
     json_object_object_add(o, "update-saved", json_object_new_boolean(c->update_saved));
     json_object_object_add(o, "live", json_object_new_boolean(c->live));
     QM_VEC_EACH (d, &c->disks)
@@ -252,6 +257,25 @@ read_disk(struct json_object *o, struct qm_change_disk *d)
     return d->base < d->top && d->top < d->layers.n;
 }
 
+/* Not there: they are merged. */
+static bool
+get_bitmaps(struct json_object *o, enum qmeld_bitmaps *out)
+{
+    QM_FREE char *word = NULL;
+
+    *out = QMELD_BITMAPS_MERGE;
+    if (!json_object_object_get_ex(o, "bitmaps", NULL))
+        return true;
+    if (!get_text(o, "bitmaps", false, &word))
+        return false;
+    for (size_t i = 0; i < sizeof bitmaps_words / sizeof *bitmaps_words; i++)
+        if (strcmp(word, bitmaps_words[i]) == 0) {
+            *out = (enum qmeld_bitmaps)i;
+            return true;
+        }
+    return false;
+}
+
 static bool
 from_json(struct json_object *o, struct qm_change *c)
 {
@@ -261,7 +285,7 @@ from_json(struct json_object *o, struct qm_change *c)
         !get_text(o, "domain", false, &c->domain) || !get_text(o, "uuid", false, &c->uuid) ||
         !get_text(o, "words", false, &c->words) || !get_text(o, "snapshot", true, &c->snapshot) ||
         !get_path(o, "journal-dir", true, &c->journal_dir) || !get_bool(o, "remove", &c->remove) ||
-        !get_bool(o, "keep-relative", &c->keep_relative) ||
+        !get_bool(o, "keep-relative", &c->keep_relative) || !get_bitmaps(o, &c->bitmaps) ||
         !get_bool(o, "update-saved", &c->update_saved) || !get_bool(o, "live", &c->live) ||
         !get_array(o, "disks", &disks))
         return false;

@@ -48,6 +48,7 @@ struct qm_change {
     char *journal_dir;
     bool remove; /* merged files go */
     bool keep_relative;
+    enum qmeld_bitmaps bitmaps;
     bool update_saved; /* a managed save is put right, too */
     bool live;         /* the machine ran when it was begun: QEMU merges as long as it does */
     QM_VEC(struct qm_change_disk) disks;

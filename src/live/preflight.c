@@ -367,6 +367,17 @@ check_unfinished(const struct qm_run *run, struct qmeld_error *err)
     return -1;
 }
 
+/* A running machine has its bitmaps in memory, and its QEMU merges them. */
+static int
+check_bitmaps(const struct qm_run *run, struct qmeld_error *err)
+{
+    if (run->request->offline.bitmaps == QMELD_BITMAPS_MERGE)
+        return 0;
+    return qm_fail(err, QMELD_USAGE, qm_in(run->request->domain),
+                   "of a running machine libvirt merges the bitmaps, or loses them: leave out "
+                   "--bitmaps, or stop the machine first");
+}
+
 int
 qm_run_preflight(struct qm_run *run, struct qmeld_error *err)
 {
@@ -374,7 +385,7 @@ qm_run_preflight(struct qm_run *run, struct qmeld_error *err)
         return -1;
     if (run->attached)
         return 0; /* it was all looked at when the job began; nothing can be refused any more */
-    if (check_others(run, err) < 0 || check_relative(run, err) < 0)
+    if (check_bitmaps(run, err) < 0 || check_others(run, err) < 0 || check_relative(run, err) < 0)
         return -1;
     if (!run->local)
         return 0;

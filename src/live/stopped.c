@@ -274,6 +274,13 @@ add_report(struct qm_stopped *s, struct qmeld_commit_report *one)
     all->verified = all->verified && one->verified;
     all->bytes_zero_found += one->bytes_zero_found;
     all->bytes_skipped += one->bytes_skipped;
+    for (size_t i = 0; i < one->n_bitmaps; i++)
+        if (one->bitmaps[i].unreadable)
+            qm_note(&s->report->notes,
+                    "bitmap \"%s\" of %s was not closed cleanly, or is damaged, and says nothing "
+                    "in the "
+                    "base either: the next backup has to be a full one",
+                    one->bitmaps[i].name, one->bitmaps[i].layer);
     qm_lib->commit_report_free(one);
 }
 
@@ -294,6 +301,7 @@ merge_once(struct merging *m, const char *journal, struct qmeld_error *err)
     options.top = disk->layers.at[disk->top].path;
     options.shallow = false;
     options.keep_relative = s->change.keep_relative;
+    options.bitmaps = s->change.bitmaps;
     options.overlays = QMELD_OVERLAYS_KEEP; /* until the definition is right */
     options.journal_dir = s->change.journal_dir;
     if (!options.bandwidth)
@@ -552,6 +560,7 @@ fill(struct qm_stopped *s, const char *snapshot, struct qmeld_error *err)
     c->journal_dir = dir ? absolute(dir) : NULL;
     c->remove = r->remove || snapshot;
     c->keep_relative = r->keep_relative;
+    c->bitmaps = r->offline.bitmaps;
     c->update_saved = r->update_saved;
     c->live = s->live;
     if (asprintf(&c->words, "disk=%s base=%s top=%s shallow=%d all=%d snapshot=%s",

@@ -138,27 +138,6 @@ check_definition(struct qm_stopped *s, struct qmeld_error *err)
     return rc;
 }
 
-static void
-note_bitmaps(struct qm_stopped *s, const struct qm_change_disk *disk)
-{
-    for (size_t i = disk->base + 1; i <= disk->top; i++) {
-        const struct qm_change_layer *l = &disk->layers.at[i];
-        const struct qmeld_open_options options = {.format = l->format, .single = true};
-        struct qmeld_layer_info info = {.n_bitmaps = 0};
-        struct qmeld_error unheard;
-        struct qmeld_chain *chain;
-
-        if (qm_lib->chain_open(l->path, &options, &chain, &unheard) < 0)
-            continue; /* the merge will tell */
-        if (qm_lib->chain_layer(chain, 0, &info, &unheard) == 0 && info.n_bitmaps)
-            qm_note(&s->report->notes,
-                    "%s has %zu bitmap%s of its own, which the base does not get: the next backup "
-                    "has to be a full one",
-                    l->path, info.n_bitmaps, info.n_bitmaps == 1 ? "" : "s");
-        qm_lib->chain_close(chain);
-    }
-}
-
 int
 qm_stopped_check_plan(struct qm_stopped *s, struct qmeld_error *err)
 {
@@ -169,7 +148,6 @@ qm_stopped_check_plan(struct qm_stopped *s, struct qmeld_error *err)
     QM_VEC_EACH (disk, &s->change.disks) {
         if (check_others(s, disk, err) < 0)
             return -1;
-        note_bitmaps(s, disk);
     }
     return 0;
 }
