@@ -159,6 +159,18 @@ write_zeros(struct qm_file *f, uint64_t off, uint64_t len, struct qmeld_error *e
     return 0;
 }
 
+/* What the kernel makes holes in, of a block device; nothing else cares. */
+static uint64_t
+sector_of(const struct qm_file *f)
+{
+    int bytes = 0;
+
+    if (!f->blockdev || f->remote || ioctl(f->wfd, BLKSSZGET, &bytes) < 0 || bytes <= 0 ||
+        (bytes & (bytes - 1)) != 0)
+        return 1;
+    return (uint64_t)bytes;
+}
+
 /* As fallocate.  Of a block device the kernel makes a hole only where that reads as zeros for certain (Linux, block/fops.c,
  * blkdev_fallocate: BLKDEV_ZERO_NOFALLBACK), and else writes zeros itself, if it is asked to; a discard promises
  * nothing about what is read, and is for what nobody refers to. */
@@ -170,8 +182,12 @@ clear(const struct qm_file *f, enum qm_io_op op, uint64_t off, uint64_t len)
 
     if (r)
         return op == QM_IO_ZERO ? r->ops->zero(r, off, len) : r->ops->discard(r, off, len);
-    if (f->blockdev && op == QM_IO_DISCARD)
-        return ioctl(f->wfd, BLKDISCARD, (uint64_t[]){off, len});
+    if (f->blockdev && op == QM_IO_DISCARD) {
+        const uint64_t from = qm_align_up(off, sector_of(f));
+        const uint64_t end = qm_align_down(off + len, sector_of(f));
+
+        return from < end ? ioctl(f->wfd, BLKDISCARD, (uint64_t[]){from, end - from}) : 0;
+    }
     if (fallocate(f->wfd, hole, (off_t)off, (off_t)len) == 0)
         return 0;
     return f->blockdev && errno != EINTR
@@ -199,11 +215,26 @@ punch(struct qm_file *f, enum qm_io_op op, uint64_t off, uint64_t len, struct qm
     }
 }
 
+/* The sectors of a device that are covered in part are written; a hole of any length in between costs no writing. */
+static int
+zero_range(struct qm_file *f, uint64_t off, uint64_t len, struct qmeld_error *err)
+{
+    const uint64_t sector = sector_of(f), end = off + len;
+    const uint64_t from = qm_min(qm_align_up(off, sector), end);
+    const uint64_t to = qm_max(qm_align_down(end, sector), from);
+    int rc = 1;
+
+    if (write_zeros(f, off, from - off, err) < 0 || write_zeros(f, to, end - to, err) < 0)
+        return -1;
+    if (from < to)
+        rc = punch(f, QM_IO_ZERO, from, to - from, err);
+    return rc < 0 || (rc == 0 && write_zeros(f, from, to - from, err) < 0) ? -1 : 0;
+}
+
 int
 qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow, struct qmeld_error *err)
 {
     uint64_t end;
-    int rc = 1;
 
     if (!qm_add(off, len, &end) || end > QM_MAX_OFF)
         return qm_fail(err, QMELD_NOSPACE, qm_at(file->path, off),
@@ -212,13 +243,9 @@ qm_zero(struct qm_file *file, uint64_t off, uint64_t len, bool grow, struct qmel
         return 0;
     if (file->shadow && qm_shadow_zero(file, off, len, err) < 0)
         return -1;
-    if (off < file->size && !file->shadow) {
-        const uint64_t n = qm_min(len, file->size - off);
-
-        rc = punch(file, QM_IO_ZERO, off, n, err);
-        if (rc < 0 || (rc == 0 && write_zeros(file, off, n, err) < 0))
-            return -1;
-    }
+    if (off < file->size && !file->shadow &&
+        zero_range(file, off, qm_min(len, file->size - off), err) < 0)
+        return -1;
     if (end > file->size && grow)
         return qm_truncate(file, end, err);
     return 0;

@@ -63,8 +63,8 @@ int qm_file_create_new(const char *path, unsigned mode, struct qm_file **out,
                        struct qmeld_error *err) QM_CHECK;
 
 /* Opens the same file for writing beside the first descriptor.  STALE if the path
- * now leads to another file.  Does nothing if it is writable already.  USAGE: an export that is read-only, or
- * whose server cannot flush, so that nothing could be said to be durable. */
+ * now leads to another file.  Does nothing if it is writable already.  USAGE: a device or an export that is read-only, or
+ * an export whose server cannot flush, so that nothing could be said to be durable. */
 int qm_file_make_writable(struct qm_file *file, struct qmeld_error *err) QM_CHECK;
 
 /* Looks at the file's length again (a virtual machine may have grown it). */

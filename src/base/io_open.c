@@ -163,9 +163,19 @@ qm_file_create_new(const char *path, unsigned mode, struct qm_file **out, struct
     return create_with(path, O_EXCL | O_NOFOLLOW, mode, out, err);
 }
 
+/* To a device that is read-only one may get a descriptor for writing, and an error at the first write (Linux,
+ * block/bdev.c), too late. */
 static int
 check_writable(const struct qm_file *file, struct qmeld_error *err)
 {
+    int read_only = 0;
+
+    if (!file->remote && ioctl(file->fd, BLKROGET, &read_only) == 0 && read_only)
+        return qm_fail(err, QMELD_USAGE, qm_in(file->path),
+                       "the block device is read-only, and would have to be written to: make it "
+                       "writable first (blockdev --setrw)");
+    if (!file->remote)
+        return 0;
     if (file->remote->read_only)
         return qm_fail(err, QMELD_USAGE, qm_in(file->path),
                        "the export is read-only, and would have to be written to: let the server "
@@ -186,7 +196,7 @@ qm_file_make_writable(struct qm_file *file, struct qmeld_error *err)
 
     if (file->wfd >= 0)
         return 0;
-    if (file->remote && check_writable(file, err) < 0)
+    if (file->blockdev && check_writable(file, err) < 0)
         return -1;
     if (file->shadow) {
         qm_shadow_check_access(file);

@@ -13,8 +13,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <linux/fs.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
@@ -373,13 +371,8 @@ void
 qm_shadow_check_access(struct qm_file *file)
 {
     struct qmeld_error obstacle = {0};
-    int read_only = 0;
 
-    if (file->fd < 0)
-        return;
-    if (file->blockdev && ioctl(file->fd, BLKROGET, &read_only) == 0 && read_only)
-        errno = EACCES; /* as open will say, also to root */
-    else if (faccessat(AT_FDCWD, file->path, W_OK, AT_EACCESS) == 0)
+    if (file->fd < 0 || faccessat(AT_FDCWD, file->path, W_OK, AT_EACCESS) == 0)
         return;
     qm_fail_sys(&obstacle, qm_in(file->path), "cannot open for writing");
     qm_shadow_note(file->shadow->s, &obstacle);

@@ -3,6 +3,7 @@
 
 #include "dict.h"
 #include "image_peek.h"
+#include "nbd_name.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -13,7 +14,7 @@
 /* A file, whatever its names. */
 struct identity {
     dev_t dev; /* of a block device: its own */
-    ino_t ino; /* 0: a block device */
+    ino_t ino; /* 0: a block device; of an NBD export, which has no dev: of its name */
 };
 
 enum verdict { UNKNOWN, FOLLOWING, HARMLESS, HURT };
@@ -46,8 +47,13 @@ struct finding {
 static bool
 identify(const char *path, struct identity *out)
 {
+    QM_FREE char *export = qm_nbd_canonical(path);
     struct stat st;
 
+    if (export) { /* as io_open.c has it; nobody connects for this */
+        *out = (struct identity){.ino = qm_nbd_id(export)};
+        return true;
+    }
     if (stat(path, &st) < 0)
         return false;
     if (S_ISBLK(st.st_mode))
@@ -230,7 +236,7 @@ layer_of(const struct finding *f, const struct identity *id)
     for (size_t i = 0; i < chain->n; i++) {
         const struct qm_file *file = chain->layers[i].img ? chain->layers[i].img->file : NULL;
 
-        if (file && file->dev == id->dev && (file->blockdev ? 0 : file->ino) == id->ino)
+        if (file && file->dev == id->dev && file->ino == id->ino)
             return i;
     }
     return SIZE_MAX;

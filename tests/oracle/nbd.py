@@ -176,6 +176,7 @@ def qcow2_inside(qmeld, d):
         if oracle.Qcow2(os.path.join(d, "t")).backing() != (s.uri, "qcow2"):
             raise Fail(f"the child names {oracle.Qcow2(os.path.join(d, 't')).backing()}")
         same(oracle.view("t", "qcow2", d), want, "top")
+        os.unlink(os.path.join(d, "m"))
         run(qmeld, d, "commit", "--overlays=empty", "t")
         same(oracle.view("t", "qcow2", d), want, "emptied top")
         same(oracle.view(s.uri, "qcow2", d), want, "base")
@@ -223,7 +224,8 @@ def undo_raw(qmeld, d):
 def overlays_behind_servers(qmeld, d):
     """Base a file, what is merged behind servers; deleting is refused by name."""
     image(d, "base", "16M", "write -P 1 0 2M", fmt="raw")
-    path = image(d, "m", "16M", "write -P 2 1M 2M", "write -c -P 9 8M 64k", backing=os.path.join(d, "base"),
+    os.mkdir(os.path.join(d, "served"))
+    path = image(d, "served/m", "16M", "write -P 2 1M 2M", "write -c -P 9 8M 64k", backing=os.path.join(d, "base"),
                  backing_format="raw")
     pad(path, 8 * MIB)
     with Server(d, path) as s:
@@ -255,6 +257,18 @@ def everything_behind_servers(qmeld, d):
             run(qmeld, d, "commit", "--journal-dir=j", t.uri)
             same(oracle.view("base", "raw", d), want, "base")
             run(qmeld, d, "status", "--journal-dir=j", t.uri)
+
+
+@case
+def siblings(qmeld, d):
+    """Who else stands on an export is found by its name; who stands on what lies behind it, is not."""
+    with Server(d, simple(d)) as s:
+        overlay(d, s)
+        image(d, "other", "16M", "write -P 7 0 64k", backing=f"nbd:unix:{s.socket}", backing_format="raw")
+        want = oracle.view("other", "qcow2", d)
+        run(qmeld, d, "commit", "t", rc=2, says="other")
+        same(oracle.view("other", "qcow2", d), want, "the other overlay")
+        run(qmeld, d, "commit", "--force", "t")
 
 
 @case
@@ -618,7 +632,8 @@ def random_chain(seed, qmeld, d):
             size = rng.choice((8, 12, 16)) * MIB + rng.choice((0, 512, 65536))
             options = ["-o", f"cluster_size={rng.choice((4096, 65536, 65536, 262144))}"] if i or formats[0] == "qcow2" \
                 else []
-            path = image(d, f"l{i}", size, *random_writes(rng, size), backing=places[-1] if i else None,
+            os.mkdir(os.path.join(d, str(i)))  # beside each other they would be found as each other's siblings
+            path = image(d, f"{i}/disk", size, *random_writes(rng, size), backing=places[-1] if i else None,
                          backing_format=formats[i - 1], fmt=formats[i], options=options)
             if rng.random() < 0.7:
                 pad(path, 48 * MIB if formats[i] == "qcow2" else 16 * MIB + 65536)
@@ -635,6 +650,7 @@ def random_chain(seed, qmeld, d):
         if rng.random() < 0.3:
             options += rng.choice((["--overlays=empty"], ["--reclaim"]))
         print_case = f"{places}, {options}"
+        options += [f"--allow-path={p}" for p in places]
         run(qmeld, d, "plan", *options, places[-1])
         r = run(qmeld, d, "commit", *options, places[-1], rc=None)
         if r.rc != 0:
