@@ -349,7 +349,12 @@ struct qmeld_commit_options {
      * read through what is below these: they would read other data afterwards, or nothing.  They are looked for
      * among all files in the folders that hold the chain's layers, and the merge is refused (USAGE), with all of
      * them in the report, unless one of the next two is said.  (What stands on top, or above, reads as before.) */
-    bool force;   /* it is done nevertheless, and the report tells who is broken by it */
+    bool
+        protect; /* images that stand on such a layer get, before it changes, what they read through it and would
+                   * read otherwise; where its file goes they get the base as their backing file.  They and all
+                   * above them read as before at every instant; who cannot be protected is refused for */
+    bool
+        force; /* not with protect: it is done nevertheless, and the report tells who is broken by it */
     bool no_scan; /* other images are not looked for: none is protected, refused for, or told of */
     const char *const
         *scan; /* more places to look: folders, with all that is below them, and files */
@@ -391,6 +396,7 @@ enum qmeld_dependant_kind {
 
 enum qmeld_dependant_fate {
     QMELD_DEPENDANT_BROKEN = 0, /* by the merge, or it would be */
+    QMELD_DEPENDANT_PROTECTED,  /* it reads as before */
 };
 
 struct qmeld_dependant {
@@ -467,11 +473,12 @@ struct qmeld_commit_report {
     size_t
         n_dependants; /* also after a refusal: who would read otherwise; images by path, then snapshots */
     struct qmeld_dependant *dependants;
-    uint64_t files_scanned; /* that were looked at to find them */
-    uint64_t files_unread;  /* of those, and of folders: could not be read */
-    char *unread;           /* one of them; NULL: none */
-    int unread_errno;       /* and why */
-    size_t n_bitmaps; /* sorted by name */
+    uint64_t bytes_protected; /* data that was copied into dependants to protect them */
+    uint64_t files_scanned;   /* that were looked at to find them */
+    uint64_t files_unread;    /* of those, and of folders: could not be read */
+    char *unread;             /* one of them; NULL: none */
+    int unread_errno;         /* and why */
+    size_t n_bitmaps;         /* sorted by name */
     struct qmeld_merged_bitmap *bitmaps;
 };
 

@@ -144,6 +144,9 @@ take_kind(struct qm_cli_merging *merging, int c)
     case QM_OPT_FORCE:
         options->force = true;
         return true;
+    case QM_OPT_PROTECT:
+        options->protect = true;
+        return true;
     case QM_OPT_SCAN:
         return take_scan(merging, optarg);
     case QM_OPT_NO_SCAN:

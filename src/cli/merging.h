@@ -51,6 +51,7 @@ enum {
     QM_OPT_DETECT_ZEROES,
     QM_OPT_KEEP_RELATIVE,
     QM_OPT_FORCE,
+    QM_OPT_PROTECT,
     QM_OPT_SCAN,
     QM_OPT_NO_SCAN,
     QM_OPT_BACKING_FORMAT,
@@ -80,6 +81,7 @@ enum {
         {"keep-relative", no_argument, NULL, QM_OPT_KEEP_RELATIVE},                                \
         {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},                                      \
         {"force", no_argument, NULL, QM_OPT_FORCE},                                                \
+        {"protect", no_argument, NULL, QM_OPT_PROTECT},                                            \
         {"scan", required_argument, NULL, QM_OPT_SCAN},                                            \
         {"no-scan", no_argument, NULL, QM_OPT_NO_SCAN}, QM_CLI_ALLOW_PATH_OPTION,                  \
         {"format", required_argument, NULL, 'f'},                                                  \
@@ -93,8 +95,11 @@ enum {
     "                               folder and all below it, or in a file; may be given again.\n"  \
     "                               The folders of the chain's own files are always looked at\n"   \
     "        --no-scan              do not look for other images at all\n"                         \
+    "        --protect              give such images first what they would read otherwise, so "    \
+    "that\n"                                                                                       \
+    "                               they and all above them read as before\n"                      \
     "        --force                merge though others, who are named, will read wrong data:\n"   \
-    "                               without it such a merge is refused\n"
+    "                               without one of the two such a merge is refused\n"
 
 /* All options of commit, for the commands that take the same; the image is argv[optind].  -1, or an exit
  * code: text was printed because help was asked for, or a complaint. */

@@ -60,7 +60,10 @@ print_one(FILE *out, const struct qmeld_dependant *d, bool planned)
         print_snapshot(out, d, path);
         break;
     }
-    fprintf(out, ": %s\n", planned ? "would read wrong" : "BROKEN: reads wrong now");
+    if (d->fate == QMELD_DEPENDANT_PROTECTED)
+        fprintf(out, ": %s\n", planned ? "will be protected" : "protected: reads as before");
+    else
+        fprintf(out, ": %s\n", planned ? "would read wrong" : "BROKEN: reads wrong now");
 }
 
 void
@@ -105,7 +108,9 @@ qm_cli_others_json(const struct qmeld_dependant *d, size_t n)
             qm_cli_json_add(o, "snapshot-name", qm_cli_json_string(d[i].snapshot_name));
             qm_cli_json_add_u64(o, "snapshot-date", d[i].date_sec);
         }
-        qm_cli_json_add(o, "fate", json_object_new_string("broken"));
+        qm_cli_json_add(o, "fate",
+                        json_object_new_string(d[i].fate == QMELD_DEPENDANT_PROTECTED ? "protected"
+                                                                                      : "broken"));
         json_object_array_add(all, o);
     }
     return all;

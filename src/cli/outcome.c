@@ -385,6 +385,7 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
                     qm_cli_outcome_bitmaps_json(report->bitmaps, report->n_bitmaps));
     qm_cli_json_add(object, "dependants",
                     qm_cli_others_json(report->dependants, report->n_dependants));
+    qm_cli_json_add_u64(object, "bytes-protected", report->bytes_protected);
     qm_cli_json_add_u64(object, "files-scanned", report->files_scanned);
     qm_cli_json_add_u64(object, "files-unread", report->files_unread);
     return object;

@@ -234,7 +234,7 @@ end_batch(struct run *r, bool release, bool last, struct qmeld_error *err)
     /* what layers have given up cannot be found and marked again, whoever gives it up */
     if (publish(r, release, err) < 0 || verify_batch(r, cursor.done, err) < 0 ||
         (give_up && qm_seal_save(r->seal, err) < 0) ||
-        qm_journal_advance(r->journal, cursor, err) < 0)
+        (r->journal && qm_journal_advance(r->journal, cursor, err) < 0))
         return -1;
     /* COMMIT POINT S10: the cursor says that nobody will ask them again */
     if (give_up && !last && qm_reclaim_until(r->t->reclaim, cursor.done, err) < 0)

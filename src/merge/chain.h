@@ -24,6 +24,10 @@ struct qm_layer {
     char *path;         /* as opened: the command line's for the top, resolved for the others */
     bool format_probed; /* no format was given or stored for it */
     const struct qmeld_secret *secret; /* that opened its cipher; NULL: none did.  The caller's */
+    uint64_t
+        hides_to; /* of a view that is not there yet (protect.c): from this guest offset on, if that lies behind
+                         * the layer's end, what is below it shows.  0: its end hides all that is below, as QEMU
+                         * has it */
 };
 
 struct qm_chain {

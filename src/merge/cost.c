@@ -271,6 +271,7 @@ qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
                        "only merges down into the base are measured: leave the direction out");
     alone.no_scan = true; /* how long a file will be depends on nobody else */
     alone.force = true;
+    alone.protect = false;
     rc = run_dry(&d, path, &alone, false, false, err);
     if (rc == 0)
         rc = measure_base(&d, out, err);
@@ -317,7 +318,8 @@ take_way(const struct way *way, const struct qmeld_plan_report *r,
         way->up == up)
         return false;
     *out = *opts;
-    out->no_scan = out->force = true; /* who else is concerned was told by the first */
+    if (!opts->protect)
+        out->no_scan = out->force = true; /* who else is concerned was told by the first */
     out->reclaim = way->reclaim;
     out->atomic = way->atomic;
     out->undo = way->undo;

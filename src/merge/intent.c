@@ -38,6 +38,13 @@ qm_intent_allow(struct qm_intent *i, const char *const *allow)
 }
 
 void
+qm_guarded_release(struct qm_guarded *g)
+{
+    qm_journal_layer_release(&g->file);
+    qm_bitmap_names_release(&g->bitmaps);
+}
+
+void
 qm_intent_release(struct qm_intent *i)
 {
     free(i->base_arg);
@@ -53,6 +60,9 @@ qm_intent_release(struct qm_intent *i)
     qm_vec_release(&i->layers);
     qm_bitmap_names_release(&i->bitmaps);
     qm_bitmap_orders_release(&i->orders);
+    QM_VEC_EACH (g, &i->guarded)
+        qm_guarded_release(g);
+    qm_vec_release(&i->guarded);
     *i = (struct qm_intent){.base_arg = NULL};
 }
 
@@ -159,10 +169,36 @@ add_orders(const struct qm_intent *i, struct json_object *o)
 }
 
 static struct json_object *
+names_to_json(const struct qm_bitmap_names *names)
+{
+    struct json_object *array = json_object_new_array();
+
+    QM_VEC_EACH (b, &names->list)
+        json_object_array_add(array, json_object_new_string(*b));
+    return array;
+}
+
+static struct json_object *
+guarded_to_json(const struct qm_intent *i)
+{
+    struct json_object *array = json_object_new_array();
+
+    QM_VEC_EACH (g, &i->guarded) {
+        struct json_object *o = json_object_new_object();
+
+        json_object_object_add(o, "image", layer_to_json(&g->file));
+        json_object_object_add(o, "stands-on", json_object_new_uint64(g->layer));
+        json_object_object_add(o, "bitmaps", names_to_json(&g->bitmaps));
+        json_object_array_add(array, o);
+    }
+    return array;
+}
+
+static struct json_object *
 intent_to_json(const struct qm_intent *i)
 {
     struct json_object *o = json_object_new_object();
-    struct json_object *layers = json_object_new_array(), *bitmaps = json_object_new_array();
+    struct json_object *layers = json_object_new_array();
 
     json_object_object_add(o, "base-arg", string_or_null(i->base_arg));
     json_object_object_add(o, "top-arg", string_or_null(i->top_arg));
@@ -207,10 +243,10 @@ intent_to_json(const struct qm_intent *i)
     }
     QM_VEC_EACH (l, &i->layers)
         json_object_array_add(layers, layer_to_json(l));
-    QM_VEC_EACH (b, &i->bitmaps.list)
-        json_object_array_add(bitmaps, json_object_new_string(*b));
     json_object_object_add(o, "layers", layers);
-    json_object_object_add(o, "bitmaps", bitmaps);
+    json_object_object_add(o, "bitmaps", names_to_json(&i->bitmaps));
+    if (i->guarded.n > 0)
+        json_object_object_add(o, "protected", guarded_to_json(i));
     add_orders(i, o);
     return o;
 }
@@ -370,31 +406,73 @@ get_fold(struct json_object *o, struct qm_intent *i)
 }
 
 static bool
+file_from_json(struct json_object *o, struct qm_journal_layer *out)
+{
+    *out = (struct qm_journal_layer){.path = NULL};
+    if (json_object_is_type(o, json_type_object) && get_bool(o, "block-device", &out->blockdev) &&
+        get_number(o, "inode", &out->ino) && get_number(o, "size", &out->size) &&
+        get_time(o, "mtime", &out->mtime_sec) && get_time(o, "mtime-nsec", &out->mtime_nsec) &&
+        get_string(o, "path", &out->path) && out->path &&
+        (out->path[0] == '/' || qm_nbd_is_name(out->path)) &&
+        get_string(o, "format", &out->format) && out->format &&
+        get_optional(o, "backing-name", &out->backing_name) &&
+        get_optional(o, "backing-format", &out->backing_format) &&
+        get_new_path(o, "moved-to", &out->moved_to))
+        return true;
+    qm_journal_layer_release(out);
+    return false;
+}
+
+static bool
 layer_from_json(struct json_object *o, struct qm_intent *i)
 {
-    struct qm_journal_layer l = {.path = NULL};
+    struct qm_journal_layer l;
 
-    if (get_bool(o, "block-device", &l.blockdev) && get_number(o, "inode", &l.ino) &&
-        get_number(o, "size", &l.size) && get_time(o, "mtime", &l.mtime_sec) &&
-        get_time(o, "mtime-nsec", &l.mtime_nsec) && get_string(o, "path", &l.path) && l.path &&
-        (l.path[0] == '/' || qm_nbd_is_name(l.path)) && get_string(o, "format", &l.format) &&
-        l.format && get_optional(o, "backing-name", &l.backing_name) &&
-        get_optional(o, "backing-format", &l.backing_format) &&
-        get_new_path(o, "moved-to", &l.moved_to) && qm_vec_push(&i->layers, &l))
+    if (!file_from_json(o, &l))
+        return false;
+    if (qm_vec_push(&i->layers, &l))
         return true;
     qm_journal_layer_release(&l);
     return false;
 }
 
 static bool
-bitmap_from_json(struct json_object *o, struct qm_intent *i)
+names_from_json(struct json_object *o, const char *key, struct qm_bitmap_names *out)
 {
-    char *name =
-        json_object_is_type(o, json_type_string) ? strdup(json_object_get_string(o)) : NULL;
+    struct json_object *array;
 
-    if (name && qm_vec_push(&i->bitmaps.list, &name))
-        return true;
-    free(name);
+    if (!json_object_object_get_ex(o, key, &array) || !json_object_is_type(array, json_type_array))
+        return false;
+    for (size_t k = 0; k < json_object_array_length(array); k++) {
+        struct json_object *v = json_object_array_get_idx(array, k);
+        char *name =
+            json_object_is_type(v, json_type_string) ? strdup(json_object_get_string(v)) : NULL;
+
+        if (!name || !qm_vec_push(&out->list, &name)) {
+            free(name);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool
+guarded_from_json(struct json_object *o, struct qm_intent *i)
+{
+    struct qm_guarded g = {.layer = 0};
+    struct json_object *image;
+    uint64_t layer;
+
+    if (json_object_is_type(o, json_type_object) && json_object_object_get_ex(o, "image", &image) &&
+        file_from_json(image, &g.file)) {
+        if (g.file.backing_name && get_number(o, "stands-on", &layer) && layer >= i->base &&
+            layer <= i->top && names_from_json(o, "bitmaps", &g.bitmaps)) {
+            g.layer = layer;
+            if (qm_vec_push(&i->guarded, &g))
+                return true;
+        }
+        qm_guarded_release(&g);
+    }
     return false;
 }
 
@@ -550,9 +628,11 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
         return false;
     return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
            get_string(o, "backing-format", &i->backing_format) &&
-           each(o, "layers", i, layer_from_json) && each(o, "bitmaps", i, bitmap_from_json) &&
+           each(o, "layers", i, layer_from_json) && names_from_json(o, "bitmaps", &i->bitmaps) &&
            (!json_object_object_get_ex(o, "allow-paths", NULL) ||
             each(o, "allow-paths", i, allow_from_json)) &&
+           (!json_object_object_get_ex(o, "protected", NULL) ||
+            each(o, "protected", i, guarded_from_json)) &&
            get_fold(o, i) && get_orders(o, i) && get_rebase(o, i) && fits_layers(i);
 }
 

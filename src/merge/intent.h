@@ -48,6 +48,13 @@ struct qm_way_back {
     struct qm_header_place ext; /* of the bitmaps extension, or where one goes; len 0: none */
 };
 
+/* Somebody else who reads through a layer that changes or goes, and shall not notice (protect.h). */
+struct qm_guarded {
+    struct qm_journal_layer file;   /* as above: the image */
+    size_t layer;                   /* of the chain: what it stands on */
+    struct qm_bitmap_names bitmaps; /* valid when the merge began */
+};
+
 struct qm_intent {
     /* the request, word for word: the same words again mean "go on" */
     char *base_arg; /* NULL: not given; so the other two */
@@ -84,6 +91,7 @@ struct qm_intent {
     struct qm_bitmap_names bitmaps;         /* of the target: valid when the merge began */
     struct qm_bitmap_orders orders;         /* and what becomes of them, and of the layers' */
     bool already;                           /* the target held all data before the merge */
+    QM_VEC(struct qm_guarded) guarded;      /* by path */
 };
 
 /* allow: as in struct qmeld_commit_options.  False: no memory. */
@@ -91,6 +99,7 @@ bool qm_intent_allow(struct qm_intent *i, const char *const *allow);
 
 void qm_intent_release(struct qm_intent *i);
 void qm_journal_layer_release(struct qm_journal_layer *l);
+void qm_guarded_release(struct qm_guarded *g);
 
 /* As JSON, NUL-terminated, malloc'd; NULL: no memory. */
 char *qm_intent_text(const struct qm_intent *i);

@@ -170,6 +170,8 @@ write_intent(struct qm_journal *j, const char *text, struct qmeld_error *err)
 {
     unsigned char sector[SECTOR] = {0};
     struct disk_head *h = (struct disk_head *)sector;
+    const struct qm_cursor first = {.phase =
+                                        j->intent.guarded.n > 0 ? QM_PHASE_PROTECT : QM_PHASE_COPY};
     const size_t len = strlen(text);
 
     if (len > MAX_INTENT)
@@ -181,8 +183,7 @@ write_intent(struct qm_journal *j, const char *text, struct qmeld_error *err)
     be32_put(&h->intent_crc, crc_of(text, len));
     be32_put(&h->crc, crc_of(h, offsetof(struct disk_head, crc)));
     if (qm_pwrite(j->file, INTENT_OFF, text, len, err) < 0 ||
-        write_cursor(j, (struct qm_cursor){.phase = QM_PHASE_COPY}, &j->trail, err) < 0 ||
-        qm_sync(j->file, err) < 0)
+        write_cursor(j, first, &j->trail, err) < 0 || qm_sync(j->file, err) < 0)
         return -1;
     /* COMMIT POINT: with its head the journal is valid */
     if (qm_pwrite(j->file, 0, sector, SECTOR, err) < 0 || qm_sync(j->file, err) < 0)
@@ -276,7 +277,7 @@ qm_journal_create(const char *path, struct qm_intent *intent, struct qm_journal 
 int
 qm_journal_advance(struct qm_journal *j, struct qm_cursor to, struct qmeld_error *err)
 {
-    assert(to.phase >= j->cursor.phase);
+    assert(to.phase >= j->cursor.phase || j->cursor.phase == QM_PHASE_PROTECT);
     const struct qm_trail trail = j->trail;
 
     return write_cursor(j, to, &trail, err) < 0 ? -1 : qm_sync(j->file, err);
@@ -334,7 +335,7 @@ read_cursor(struct qm_journal *j, struct qmeld_error *err)
 
         if (qm_pread_padded(j->file, CURSOR_OFF + i * SECTOR, &d, sizeof d, err) < 0)
             return -1;
-        if (be32_get(&d.magic) != CURSOR_MAGIC || be32_get(&d.phase) > QM_PHASE_BACK ||
+        if (be32_get(&d.magic) != CURSOR_MAGIC || be32_get(&d.phase) > QM_PHASE_PROTECT ||
             be32_get(&d.crc) != crc_of(&d, offsetof(struct disk_cursor, crc)) ||
             (found && be64_get(&d.seq) < j->seq))
             continue;

@@ -28,6 +28,7 @@ enum qm_phase {
     QM_PHASE_HELD,   /* merged; it can be taken back until it is made final */
     QM_PHASE_FINAL,  /* what the way back needs is being given up, with the overlays if so asked */
     QM_PHASE_BACK,   /* it is being taken back */
+    QM_PHASE_PROTECT, /* before COPY: others (protect.h) are given what they will need; no layer has changed */
 };
 
 struct qm_cursor {

@@ -156,14 +156,18 @@ static enum swept
 fill_gap(struct qm_map *m, size_t layer, struct gap g, size_t limit, struct qmeld_error *err)
 {
     const uint64_t size = m->layers[layer].img->size;
+    const uint64_t hidden = m->layers[layer].hides_to ? m->layers[layer].hides_to : UINT64_MAX;
 
     while (g.off < g.end && m->spans.n + m->rest.n <= limit) {
         const struct qm_extent *e;
         uint64_t stop = g.end;
         bool ok;
 
-        if (g.off >= size) { /* the end of a layer hides what is below it, as zeros */
-            ok = add_empty(m, layer, true, g.off, g.end - g.off);
+        if (g.off >= size && g.off >= hidden) {
+            ok = add_rest(m, g.off, g.end);
+        } else if (g.off >= size) { /* the end of a layer hides what is below it, as zeros */
+            stop = qm_min(g.end, hidden);
+            ok = add_empty(m, layer, true, g.off, stop - g.off);
         } else {
             if (ask(m, layer, g.off, &e, err) < 0)
                 return FAILED;
@@ -275,11 +279,22 @@ sweep(struct qm_map *m, struct qmeld_error *err)
 
 /* ---- calls ---- */
 
+/* What a reader of layer top sees ends with that, unless what is below it shows behind its end. */
+static uint64_t
+view_size(const struct qm_chain *chain, size_t bottom, size_t top)
+{
+    uint64_t size = chain->layers[top].img->size;
+
+    for (size_t i = top; i > bottom && chain->layers[i].hides_to; i--)
+        size = qm_max(size, chain->layers[i - 1].img->size);
+    return size;
+}
+
 int
 qm_map_open(const struct qm_chain *chain, size_t bottom, size_t top, guest_off from, uint64_t len,
             struct qm_map **out, struct qmeld_error *err)
 {
-    const uint64_t size = chain->layers[top].img->size;
+    const uint64_t size = view_size(chain, bottom, top);
     struct qm_map *m;
 
     assert(bottom <= top && top < chain->n && size <= QM_MAX_OFF);

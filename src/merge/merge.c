@@ -6,6 +6,8 @@
  *
  *     (none) --journal created--> COPY --target finished--> SETTLE --journal removed--> (none)
  *
+ * with PROTECT in front of COPY if others depend on layers that change (others.c).
+ *
  * In COPY the chain's own files say the same as before, read from the top; in SETTLE the target alone
  * does, too.  Resuming repeats what may have been done: every step may be done twice.
  *
@@ -304,6 +306,13 @@ qm_merge_remove_journal(struct qm_merge *m, struct qmeld_error *err)
 int
 qm_merge_finish(struct qm_merge *m, struct qmeld_error *err)
 {
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    const bool go =
+        intent->overlays == QMELD_OVERLAYS_DELETE || intent->overlays == QMELD_OVERLAYS_QUARANTINE;
+
+    /* who stands on what goes; not before there is no way back */
+    if (go && qm_protect_repoint(intent, err) < 0)
+        return -1;
     if (qm_settle_give_up(m->settle, err) < 0 || qm_back_give_up(&m->back, err) < 0)
         return -1;
     return qm_merge_remove_journal(m, err);
@@ -403,7 +412,7 @@ qm_merge_work(struct qm_merge *m, bool resumed, struct qmeld_error *err)
     const struct qm_cursor complete = {.phase = QM_PHASE_SETTLE,
                                        .done = qm_guest(m->transfer.new_size)};
 
-    if ((has_to_write(m) && transfer(m, resumed, err) < 0) ||
+    if (qm_merge_protect(m, err) < 0 || (has_to_write(m) && transfer(m, resumed, err) < 0) ||
         verify(m, qm_journal_intent(m->journal)->backing_format, err) < 0 ||
         qm_journal_advance(m->journal, complete, err) < 0)
         return -1;
@@ -462,7 +471,8 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         return -1;
     }
     m->report->already_merged = intent->already = done;
-    if (((!done || qm_settle_has_work(m->settle)) && qm_merge_meet_others(m, done, err) < 0) ||
+    if (((!done || qm_settle_has_work(m->settle)) &&
+         qm_merge_meet_others(m, done, intent, err) < 0) ||
         ((!done || carries || qm_settle_has_work(m->settle)) &&
          qm_merge_check_room(m, intent, journal_path, err) < 0) ||
         qm_merge_ask_guard(m, err) != 0) {

@@ -37,9 +37,16 @@ int qm_merge_open_reclaim(struct qm_merge *m, bool resumed, struct qmeld_error *
 
 /* ---- others.c ---- */
 
-/* Other images, and internal snapshots, that would read otherwise go to the report; USAGE, unless that is what the
- * caller wants.  done: the base reads as it is to already. */
-int qm_merge_meet_others(struct qm_merge *m, bool done, struct qmeld_error *err) QM_CHECK;
+/* Other images, and internal snapshots, that would read otherwise go to the report; USAGE, unless they can be broken,
+ * or protected, which the intent then tells.  done: the base reads as it is to already. */
+int qm_merge_meet_others(struct qm_merge *m, bool done, struct qm_intent *intent,
+                         struct qmeld_error *err) QM_CHECK;
+
+/* From PROTECT to COPY. */
+int qm_merge_protect(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
+
+/* To the report, of whom the journal tells. */
+int qm_merge_tell_protected(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 
 /* ---- rehearse.c ---- */
 

@@ -130,10 +130,11 @@ refuse(const struct qm_merge *m, const struct qm_dependants *found, struct qmeld
 
     if (image) {
         name_them(found, false, names, sizeof names);
-        return qm_fail(err, QMELD_USAGE, qm_in(m->chain->layers[image->layer].path),
-                       "other images read through it, and would read other data after the merge: "
-                       "%s: remove them or rebase them first, or say --force to break them",
-                       names);
+        return qm_fail(
+            err, QMELD_USAGE, qm_in(m->chain->layers[image->layer].path),
+            "other images read through it, and would read other data after the merge: "
+            "%s: say --protect to give them what they need first, or --force to break them",
+            names);
     }
     name_them(found, true, names, sizeof names);
     return qm_fail(
@@ -156,7 +157,24 @@ report(struct qmeld_commit_report *r, struct qm_dependants *found)
     found->list.n = found->list.room = 0;
 }
 
-/* ---- the call ---- */
+/* ---- protecting ---- */
+
+static struct qm_protect
+config_of(const struct qm_merge *m, const struct qm_intent *intent)
+{
+    const bool go =
+        intent->overlays == QMELD_OVERLAYS_DELETE || intent->overlays == QMELD_OVERLAYS_QUARANTINE;
+
+    return (struct qm_protect){.chain = m->chain,
+                               .base = m->transfer.base,
+                               .top = m->transfer.top,
+                               .hidden_end = m->transfer.hidden_end,
+                               .bare = go || intent->reclaim,
+                               .opts = m->opts,
+                               .resumed = m->protect_again};
+}
+
+/* ---- the calls ---- */
 
 static int
 find(const struct qm_merge *m, const bool *hurt, struct qm_dependants *found,
@@ -173,8 +191,60 @@ find(const struct qm_merge *m, const bool *hurt, struct qm_dependants *found,
     return find_snapshots(m, hurt, found, err);
 }
 
+/* Who can, is protected; the first who cannot is why the merge is refused. */
+static int
+protect(const struct qm_merge *m, struct qm_dependants *found, struct qm_intent *intent,
+        struct qmeld_error *err)
+{
+    struct qm_protect p = config_of(m, intent);
+
+    QM_VEC_EACH (d, &found->list) {
+        const struct qm_layer *l = &m->chain->layers[d->layer];
+        struct qm_guarded g;
+
+        if (d->kind == QMELD_DEPENDANT_DATA_FILE)
+            return qm_fail(err, QMELD_USAGE, qm_in(d->path),
+                           "its data file is %.300s, which changes: it cannot be protected, copy "
+                           "it first",
+                           l->path);
+        if (d->kind == QMELD_DEPENDANT_SNAPSHOT)
+            return qm_fail(err, QMELD_USAGE, qm_in(d->path),
+                           "its internal snapshot \"%.100s\" would read other data, and cannot be "
+                           "protected: delete it first (`qemu-img snapshot -d`)",
+                           d->snapshot_name);
+        if (d->kind == QMELD_DEPENDANT_OVERLAY) {
+            if (qm_protect_note(&p, d->path, d->layer, &g, err) < 0)
+                return -1;
+            if (!qm_vec_push(&intent->guarded, &g)) {
+                qm_guarded_release(&g);
+                return qm_fail_nomem(err, "the list of images");
+            }
+        }
+        d->fate = QMELD_DEPENDANT_PROTECTED; /* what is above one of those reads what it reads */
+    }
+    return 0;
+}
+
+static int
+decide(const struct qm_merge *m, struct qm_dependants *found, struct qm_intent *intent,
+       struct qmeld_error *err)
+{
+    int rc = 0;
+
+    if (found->list.n == 0 || m->opts->force)
+        return 0;
+    if (!m->opts->protect)
+        return refuse(m, found, err);
+    rc = protect(m, found, intent, err);
+    if (rc < 0)
+        QM_VEC_EACH (d, &found->list)
+            d->fate = QMELD_DEPENDANT_BROKEN;
+    return rc;
+}
+
 int
-qm_merge_meet_others(struct qm_merge *m, bool done, struct qmeld_error *err)
+qm_merge_meet_others(struct qm_merge *m, bool done, struct qm_intent *intent,
+                     struct qmeld_error *err)
 {
     QM_FREE bool *hurt = calloc(m->chain->n, sizeof *hurt);
     struct qm_dependants found = {.files = 0};
@@ -184,10 +254,10 @@ qm_merge_meet_others(struct qm_merge *m, bool done, struct qmeld_error *err)
         return qm_fail_nomem(err, "looking for other images");
     find_hurt(m, done, hurt);
     rc = find(m, hurt, &found, err);
-    if (rc == 0 && found.list.n > 0 && !m->opts->force)
-        rc = refuse(m, &found, err);
-    if (rc < 0 && err->code == QMELD_USAGE && found.list.n > 0 && qm_shadow_now() &&
-        qm_shadow_wants_notes(qm_shadow_now())) { /* who plans wants to know all of it */
+    if (rc == 0)
+        rc = decide(m, &found, intent, err);
+    if (rc < 0 && found.list.n > 0 && qm_shadow_now() && qm_shadow_wants_notes(qm_shadow_now()) &&
+        err->code != QMELD_NOMEM) { /* who plans wants to know all of it */
         m->refused = *err;
         *err = (struct qmeld_error){.disk = err->disk};
         rc = 0;
@@ -195,4 +265,43 @@ qm_merge_meet_others(struct qm_merge *m, bool done, struct qmeld_error *err)
     report(m->report, &found);
     qm_dependants_release(&found);
     return rc;
+}
+
+int
+qm_merge_protect(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    struct qm_protect p = config_of(m, intent);
+
+    if (qm_journal_cursor(m->journal).phase != QM_PHASE_PROTECT)
+        return 0;
+    if (qm_protect_run(&p, intent, err) < 0)
+        return -1;
+    m->report->bytes_protected = p.bytes;
+    /* COMMIT POINT S12: nobody but the chain reads what changes from here on */
+    return qm_merge_advance(m, QM_PHASE_COPY, err);
+}
+
+int
+qm_merge_tell_protected(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    struct qmeld_commit_report *r = m->report;
+
+    if (r->dependants || intent->guarded.n == 0)
+        return 0;
+    r->dependants = calloc(intent->guarded.n, sizeof *r->dependants);
+    if (!r->dependants)
+        return qm_fail_nomem(err, "the report");
+    QM_VEC_EACH (g, &intent->guarded) {
+        const struct qmeld_dependant d = {.kind = QMELD_DEPENDANT_OVERLAY,
+                                          .fate = QMELD_DEPENDANT_PROTECTED,
+                                          .path = g->file.path,
+                                          .layer = g->layer};
+
+        if (!qm_dependant_copy(&d, &r->dependants[r->n_dependants]))
+            return qm_fail_nomem(err, "the report");
+        r->n_dependants++;
+    }
+    return 0;
 }

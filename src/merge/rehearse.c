@@ -13,7 +13,11 @@ rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *j
          struct qmeld_error *err)
 {
     struct qmeld_commit_report unread = {.already_merged = m->report->already_merged};
-    struct qm_merge dry = {.opts = m->opts, .report = &unread, .opened = m->chain};
+    struct qm_merge dry = {.opts = m->opts,
+                           .report = &unread,
+                           .opened = m->chain,
+                           .protect_again = m->protect_again};
+    const bool resumed = m->journal && qm_journal_cursor(m->journal).phase != QM_PHASE_PROTECT;
     struct qm_intent copy = {.base_arg = NULL};
     int rc = -1;
 
@@ -26,10 +30,10 @@ rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *j
     }
     if (rc == 0) {
         qm_merge_set_back(&dry);
-        rc = m->journal ? qm_back_enter(&dry.back, err) : 0;
+        rc = resumed ? qm_back_enter(&dry.back, err) : 0;
     }
     if (rc == 0)
-        rc = qm_merge_work(&dry, m->journal != NULL, err);
+        rc = qm_merge_work(&dry, resumed, err);
     qm_merge_release(&dry);
     qmeld_commit_report_free(&unread);
     return rc;
@@ -86,7 +90,7 @@ qm_merge_check_room(const struct qm_merge *m, const struct qm_intent *intent, co
         return 0;
     qm_space_is_ample(&t->space, m->chain, t->base, t->top + 1, t->target, journal, &ample);
     /* what a merge with a way back writes elsewhere is not in the sum */
-    if (ample && intent->back.kind == QM_WAY_NONE)
+    if (ample && intent->back.kind == QM_WAY_NONE && intent->guarded.n == 0)
         return 0;
     rc = judge(m, intent, journal, err);
     err->disk = disk; /* dry: nothing has happened, however it ended */

@@ -354,6 +354,10 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
         return qm_fail(err, QMELD_USAGE, qm_in(path),
                        "what --reclaim gives up cannot be brought back: leave out either that or "
                        "--atomic and --undo");
+    if (m->opts->protect && (m->opts->force || m->opts->no_scan))
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "--protect protects whoever is found: leave out either that or --force and "
+                       "--no-scan");
     if (qm_direction_find(m->chain, base, top, m->opts, &way, err) < 0)
         return -1;
     m->report->bytes_down = way.bytes_down;

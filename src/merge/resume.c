@@ -192,6 +192,17 @@ resume_copy(struct qm_merge *m, struct qmeld_error *err)
     return qm_merge_work(m, true, err);
 }
 
+/* No layer has changed: what is left to do is the whole merge. */
+static int
+resume_protect(struct qm_merge *m, struct qmeld_error *err)
+{
+    m->protect_again = true;
+    if (qm_merge_take_over(m, true, err) < 0 || qm_transfer_count(&m->transfer, err) < 0 ||
+        qm_merge_check_room(m, qm_journal_intent(m->journal), qm_journal_file(m->journal), err) < 0)
+        return -1;
+    return qm_merge_work(m, false, err);
+}
+
 /* What the layers are worth, without opening them. */
 int
 qm_merge_tell(struct qm_merge *m, struct qmeld_error *err)
@@ -244,6 +255,10 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
     if (phase == QM_PHASE_HELD)
         return tell_held(m, err);
     m->report->resumed = true;
+    if (qm_merge_tell_protected(m, err) < 0)
+        return -1;
+    if (phase == QM_PHASE_PROTECT)
+        return resume_protect(m, err);
     if (phase == QM_PHASE_BACK)
         return qm_merge_go_back(m, err);
     if (phase == QM_PHASE_COPY)

@@ -51,7 +51,8 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     out->active = i->layers.at[i->layers.n - 1].path;
     out->base = i->layers.at[i->base].path;
     out->top = i->layers.at[i->top].path;
-    out->complete = c.phase != QM_PHASE_COPY && c.phase != QM_PHASE_BACK;
+    out->complete =
+        c.phase != QM_PHASE_COPY && c.phase != QM_PHASE_BACK && c.phase != QM_PHASE_PROTECT;
     out->held = c.phase == QM_PHASE_HELD;
     out->base_intact = i->back.kind == QM_WAY_SWITCH && c.phase == QM_PHASE_COPY;
     out->reverting = c.phase == QM_PHASE_BACK;

@@ -87,7 +87,7 @@ int qm_transfer_mark(const struct qm_transfer *t, struct qm_seal *seal, struct q
  * it.  Zeros behind its old end, then the size, each durable; t->base_size is the new one then. */
 int qm_transfer_grow(struct qm_transfer *t, struct qm_seal *seal, struct qmeld_error *err) QM_CHECK;
 
-/* Batch by batch; after each the journal's cursor is advanced.  On the progress callback's wish
+/* Batch by batch; after each the journal's cursor is advanced (NULL: nobody wants to know).  On the progress callback's wish
  * the batch is completed first: CANCELED then leaves nothing to repeat. */
 int qm_transfer_run(struct qm_transfer *t, struct qm_seal *seal, struct qm_journal *journal,
                     struct qmeld_error *err) QM_CHECK;

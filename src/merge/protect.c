@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "protect.h"
+
+#include "lock.h"
+#include "qcow2_header.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* ---- one image ---- */
+
+static bool
+is_file(const struct qm_file *file, const char *path)
+{
+    struct stat st;
+
+    if (stat(path, &st) < 0)
+        return false;
+    if (file->blockdev)
+        return S_ISBLK(st.st_mode) && st.st_rdev == file->dev;
+    return st.st_dev == file->dev && st.st_ino == file->ino;
+}
+
+/* Alone, held as a writer. */
+static int
+open_alone(const char *path, struct qm_chain **out, struct qmeld_error *err)
+{
+    const struct qm_chain_options how = {
+        .mode = QM_CHAIN_HOLD, .format = "qcow2", .single = true, .resumed = true};
+
+    if (qm_chain_open(path, &how, out, err) < 0)
+        return -1;
+    if (qm_lock_take((*out)->layers[0].img->file, QM_LOCK_WRITER, err) == 0)
+        return 0;
+    qm_chain_close(QM_TAKE(*out));
+    return -1;
+}
+
+/* It is to be given bytes of the layer as qmeld reads it, so it has to read that in the same way. */
+static int
+check_format(const struct qm_layer *image, const struct qm_layer *below, const char *json_format,
+             struct qmeld_error *err)
+{
+    const char *says = json_format ? json_format : image->img->backing_format;
+
+    if (!says || strcmp(says, below->img->ops->format) == 0)
+        return 0;
+    return qm_fail(err, QMELD_USAGE, qm_in(image->path),
+                   "it takes its backing file %.200s for %s, which is %s, and cannot be protected: "
+                   "mend the stored format (qemu-img rebase -u), or remove the image",
+                   below->path, says, below->img->ops->format);
+}
+
+static int
+check_image(const struct qm_protect *p, const struct qm_layer *image, size_t layer,
+            struct qmeld_error *err)
+{
+    const struct qm_layer *below = &p->chain->layers[layer];
+    const struct qm_qcow2 *q = qm_qcow2_of(image->img);
+    QM_FREE char *path = NULL;
+    QM_FREE char *format = NULL;
+
+    if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
+        return qm_fail(err, QMELD_CORRUPT, qm_in(image->path),
+                       "the image is marked corrupt, and cannot be protected: run `qmeld check "
+                       "--repair=all` on it first");
+    if (q->hdr.n_snapshots > 0)
+        return qm_fail(err, QMELD_USAGE, qm_in(image->path),
+                       "it has %" PRIu32
+                       " internal snapshots, which read through its backing file, too, and cannot "
+                       "be protected: delete them first (`qemu-img snapshot -d`)",
+                       q->hdr.n_snapshots);
+    if (!image->img->backing_name ||
+        qm_backing_path(image->path, image->img->backing_name, &path, &format, err) < 0 ||
+        !is_file(below->img->file, path))
+        return qm_fail(err, QMELD_STALE, qm_in(image->path),
+                       "it does not stand on %.300s any more, as it did when the merge began: put "
+                       "the old image back, or remove it",
+                       below->path);
+    return check_format(image, below, format, err);
+}
+
+int
+qm_protect_note(const struct qm_protect *p, const char *path, size_t layer, struct qm_guarded *out,
+                struct qmeld_error *err)
+{
+    struct qm_chain *alone;
+    int rc;
+
+    *out = (struct qm_guarded){.layer = layer};
+    if (open_alone(path, &alone, err) < 0)
+        return -1;
+    rc = check_image(p, &alone->layers[0], layer, err);
+    if (rc == 0)
+        rc = qm_journal_note(&alone->layers[0], &out->file, err);
+    if (rc == 0)
+        rc = qm_bitmaps_valid_names(qm_qcow2_of(alone->layers[0].img), &out->bitmaps, err);
+    qm_chain_close(alone);
+    if (rc < 0)
+        qm_guarded_release(out);
+    return rc;
+}
+
+/* ---- views ---- */
+
+/* The image on what it stands on.  Layers are borrowed. */
+static int
+view_now(const struct qm_protect *p, size_t layer, const struct qm_layer *image,
+         struct qm_chain *out, struct qmeld_error *err)
+{
+    out->layers = calloc(layer + 2, sizeof *out->layers);
+    if (!out->layers)
+        return qm_fail_nomem(err, "the view of an image");
+    memcpy(out->layers, p->chain->layers, (layer + 1) * sizeof *out->layers);
+    out->layers[layer + 1] = *image;
+    out->n = layer + 2;
+    return 0;
+}
+
+/* What it will stand on: the base as it will be, and, where layers in the middle stay, they on that. */
+static int
+view_then(const struct qm_protect *p, size_t layer, struct qm_chain *out, struct qmeld_error *err)
+{
+    const struct qm_layer *layers = p->chain->layers;
+    const uint64_t end = qm_max(layers[p->top].img->size, p->hidden_end);
+    const size_t above = p->bare || layer == p->base ? 0 : layer - p->base;
+
+    out->n = p->top + 1 + above;
+    out->layers = calloc(out->n, sizeof *out->layers);
+    if (!out->layers)
+        return qm_fail_nomem(err, "the view of an image");
+    memcpy(out->layers, layers, (p->top + 1) * sizeof *out->layers);
+    for (size_t i = p->base + 1; i <= p->top; i++)
+        out->layers[i].hides_to = end; /* behind it the base keeps its tail */
+    memcpy(out->layers + p->top + 1, layers + p->base + 1, above * sizeof *out->layers);
+    return 0;
+}
+
+static uint64_t
+size_of(const struct qm_protect *p, const struct qm_chain *view)
+{
+    uint64_t size = 0;
+
+    for (size_t i = p->base; i < view->n; i++)
+        size = qm_max(size, view->layers[i].img->size);
+    return size;
+}
+
+/* ---- giving it what it needs ---- */
+
+static int
+hear(const struct qmeld_progress *now, void *opaque)
+{
+    const struct qm_protect *p = opaque;
+    struct qmeld_progress told = *now;
+
+    if (strcmp(now->phase, "copy") == 0)
+        told.phase = "protect";
+    return p->opts->progress(&told, p->opts->opaque);
+}
+
+static int
+transfer(const struct qm_guarded *g, struct qm_chain *now, struct qm_transfer *t, uint64_t below,
+         bool resumed, struct qmeld_error *err)
+{
+    const struct qm_seal_config config = {.chain = now,
+                                          .target = t->target,
+                                          .base = t->target,
+                                          .below_size = below,
+                                          .new_size = t->new_size,
+                                          .resumed = resumed,
+                                          .trusted_bitmaps = resumed ? &g->bitmaps : NULL};
+    struct qm_seal *seal;
+
+    if (qm_seal_begin(&config, &seal, err) < 0)
+        return -1;
+    qm_err_disk(err, QMELD_DISK_OPEN);
+    if (qm_transfer_run(t, seal, NULL, err) < 0) {
+        qm_seal_abandon(seal);
+        return -1;
+    }
+    return qm_seal_finish(seal, err);
+}
+
+static int
+fill(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *now, struct qm_chain *then,
+     struct qmeld_error *err)
+{
+    const size_t image = now->n - 1;
+    const uint64_t size = now->layers[image].img->size;
+    struct qmeld_commit_report sums = {0};
+    const struct qmeld_commit_options opts = {.threads = p->opts->threads,
+                                              .bandwidth = p->opts->bandwidth,
+                                              .progress = p->opts->progress ? hear : NULL,
+                                              .opaque = p};
+    struct qm_onto onto = {.chain = then,
+                           .by_map = true,
+                           .threads = opts.threads,
+                           .bandwidth = opts.bandwidth,
+                           .progress = opts.progress,
+                           .opaque = opts.opaque};
+    struct qm_transfer t = {.chain = now,
+                            .base = image,
+                            .top = image,
+                            .target = image,
+                            .old_size = size,
+                            .new_size = size,
+                            .onto = &onto,
+                            .opts = &opts,
+                            .report = &sums};
+    int rc = qm_transfer_count(&t, err);
+
+    onto.by_map = false;
+    if (rc == 0)
+        rc = transfer(g, now, &t, size_of(p, then), p->resumed, err);
+    p->bytes += sums.bytes_copied;
+    return rc;
+}
+
+static int
+protect_open(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *alone,
+             struct qmeld_error *err)
+{
+    const struct qm_layer *image = &alone->layers[0];
+    struct qm_chain now = {.n = 0}, then = {.n = 0};
+    int rc;
+
+    if (qm_journal_same(&g->file, image->img->file, false, err) < 0 ||
+        check_image(p, image, g->layer, err) < 0 ||
+        qm_file_make_writable(image->img->file, err) < 0)
+        return -1;
+    rc = view_now(p, g->layer, image, &now, err);
+    if (rc == 0)
+        rc = view_then(p, g->layer, &then, err);
+    if (rc == 0)
+        rc = fill(p, g, &now, &then, err);
+    free(now.layers);
+    free(then.layers);
+    return rc;
+}
+
+/* Whoever removed it does not need it. */
+static bool
+is_gone(const struct qmeld_error *err)
+{
+    return err->sys_errno == ENOENT;
+}
+
+int
+qm_protect_run(struct qm_protect *p, const struct qm_intent *intent, struct qmeld_error *err)
+{
+    QM_VEC_EACH (g, &intent->guarded) {
+        const enum qmeld_disk disk = err->disk;
+        struct qm_chain *alone;
+        int rc = open_alone(g->file.path, &alone, err);
+
+        if (rc < 0 && is_gone(err)) {
+            *err = (struct qmeld_error){.disk = disk};
+            continue;
+        }
+        if (rc < 0)
+            return -1;
+        rc = protect_open(p, g, alone, err);
+        qm_chain_close(alone);
+        if (rc < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* ---- another backing file ---- */
+
+static int
+point(const struct qm_intent *intent, const struct qm_guarded *g, const struct qm_layer *image,
+      struct qmeld_error *err)
+{
+    const char *base = intent->layers.at[intent->base].path;
+    struct qm_qcow2 *q = qm_qcow2_of(image->img);
+    QM_FREE char *name = NULL;
+
+    if (qm_journal_same(&g->file, image->img->file, false, err) < 0 ||
+        qm_backing_name_for(image->path, g->file.backing_name, base, false, &name, err) < 0)
+        return -1;
+    if (image->img->backing_name && strcmp(image->img->backing_name, name) == 0)
+        return 0; /* by the run that was interrupted */
+    /* COMMIT POINT: the image holds what reads differently on the base, and the base is complete */
+    return qm_file_make_writable(image->img->file, err) < 0 || qm_header_before_write(q, err) < 0
+               ? -1
+               : qm_header_set_backing(q, name, intent->layers.at[intent->target].format, err);
+}
+
+int
+qm_protect_repoint(const struct qm_intent *intent, struct qmeld_error *err)
+{
+    QM_VEC_EACH (g, &intent->guarded) {
+        const enum qmeld_disk disk = err->disk;
+        struct qm_chain *alone;
+        int rc;
+
+        if (g->layer == intent->base)
+            continue;
+        rc = open_alone(g->file.path, &alone, err);
+        if (rc < 0 && is_gone(err)) {
+            *err = (struct qmeld_error){.disk = disk};
+            continue;
+        }
+        if (rc < 0)
+            return -1;
+        rc = point(intent, g, &alone->layers[0], err);
+        qm_chain_close(alone);
+        if (rc < 0)
+            return -1;
+    }
+    return 0;
+}
