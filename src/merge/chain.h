@@ -24,10 +24,11 @@ struct qm_layer {
     char *path;         /* as opened: the command line's for the top, resolved for the others */
     bool format_probed; /* no format was given or stored for it */
     const struct qmeld_secret *secret; /* that opened its cipher; NULL: none did.  The caller's */
+    /* of views that are not there yet (protect.c): */
     uint64_t
-        hides_to; /* of a view that is not there yet (protect.c): from this guest offset on, if that lies behind
-                         * the layer's end, what is below it shows.  0: its end hides all that is below, as QEMU
-                         * has it */
+        hides_to; /* from this guest offset on, if that lies behind the layer's end, what is below it shows.
+                        * 0: its end hides all that is below, as QEMU has it */
+    bool given_up; /* it has nothing but its end */
 };
 
 struct qm_chain {

@@ -168,6 +168,9 @@ fill_gap(struct qm_map *m, size_t layer, struct gap g, size_t limit, struct qmel
         } else if (g.off >= size) { /* the end of a layer hides what is below it, as zeros */
             stop = qm_min(g.end, hidden);
             ok = add_empty(m, layer, true, g.off, stop - g.off);
+        } else if (m->layers[layer].given_up) {
+            stop = qm_min(g.end, size);
+            ok = add_rest(m, g.off, stop);
         } else {
             if (ask(m, layer, g.off, &e, err) < 0)
                 return FAILED;

@@ -19,7 +19,7 @@
 /* So many are named in the sentence; the report has all of them. */
 #define MAX_NAMED 3u
 
-/* done: the base reads as it is to already. */
+/* done: the target reads as it is to already; that is the base, or its name leads to another file in the end. */
 static void
 find_hurt(const struct qm_merge *m, bool done, bool *hurt)
 {
@@ -27,7 +27,7 @@ find_hurt(const struct qm_merge *m, bool done, bool *hurt)
     const bool go =
         c->overlays == QMELD_OVERLAYS_DELETE || c->overlays == QMELD_OVERLAYS_QUARANTINE;
 
-    hurt[c->base] = !done;
+    hurt[c->base] = !done || c->target != c->base;
     for (size_t i = c->base + 1; i <= c->top; i++)
         hurt[i] = go || (i < c->top && (!done || c->reclaim));
 }
@@ -169,7 +169,8 @@ config_of(const struct qm_merge *m, const struct qm_intent *intent)
                                .base = m->transfer.base,
                                .top = m->transfer.top,
                                .hidden_end = m->transfer.hidden_end,
-                               .bare = go || intent->reclaim,
+                               .gone = go,
+                               .emptied = intent->reclaim,
                                .opts = m->opts,
                                .resumed = m->protect_again};
 }

@@ -126,7 +126,7 @@ view_then(const struct qm_protect *p, size_t layer, struct qm_chain *out, struct
 {
     const struct qm_layer *layers = p->chain->layers;
     const uint64_t end = qm_max(layers[p->top].img->size, p->hidden_end);
-    const size_t above = p->bare || layer == p->base ? 0 : layer - p->base;
+    const size_t above = p->gone || layer == p->base ? 0 : layer - p->base;
 
     out->n = p->top + 1 + above;
     out->layers = calloc(out->n, sizeof *out->layers);
@@ -135,7 +135,10 @@ view_then(const struct qm_protect *p, size_t layer, struct qm_chain *out, struct
     memcpy(out->layers, layers, (p->top + 1) * sizeof *out->layers);
     for (size_t i = p->base + 1; i <= p->top; i++)
         out->layers[i].hides_to = end; /* behind it the base keeps its tail */
-    memcpy(out->layers + p->top + 1, layers + p->base + 1, above * sizeof *out->layers);
+    for (size_t i = 0; i < above; i++) {
+        out->layers[p->top + 1 + i] = layers[p->base + 1 + i];
+        out->layers[p->top + 1 + i].given_up = p->emptied;
+    }
     return 0;
 }
 

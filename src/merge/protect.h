@@ -26,8 +26,8 @@ struct qm_protect {
     size_t base;
     size_t top;
     uint64_t hidden_end; /* as in plan.h */
-    bool
-        bare; /* layers in the middle will have nothing of their own: their files go, or are emptied */
+    bool gone;           /* the files of merged layers will be */
+    bool emptied;        /* they will have nothing of their own */
     const struct qmeld_commit_options *opts;
     bool resumed;   /* an earlier run may have left leaks, and bitmaps in use */
     uint64_t bytes; /* of data that were copied; added up here */
