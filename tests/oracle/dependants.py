@@ -186,7 +186,7 @@ def protect_and_check(rng, chain, qmeld, story):
     tree = grow(rng, chain, story)
     m = chain_check.pick_merge(rng, chain)
     m.merge_args = [x.replace("--direction=up", "--direction=auto") for x in m.merge_args]
-    m.extra = ["--scan", "."]  # siblings may lie where no layer does
+    m.extra = ["--scan", ".", "--allow-path", "."]  # siblings may lie where no layer does
     if any(x.no_format for x in chain.layers):
         index = next(x.index for x in chain.layers if x.no_format)
         m.extra += ["--backing-format", chain.layers[index - 1].fmt]
