@@ -78,10 +78,11 @@ compare_layer(struct qm_stopped *s, const struct qm_domxml_disk *xml, size_t dep
                        xml->target,
                        said->slices ? "that is a part of a file" : "that lies on the network");
     if (said->encrypted)
-        return qm_fail(err, QMELD_UNSUPPORTED, qm_nowhere(),
-                       "disk %s has an encrypted layer, whose passphrase is in libvirt: start the "
-                       "machine and merge then, or use commit with --secret and mend the definition",
-                       xml->target);
+        return qm_fail(
+            err, QMELD_UNSUPPORTED, qm_nowhere(),
+            "disk %s has an encrypted layer, whose passphrase is in libvirt: start the "
+            "machine and merge then, or use commit with --secret and mend the definition",
+            xml->target);
     layer = qm_change_find(disk, path);
     if (asprintf(&place, "layer %zu below the active one", depth) < 0)
         place = NULL;
