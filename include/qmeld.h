@@ -864,7 +864,13 @@ struct qmeld_flatten_options {
         compress; /* "zlib" or "zstd": data is stored compressed, where it gets shorter; NULL: it is not */
     int compress_level; /* zlib 1 to 9, zstd 1 to 19; 0: a good one, and compressed clusters of layers with the same
                          * cluster size and compression are passed on as they are, whatever is in them */
-    bool salvage;     /* goes on past what cannot be read: sectors, tables, compressed clusters */
+    bool
+        salvage; /* goes on past what cannot be read: sectors, tables, compressed clusters, what a file that
+                   * was cut off has not got, backing files that are not there; fields of headers that
+                   * reading does not need may make no sense */
+    qmeld_finding_fn
+        *finding; /* with salvage, for what of headers and backing files that was; may be NULL */
+    void *finding_opaque;
     const char *fill; /* what is lost reads as this, over and over; NULL: as zeros */
     const char
         *salvage_map; /* NULL, or a file to be written: what is lost, as GNU ddrescue notes it */

@@ -46,7 +46,9 @@ static const char help[] =
     "                                 of its leaves and of every input file; see qmeld verify\n"
     "        --leaf=SIZE              a digest for each so many bytes: 4k to 64M (1M)\n"
     "        --salvage                go on past what cannot be read, or makes no sense: sectors,\n"
-    "                                 tables, compressed clusters; it reads as zeros, and is "
+    "                                 tables, compressed clusters, fields of headers, backing "
+    "files\n"
+    "                                 that are not there; it reads as zeros, and is "
     "listed\n"
     "                                 in the manifest\n"
     "        --fill=TEXT              it reads as TEXT, over and over\n"
@@ -360,6 +362,15 @@ free_words(char **words)
     free(words);
 }
 
+static void
+tell_finding(const char *sentence, void *opaque)
+{
+    QM_CLI_FREE char *shown = qm_cli_quote(sentence);
+
+    (void)opaque;
+    fprintf(stderr, "qmeld: %s\n", shown);
+}
+
 static int
 run(int argc, char **argv)
 {
@@ -376,6 +387,7 @@ run(int argc, char **argv)
     r.flatten.command = (const char *const *)command;
     qm_cli_merging_begin(&r.merging);
     r.flatten.secrets = r.merging.options.secrets;
+    r.flatten.finding = tell_finding;
     r.flatten.threads = r.merging.options.threads;
     r.flatten.progress = r.merging.options.progress;
     r.flatten.opaque = r.merging.options.opaque;

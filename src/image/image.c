@@ -76,9 +76,9 @@ probe(const struct qm_file *file, const char **out, struct qmeld_error *err)
     return 0;
 }
 
-int
-qm_image_open(struct qm_file *file, const char *format, struct qm_image **out,
-              struct qmeld_error *err)
+static int
+open_as(struct qm_file *file, const char *format, const struct qm_qcow2_damage *damage,
+        struct qm_image **out, struct qmeld_error *err)
 {
     struct qm_qcow2 *q;
 
@@ -90,10 +90,27 @@ qm_image_open(struct qm_file *file, const char *format, struct qm_image **out,
     if (strcmp(format, "qcow2") != 0)
         return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
                        "image format \"%.64s\" is not supported: only qcow2 and raw are", format);
-    if (qm_qcow2_open(file, QCOW2_DECODE_STRICT, &q, err) < 0)
+    if ((damage ? qm_qcow2_open_damaged(file, damage, &q, err)
+                : qm_qcow2_open(file, QCOW2_DECODE_STRICT, &q, err)) < 0)
         return -1;
     *out = &q->img;
     return 0;
+}
+
+int
+qm_image_open(struct qm_file *file, const char *format, struct qm_image **out,
+              struct qmeld_error *err)
+{
+    return open_as(file, format, NULL, out, err);
+}
+
+int
+qm_image_open_damaged(struct qm_file *file, const char *format, qmeld_finding_fn *fn, void *opaque,
+                      struct qm_image **out, struct qmeld_error *err)
+{
+    const struct qm_qcow2_damage damage = {fn, opaque};
+
+    return open_as(file, format, &damage, out, err);
 }
 
 void

@@ -39,6 +39,7 @@ enum qm_lost {
     QM_LOST_TABLE,  /* a table that cannot be read, or makes no sense */
     QM_LOST_DATA,   /* bytes that cannot be read */
     QM_LOST_STREAM, /* a compressed cluster that does not inflate */
+    QM_LOST_BELOW,  /* a backing file that is not there */
 };
 
 struct qm_extent {
@@ -79,6 +80,7 @@ struct qm_image {
     struct qm_cipher
         *cipher; /* NULL: DATA extents are the guest's bytes as they are; else they are encrypted,
                             * and qm_extent_read alone knows what they read as (cipher.h) */
+    bool below_lost; /* salvage: it had a backing file, and nobody knows which */
 };
 
 /* Opens file as format ("qcow2", "raw"); NULL: by content: qcow2 if it starts with the magic,
@@ -87,6 +89,12 @@ struct qm_image {
  * the file still belongs to the caller. */
 int qm_image_open(struct qm_file *file, const char *format, struct qm_image **out,
                   struct qmeld_error *err) QM_CHECK;
+
+/* The same for who wants to save what can be read: of a damaged qcow2 header what reading does not need is told to fn (may
+ * be NULL) and left out, and what a file that was cut off does not have is lost (CORRUPT from qm_image_next), where
+ * others read zeros.  Such an image must never be written to. */
+int qm_image_open_damaged(struct qm_file *file, const char *format, qmeld_finding_fn *fn,
+                          void *opaque, struct qm_image **out, struct qmeld_error *err) QM_CHECK;
 
 /* Closes image and file (read-only or after an error).  NULL is fine. */
 void qm_image_close(struct qm_image *img);

@@ -16,6 +16,7 @@
 #include "qcow2.h"
 
 #include "cipher.h"
+#include "qcow2_salvage.h"
 
 #include <inttypes.h>
 
@@ -52,6 +53,13 @@ struct asking {
 
 /* ---- reading tables ---- */
 
+/* Salvage: bytes behind the file's end are no zeros, they are lost. */
+static bool
+is_cut_off(const struct qm_qcow2 *q, const struct qm_file *file, uint64_t off, uint64_t len)
+{
+    return (q->flags & QCOW2_DECODE_SALVAGE) && !qm_inside(off, len, file->size);
+}
+
 /* The slice that holds the word at file offset off, of a table [table, table + len). */
 static int
 load_slice(const struct qm_qcow2 *q, struct slice *s, uint64_t table, uint64_t len, uint64_t off,
@@ -63,6 +71,9 @@ load_slice(const struct qm_qcow2 *q, struct slice *s, uint64_t table, uint64_t l
     if (s->n && s->off == from)
         return 0;
     s->n = 0;
+    if (is_cut_off(q, q->img.file, from, n))
+        return qm_fail(err, QMELD_IO, qm_at(q->img.file->path, off),
+                       "the file ends before this table does");
     if (qm_pread_padded(q->img.file, from, s->word, n, err) < 0)
         return -1;
     s->off = from;
@@ -100,7 +111,14 @@ find_table(const struct qm_qcow2 *q, struct qm_qcow2_walk *w, uint64_t guest, ui
     const uint64_t idx = l1_idx_of(q, guest);
     const uint64_t off = q->hdr.l1_off + idx * sizeof(be64);
 
-    assert(idx < q->hdr.l1_entries);
+    if (idx >=
+        q->hdr
+            .l1_entries) { /* decoding sees to it that there are enough, but of what is salvaged */
+        assert(q->flags & QCOW2_DECODE_SALVAGE);
+        return qm_fail(err, QMELD_CORRUPT, qm_at(q->img.file->path, off),
+                       "L1 entry %" PRIu64 " is not there: the table, or the file, ends before it",
+                       idx);
+    }
     if (load_slice(q, &w->l1, q->hdr.l1_off, l1_bytes(q), off, err) < 0)
         return -1;
     *out = be64_get(&w->l1.word[(off - w->l1.off) / sizeof(be64)]) & QCOW2_OFFSET_MASK;
@@ -159,7 +177,7 @@ static int
 scan_absent(const struct asking *a, struct qmeld_error *err)
 {
     const uint64_t span = qcow2_l2_span(&a->q->geo);
-    const uint64_t stop = qm_div_up(a->end, span); /* <= l1_entries: decoding saw to it */
+    const uint64_t stop = qm_min(qm_div_up(a->end, span), a->q->hdr.l1_entries);
     uint64_t idx;
 
     if (next_table(a, l1_idx_of(a->q, a->at), stop, &idx, err) < 0)
@@ -290,6 +308,8 @@ scan_piece(const struct asking *a, uint64_t from)
         memset(w->zero, 0, sizeof w->zero);
     w->scanned = a->table;
     w->scanned_to = from + len;
+    if (is_cut_off(a->q, a->q->img.file, a->table + from, len))
+        return;
     if (qm_pread_padded(a->q->img.file, a->table + from, buf, len, &later) < 0)
         return;
     for (uint64_t at = 0; at < len; at += SLICE) {
@@ -338,6 +358,8 @@ qm_qcow2_lost_run(const struct qm_qcow2 *q, uint64_t from, const struct qmeld_er
     const uint64_t cs = q->geo.cluster_size;
     uint64_t unit = cs;
 
+    if (l1_idx_of(q, from) >= q->hdr.l1_entries)
+        return UINT64_MAX;
     if (err->has_off && err->off >= q->hdr.l1_off && err->off - q->hdr.l1_off < l1_bytes(q))
         unit = qcow2_l2_span(&q->geo);
     else if (err->code == QMELD_IO)
@@ -369,10 +391,9 @@ may_look_on(struct asking *a, const struct qm_extent *out)
 }
 
 static int
-next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
+walk(struct qm_qcow2 *q, guest_off from, uint64_t len, struct qm_extent *out,
      struct qmeld_error *err)
 {
-    struct qm_qcow2 *q = (struct qm_qcow2 *)img;
     struct asking a = {.q = q, .at = from.g, .end = from.g + len};
     struct qmeld_error later; /* behind the first run: told when that very place is asked for */
 
@@ -397,6 +418,15 @@ next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
             return 0;
         out->len += more.len;
     }
+}
+
+static int
+next(struct qm_image *img, guest_off from, uint64_t len, struct qm_extent *out,
+     struct qmeld_error *err)
+{
+    struct qm_qcow2 *q = (struct qm_qcow2 *)img;
+
+    return walk(q, from, len, out, err) < 0 ? -1 : qm_qcow2_cut_to_file(q, out, err);
 }
 
 static void
@@ -456,9 +486,10 @@ qm_qcow2_of(struct qm_image *img)
     return img->ops == &qcow2_ops ? (struct qm_qcow2 *)img : NULL;
 }
 
+/* damage: NULL, or what is wrong is mended where that can be. */
 static int
-read_header(const struct qm_file *file, unsigned flags, struct qcow2_header *out,
-            struct qmeld_error *err)
+read_header(const struct qm_file *file, unsigned flags, const struct qm_qcow2_damage *damage,
+            struct qcow2_header *out, bool *out_below_lost, struct qmeld_error *err)
 {
     struct qcow2_disk_header first;
     QM_FREE unsigned char *area = NULL;
@@ -472,7 +503,15 @@ read_header(const struct qm_file *file, unsigned flags, struct qcow2_header *out
         return qm_fail_nomem(err, "a qcow2 header");
     if (qm_pread_padded(file, 0, area, len, err) < 0)
         return -1;
-    return qcow2_header_decode(file->path, area, len, flags, out, err);
+    if (!damage)
+        return qcow2_header_decode(file->path, area, len, flags, out, err);
+    if (qcow2_header_salvage(file->path, area, len, damage->fn, damage->opaque, out, out_below_lost,
+                             err) < 0)
+        return -1;
+    /* entries that the file, which was cut off, has not got */
+    if (!qm_inside(out->l1_off, (uint64_t)out->l1_entries * sizeof(be64), file->size))
+        out->l1_entries = (uint32_t)((file->size - qm_min(out->l1_off, file->size)) / sizeof(be64));
+    return 0;
 }
 
 /* The header becomes q's, and what the image shows of it follows. */
@@ -499,14 +538,16 @@ check_snapshots(const struct qm_qcow2 *q, struct qmeld_error *err)
     return rc;
 }
 
-int
-qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out, struct qmeld_error *err)
+static int
+open_with(struct qm_file *file, unsigned flags, const struct qm_qcow2_damage *damage,
+          struct qm_qcow2 **out, struct qmeld_error *err)
 {
     struct qcow2_header hdr;
     struct qm_qcow2 *q;
+    bool below_lost = false;
 
     *out = NULL;
-    if (read_header(file, flags, &hdr, err) < 0)
+    if (read_header(file, flags, damage, &hdr, &below_lost, err) < 0)
         return -1;
     q = calloc(1, sizeof *q);
     if (!q) {
@@ -517,6 +558,7 @@ qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out, struc
     q->img.file = q->img.data = file;
     q->flags = flags;
     adopt_header(q, &hdr);
+    q->img.below_lost = below_lost;
     if (q->hdr.crypt_method) {
         q->img.cipher = qm_cipher_new((enum qm_cipher_method)q->hdr.crypt_method, q->hdr.crypto_off,
                                       q->hdr.crypto_len);
@@ -525,12 +567,25 @@ qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out, struc
             return qm_fail_nomem(err, "a qcow2 image");
         }
     }
-    if (!(flags & QCOW2_DECODE_FOR_CHECK) && check_snapshots(q, err) < 0) {
+    if (flags == QCOW2_DECODE_STRICT && check_snapshots(q, err) < 0) {
         free_qcow2(&q->img);
         return -1;
     }
     *out = q;
     return 0;
+}
+
+int
+qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out, struct qmeld_error *err)
+{
+    return open_with(file, flags, NULL, out, err);
+}
+
+int
+qm_qcow2_open_damaged(struct qm_file *file, const struct qm_qcow2_damage *damage,
+                      struct qm_qcow2 **out, struct qmeld_error *err)
+{
+    return open_with(file, QCOW2_DECODE_SALVAGE, damage, out, err);
 }
 
 int
@@ -543,7 +598,7 @@ qm_qcow2_reload(struct qm_qcow2 *q, struct qmeld_error *err)
         forget(&q->img);
         return 0;
     }
-    if (read_header(q->img.file, q->flags, &hdr, err) < 0)
+    if (read_header(q->img.file, q->flags, NULL, &hdr, NULL, err) < 0)
         return -1;
     adopt_header(q, &hdr);
     forget(&q->img);

@@ -56,6 +56,14 @@ struct qm_qcow2 *qm_qcow2_of(struct qm_image *img);
 int qm_qcow2_open(struct qm_file *file, unsigned flags, struct qm_qcow2 **out,
                   struct qmeld_error *err) QM_CHECK;
 
+/* As qm_image_open_damaged; the image's flags have QCOW2_DECODE_SALVAGE. */
+struct qm_qcow2_damage {
+    qmeld_finding_fn *fn; /* may be NULL */
+    void *opaque;
+};
+int qm_qcow2_open_damaged(struct qm_file *file, const struct qm_qcow2_damage *damage,
+                          struct qm_qcow2 **out, struct qmeld_error *err) QM_CHECK;
+
 /* Features that stand between us and the bytes: an external data file; one clear sentence
  * each (UNSUPPORTED).  qm_image_open does not call it, so that info can describe such
  * images; chain opening for map and merge does. */

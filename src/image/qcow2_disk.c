@@ -8,6 +8,8 @@
  */
 #include "qcow2_disk.h"
 
+#include "qcow2_salvage.h"
+
 #include "cleanup.h"
 
 #include <ctype.h>
@@ -246,7 +248,8 @@ check_size(const struct decoding *d)
     const uint64_t needed = qcow2_l1_needed(&geo, h->size);
 
     /* as the L1 table is at most 4 Mi entries, this bounds the size, too: to 2 EiB */
-    if (h->l1_entries < needed)
+    if (h->l1_entries < needed &&
+        !((d->flags & QCOW2_DECODE_SALVAGE) && h->size <= QCOW2_SALVAGE_MAX))
         return CORRUPT(d, FIELD(l1_entries),
                        "L1 table of %" PRIu32 " entries is too small for the virtual size, "
                        "which needs %" PRIu64 ": " ADVICE,

@@ -150,6 +150,8 @@ enum qcow2_decode_flags {
     QCOW2_DECODE_STRICT = 0,
     QCOW2_DECODE_FOR_CHECK = 1, /* what `qemu-img check` lets through: no refcount table, a snapshot
                                  * table that is not aligned */
+    QCOW2_DECODE_SALVAGE =
+        2, /* an L1 table that is too short for the disk; of qm_qcow2_open, see there */
 };
 
 /* Decodes and validates buf, the first len bytes of the file (the header area, zero padded if the

@@ -25,6 +25,7 @@ struct opening {
     unsigned n_exports;
     struct qm_policy *policy;
     QM_VEC(struct qm_layer) layers;
+    bool bottomless;
 };
 
 static void
@@ -242,7 +243,9 @@ add_layer(struct opening *o, const char *path, const char *format, struct qmeld_
         qm_fail_nomem(err, "the path of a layer");
         goto no_image;
     }
-    if (qm_image_open(file, format, &l.img, err) < 0) {
+    if ((o->opts->salvage ? qm_image_open_damaged(file, format, o->opts->finding,
+                                                  o->opts->finding_opaque, &l.img, err)
+                          : qm_image_open(file, format, &l.img, err)) < 0) {
         free(l.path);
         goto no_image;
     }
@@ -314,14 +317,34 @@ add_top(struct opening *o, const char *name, struct qmeld_error *err)
     return add_layer(o, path, o->opts->format ? o->opts->format : format, err);
 }
 
+/* What is missing, or cannot be read at all, is lost, if the rest is to be saved.  What the caller can put right by
+ * an option is an error still, and so is what a converter can. */
+static int
+lose_backing(struct opening *o, struct qmeld_error *err)
+{
+    const struct qm_layer *overlay = qm_vec_last(&o->layers);
+    char sentence[sizeof err->file + sizeof err->what + 64];
+
+    if (!o->opts->salvage || (err->code != QMELD_IO && err->code != QMELD_CORRUPT))
+        return -1;
+    snprintf(sentence, sizeof sentence, "%s: what %s had below it is lost: %s", err->file,
+             overlay->path, err->what);
+    if (o->opts->finding)
+        o->opts->finding(sentence, o->opts->finding_opaque);
+    *err = (struct qmeld_error){.disk = err->disk};
+    o->bottomless = true;
+    return 0;
+}
+
 static int
 add_all(struct opening *o, const char *path, struct qmeld_error *err)
 {
     if (add_top(o, path, err) < 0)
         return -1;
-    while (!o->opts->single && qm_vec_last(&o->layers)->img->backing_name)
-        if (add_backing(o, err) < 0)
+    while (!o->opts->single && !o->bottomless && qm_vec_last(&o->layers)->img->backing_name)
+        if (add_backing(o, err) < 0 && lose_backing(o, err) < 0)
             return -1;
+    o->bottomless = o->bottomless || qm_vec_last(&o->layers)->img->below_lost;
     return 0;
 }
 
@@ -353,6 +376,7 @@ qm_chain_open(const char *path, const struct qm_chain_options *opts, struct qm_c
     }
     chain->layers = o.layers.at;
     chain->n = o.layers.n;
+    chain->bottomless = o.bottomless;
     chain->policy = o.policy;
     *out = chain;
     return 0;

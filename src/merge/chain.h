@@ -34,6 +34,7 @@ struct qm_layer {
 struct qm_chain {
     struct qm_layer *layers; /* [0] = base */
     size_t n;
+    bool bottomless;          /* salvage: below layer 0 there was something, which is lost */
     struct qm_policy *policy; /* by which it was opened */
 };
 
@@ -57,6 +58,12 @@ struct qm_chain_options {
     const char *format;         /* of the top; NULL: by content */
     const char *backing_format; /* where an overlay stores none; NULL: see mode */
     bool single;                /* the top only */
+    bool
+        salvage; /* what can be read is to be saved: layers are opened by qm_image_open_damaged, and
+                                 * a backing file that is not there, or nothing that could be read, leaves the chain
+                                 * bottomless */
+    qmeld_finding_fn *finding; /* of that, a sentence each; may be NULL */
+    void *finding_opaque;
     bool resumed; /* a raw layer may hold a qcow2 header by now, as guest data that the
                                  * interrupted merge has put there */
     bool

@@ -123,6 +123,9 @@ open_chain(struct qm_flatten *f, struct qmeld_error *err)
     const struct qm_chain_options look = {.mode = f->opts->share ? QM_CHAIN_LOOK : QM_CHAIN_READ,
                                           .format = f->opts->format,
                                           .backing_format = f->opts->backing_format,
+                                          .salvage = f->opts->salvage,
+                                          .finding = f->opts->finding,
+                                          .finding_opaque = f->opts->finding_opaque,
                                           .allow = f->opts->allow_paths,
                                           .secrets = f->opts->secrets};
     struct qm_image *top;

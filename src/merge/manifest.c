@@ -332,7 +332,12 @@ qm_manifest_joins(const struct qm_map_span *a, const struct qm_map_span *b)
 static const char *
 why_lost(enum qm_lost lost)
 {
-    return lost == QM_LOST_TABLE ? "table" : lost == QM_LOST_DATA ? "data" : "stream";
+    static const char *const words[] = {[QM_LOST_TABLE] = "table",
+                                        [QM_LOST_DATA] = "data",
+                                        [QM_LOST_STREAM] = "stream",
+                                        [QM_LOST_BELOW] = "backing"};
+
+    return words[lost];
 }
 
 static int

@@ -39,6 +39,7 @@ struct qm_map {
     size_t top;
     uint64_t end;
     bool go_on;             /* past what layers have lost */
+    bool bottomless;        /* and what is below all of them is lost, too */
     struct qm_extent *last; /* by layer - bottom: its last answer; len 0: none yet */
     /* the sweep */
     uint64_t pos; /* windows before this are done */
@@ -239,6 +240,10 @@ sweep_window(struct qm_map *m, uint64_t end, struct qmeld_error *err)
     QM_VEC_EACH (g, &m->gaps) {
         if (!add_empty(m, QM_NO_LAYER, false, g->off, g->end - g->off))
             goto no_memory;
+        if (m->go_on && m->bottomless) {
+            qm_vec_last(&m->spans)->ext.kind = QM_ZERO;
+            qm_vec_last(&m->spans)->ext.lost = QM_LOST_BELOW;
+        }
     }
     return SWEPT;
 no_memory:
@@ -308,6 +313,7 @@ qm_map_open(const struct qm_chain *chain, size_t bottom, size_t top, guest_off f
         return qm_fail_nomem(err, "the map of a chain");
     }
     m->layers = chain->layers;
+    m->bottomless = chain->bottomless && bottom == 0;
     m->bottom = bottom;
     m->top = top;
     m->pos = qm_min(from.g, size);

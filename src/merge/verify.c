@@ -175,17 +175,23 @@ open_inputs(struct verify *v, struct json_object *j, struct qmeld_error *err)
 {
     QM_FREE char *path = qm_manifest_name(j, "path");
     QM_FREE char *snapshot = qm_manifest_name(j, "snapshot");
-    const struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
-                                          .format = qm_manifest_text(j, "format"),
-                                          .backing_format = qm_manifest_text(j, "backing_format"),
-                                          .allow = v->opts->allow_paths,
-                                          .secrets = v->opts->secrets};
+    struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
+                                    .format = qm_manifest_text(j, "format"),
+                                    .backing_format = qm_manifest_text(j, "backing_format"),
+                                    .allow = v->opts->allow_paths,
+                                    .secrets = v->opts->secrets};
     struct qm_image *top;
 
     if (!path)
         return qm_fail(err, QMELD_USAGE, qm_nowhere(), "the manifest does not name it");
-    if (qm_chain_open(path, &look, &v->inputs, err) < 0)
-        return -1;
+    if (qm_chain_open(path, &look, &v->inputs, err) < 0) {
+        if (err->code != QMELD_CORRUPT && err->code != QMELD_IO)
+            return -1;
+        look.salvage = true; /* it may have been in no better state when it was flattened */
+        *err = (struct qmeld_error){.disk = err->disk};
+        if (qm_chain_open(path, &look, &v->inputs, err) < 0)
+            return -1;
+    }
     top = v->inputs->layers[v->inputs->n - 1].img;
     if (snapshot && !qm_qcow2_of(top))
         return qm_fail(err, QMELD_CORRUPT, qm_in(path), "it has no internal snapshots");

@@ -475,8 +475,8 @@ def evil(qmeld, forge):
             if not listed:
                 continue
             size = virtual_size(qmeld, os.path.join(case, listed[0]))
-            if size is None or size > 64 << 20:  # what the disk claims is larger than anybody fills
-                story.append("too large, or not to be opened")
+            if (size or 0) > 64 << 20:  # what the disk claims is larger than anybody fills
+                story.append("too large")
                 extra_run(qmeld, case, listed[0])
                 refused += 1
                 continue
@@ -489,7 +489,7 @@ def evil(qmeld, forge):
             print(f"{name}: {e}\n  " + "\n  ".join(story), flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{saved} salvaged, {refused} refused, {failures} bad")
-    sys.exit(1 if failures or saved < 30 else 0)
+    sys.exit(1 if failures or saved < 110 else 0)
 
 
 def virtual_size(qmeld, path):
