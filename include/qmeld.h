@@ -786,16 +786,23 @@ QMELD_API int qmeld_check(const char *path, const char *format, enum qmeld_repai
 
 enum qmeld_anomaly_kind {
     QMELD_ANOMALY_UNREFERENCED, /* bytes of the file that nobody refers to, and that are not all zeros */
-    QMELD_ANOMALY_TWICE,        /* a cluster that the active view names more than once */
-    QMELD_ANOMALY_OVERLAP,      /* one that it names, and that is metadata as well */
+    QMELD_ANOMALY_TWICE, /* a cluster that one view names more than once: the active one, or an internal
+                                 * snapshot in tables of its own */
+    QMELD_ANOMALY_OVERLAP, /* one that it names, and that is metadata as well */
+    QMELD_ANOMALY_PACKED, /* bytes of a compressed cluster that lie in a cluster which the active view names, too,
+                                 * as data or as a table */
 };
 
 struct qmeld_anomaly {
     enum qmeld_anomaly_kind kind;
     uint64_t offset; /* in the file */
     uint64_t length;
-    bool counted;      /* UNREFERENCED: its refcount says that somebody does, it is leaked */
-    bool table;        /* others: it is named as an L2 table, not as a cluster of data */
+    bool counted;    /* UNREFERENCED: its refcount says that somebody does, it is leaked */
+    bool table;      /* others: it is named as an L2 table, not as a cluster of data */
+    bool compressed; /* likewise: as a place of compressed data */
+    bool
+        in_snapshot; /* likewise: by internal snapshot `snapshot`, counted from 0, not by the active view */
+    uint32_t snapshot;
     bool has_guest;    /* guest is meaningful: of others */
     uint64_t guest;    /* where in the disk, by the entry that was met last */
     const char *saved; /* UNREFERENCED, if it was extracted: the file it is in now */

@@ -155,6 +155,8 @@ word_of(const struct qmeld_anomaly *a)
         return "referenced-twice";
     case QMELD_ANOMALY_OVERLAP:
         return "overlaps-metadata";
+    case QMELD_ANOMALY_PACKED:
+        return "overlaps-compressed";
     }
     return "unknown";
 }
@@ -166,7 +168,13 @@ print_anomaly(const struct qmeld_anomaly *a)
 
     printf("offset %#" PRIx64 ", %" PRIu64 " bytes: %s", a->offset, a->length, word_of(a));
     if (a->has_guest)
-        printf(", as %s for guest offset %#" PRIx64, a->table ? "an L2 table" : "data", a->guest);
+        printf(", as %s for guest offset %#" PRIx64,
+               a->table        ? "an L2 table"
+               : a->compressed ? "compressed data"
+                               : "data",
+               a->guest);
+    if (a->in_snapshot)
+        printf(" of the internal snapshot number %" PRIu32, a->snapshot + 1);
     printf("%s%s\n", saved ? ", saved as " : "", saved ? saved : "");
 }
 
@@ -192,6 +200,10 @@ take_anomaly(const struct qmeld_anomaly *a, void *opaque)
         qm_cli_json_add_bool(o, "l2-table", a->table);
         qm_cli_json_add_u64(o, "guest-offset", a->guest);
     }
+    if (a->compressed)
+        qm_cli_json_add_bool(o, "compressed", true);
+    if (a->in_snapshot)
+        qm_cli_json_add_u64(o, "snapshot", a->snapshot + 1);
     if (a->saved)
         qm_cli_json_add(o, "saved", qm_cli_json_string(a->saved));
     json_object_array_add(request->anomalies, o);

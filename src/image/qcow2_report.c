@@ -13,21 +13,29 @@ struct report {
     qmeld_anomaly_fn *fn;
     void *opaque;
     struct qm_census census;
-    struct qm_count seen;      /* by tables of the active view: 1, or more */
-    struct qmeld_anomaly held; /* unreferenced, not told yet; length 0: none */
-    unsigned char *buf;        /* a cluster */
+    struct qm_count seen;   /* by tables of the view that is walked: 1, or more */
+    struct qm_count packed; /* with compressed data of the active view */
+    struct qm_count tables; /* L2 tables of any view that were walked: each is once */
+    const struct qm_census_snapshot *snapshot; /* NULL: it is the active view */
+    struct qmeld_anomaly held;                 /* unreferenced, not told yet; length 0: none */
+    unsigned char *buf;                        /* a cluster */
     uint64_t *l1;
 };
 
 static int
-tell(const struct report *r, const struct qmeld_anomaly *a, struct qmeld_error *err)
+tell(const struct report *r, const struct qmeld_anomaly *anomaly, struct qmeld_error *err)
 {
+    struct qmeld_anomaly told = *anomaly, *a = &told;
+
+    a->in_snapshot = r->snapshot != NULL;
+    if (a->in_snapshot)
+        a->snapshot = (uint32_t)(r->snapshot - r->census.snapshots.at);
     if (r->fn(a, r->opaque) == 0)
         return 0;
     return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped by the caller");
 }
 
-/* ---- the active view ---- */
+/* ---- a view ---- */
 
 /* *out_again: the cluster was named before, so that what it refers to has been looked at. */
 static int
@@ -53,6 +61,29 @@ note(struct report *r, uint64_t off, uint64_t guest, bool table, bool *out_again
     return tell(r, &a, err);
 }
 
+/* The sectors of a compressed cluster, each cluster of the file that they lie in.  Several may share one, and one may
+ * end in the sector in which the next begins. */
+static int
+note_packed(struct report *r, const struct qcow2_l2 *e, uint64_t guest, struct qmeld_error *err)
+{
+    const uint64_t cs = r->q->geo.cluster_size, off = e->host.h;
+    struct qmeld_anomaly a = {.kind = QMELD_ANOMALY_OVERLAP,
+                              .offset = off,
+                              .length = e->payload_len,
+                              .guest = guest,
+                              .has_guest = true,
+                              .compressed = true};
+    uint64_t lost;
+
+    if (off >= r->q->img.file->size)
+        return 0;
+    for (uint64_t c = off / cs; !r->snapshot && c <= (off + a.length - 1) / cs; c++)
+        if (c < r->census.file_clusters && qm_count_get(&r->packed, c) == 0 &&
+            qm_count_add(&r->packed, c, 1, &lost, err) < 0)
+            return -1;
+    return qm_census_is_metadata(&r->census, off, a.length) ? tell(r, &a, err) : 0;
+}
+
 /* What cannot be a place in the file is check's business. */
 static bool
 is_inside(const struct report *r, uint64_t off)
@@ -75,8 +106,12 @@ walk_table(struct report *r, uint64_t table, uint64_t guest, struct qmeld_error 
         struct qcow2_l2 e;
         bool again;
 
-        if (qcow2_l2_decode(g, be64_get(&entries[words * i]), word1, &e) != QCOW2_L2_OK ||
-            e.kind != QCOW2_L2_STANDARD || !e.has_host || !is_inside(r, e.host.h))
+        if (qcow2_l2_decode(g, be64_get(&entries[words * i]), word1, &e) != QCOW2_L2_OK)
+            continue;
+        if (e.kind == QCOW2_L2_COMPRESSED &&
+            note_packed(r, &e, guest + (i << g->cluster_bits), err) < 0)
+            return -1;
+        if (e.kind != QCOW2_L2_STANDARD || !e.has_host || !is_inside(r, e.host.h))
             continue;
         if (note(r, e.host.h, guest + (i << g->cluster_bits), false, &again, err) < 0)
             return -1;
@@ -84,17 +119,29 @@ walk_table(struct report *r, uint64_t table, uint64_t guest, struct qmeld_error 
     return 0;
 }
 
+/* A table is walked once, whoever names it: snapshots share most of theirs with the active view. */
 static int
-walk_active(struct report *r, struct qmeld_error *err)
+walk_once(struct report *r, uint64_t table, uint64_t guest, struct qmeld_error *err)
 {
-    const struct qcow2_header *h = &r->q->hdr;
+    const uint64_t cluster = table / r->q->geo.cluster_size;
+    uint64_t lost;
+
+    if (qm_count_get(&r->tables, cluster) > 0)
+        return 0;
+    return qm_count_add(&r->tables, cluster, 1, &lost, err) < 0 ? -1
+                                                                : walk_table(r, table, guest, err);
+}
+
+static int
+walk_view(struct report *r, uint64_t l1_off, uint32_t l1_entries, struct qmeld_error *err)
+{
     const struct qcow2_geo *g = &r->q->geo;
     const uint64_t per_table = g->cluster_size / (g->extended_l2 ? 16 : 8) * g->cluster_size;
 
-    for (uint32_t at = 0; at < h->l1_entries; at += L1_SLICE) {
-        const uint32_t n = (uint32_t)qm_min(L1_SLICE, h->l1_entries - at);
+    for (uint32_t at = 0; at < l1_entries; at += L1_SLICE) {
+        const uint32_t n = (uint32_t)qm_min(L1_SLICE, l1_entries - at);
 
-        if (qm_qcow2_read_l1(r->q, h->l1_off, at, n, r->l1, err) < 0)
+        if (qm_qcow2_read_l1(r->q, l1_off, at, n, r->l1, err) < 0)
             return -1;
         for (uint32_t i = 0; i < n; i++) {
             const uint64_t table = r->l1[i] & QCOW2_OFFSET_MASK, guest = (at + i) * per_table;
@@ -103,10 +150,50 @@ walk_active(struct report *r, struct qmeld_error *err)
             if (!is_inside(r, table))
                 continue;
             if (note(r, table, guest, true, &again, err) < 0 ||
-                (!again && walk_table(r, table, guest, err) < 0))
+                (!again && walk_once(r, table, guest, err) < 0))
                 return -1;
         }
     }
+    return 0;
+}
+
+/* Clusters of the active view that have compressed data as well: r->seen is of that view still. */
+static int
+compare_packed(struct report *r, struct qmeld_error *err)
+{
+    const uint64_t cs = r->q->geo.cluster_size;
+
+    for (uint64_t c = 0; c < r->census.file_clusters; c++) {
+        const struct qmeld_anomaly a = {
+            .kind = QMELD_ANOMALY_PACKED, .offset = c * cs, .length = cs, .compressed = true};
+
+        if (!qm_count_chunk(&r->packed, c)) {
+            c |= QM_CHUNK_MASK;
+            continue;
+        }
+        if (qm_count_get(&r->packed, c) > 0 && qm_count_get(&r->seen, c) > 0 &&
+            tell(r, &a, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* What snapshots share with each other and the active view is meant so: each has counters of its own.  Their L1 tables
+ * are where the census could read them. */
+static int
+walk_snapshots(struct report *r, struct qmeld_error *err)
+{
+    QM_VEC_EACH (s, &r->census.snapshots) {
+        qm_count_release(&r->seen);
+        if (qm_count_init(&r->seen, r->census.file_clusters, UINT64_MAX, r->census.count.budget,
+                          err) < 0)
+            return -1;
+        r->snapshot = s;
+        if (s->l1_off % r->q->geo.cluster_size == 0 &&
+            walk_view(r, s->l1_off, s->l1_entries, err) < 0)
+            return -1;
+    }
+    r->snapshot = NULL;
     return 0;
 }
 
@@ -184,13 +271,20 @@ report(struct report *r, struct qmeld_error *err)
 
     if (qm_census_take(q, 0, NULL, NULL, &r->census, err) < 0 ||
         qm_count_init(&r->seen, r->census.file_clusters, UINT64_MAX, r->census.count.budget, err) <
-            0)
+            0 ||
+        qm_count_init(&r->packed, r->census.file_clusters, UINT64_MAX, r->census.count.budget,
+                      err) < 0 ||
+        qm_count_init(&r->tables, r->census.file_clusters, UINT64_MAX, r->census.count.budget,
+                      err) < 0)
         return -1;
     r->buf = malloc(q->geo.cluster_size);
     r->l1 = calloc(L1_SLICE, sizeof *r->l1);
     if (!r->buf || !r->l1)
         return qm_fail_nomem(err, "the report");
-    return walk_active(r, err) < 0 ? -1 : walk_file(r, err);
+    if (walk_view(r, q->hdr.l1_off, q->hdr.l1_entries, err) < 0 || compare_packed(r, err) < 0 ||
+        walk_snapshots(r, err) < 0)
+        return -1;
+    return walk_file(r, err);
 }
 
 int
@@ -200,6 +294,8 @@ qm_qcow2_report(struct qm_qcow2 *q, qmeld_anomaly_fn *fn, void *opaque, struct q
     const int rc = report(&r, err);
 
     qm_count_release(&r.seen);
+    qm_count_release(&r.packed);
+    qm_count_release(&r.tables);
     qm_census_release(&r.census);
     free(r.buf);
     free(r.l1);
