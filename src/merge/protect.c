@@ -24,12 +24,17 @@ is_file(const struct qm_file *file, const char *path)
     return st.st_dev == file->dev && st.st_ino == file->ino;
 }
 
-/* Alone, held as a writer. */
+/* Alone, held as a writer.  opts: NULL if only its header is to change. */
 static int
-open_alone(const char *path, struct qm_chain **out, struct qmeld_error *err)
+open_alone(const char *path, const struct qmeld_commit_options *opts, struct qm_chain **out,
+           struct qmeld_error *err)
 {
-    const struct qm_chain_options how = {
-        .mode = QM_CHAIN_HOLD, .format = "qcow2", .single = true, .resumed = true};
+    const struct qm_chain_options how = {.mode = QM_CHAIN_HOLD,
+                                         .format = "qcow2",
+                                         .single = true,
+                                         .resumed = true,
+                                         .keys = opts ? QM_KEYS_NEEDED : QM_KEYS_NONE,
+                                         .secrets = opts ? opts->secrets : NULL};
 
     if (qm_chain_open(path, &how, out, err) < 0)
         return -1;
@@ -80,7 +85,7 @@ check_image(const struct qm_protect *p, const struct qm_layer *image, size_t lay
                        "it does not stand on %.300s any more, as it did when the merge began: put "
                        "the old image back, or remove it",
                        below->path);
-    return check_format(image, below, format, err);
+    return check_format(image, below, format, err) < 0 ? -1 : qm_transfer_check_target(image, err);
 }
 
 int
@@ -91,7 +96,7 @@ qm_protect_note(const struct qm_protect *p, const char *path, size_t layer, stru
     int rc;
 
     *out = (struct qm_guarded){.layer = layer};
-    if (open_alone(path, &alone, err) < 0)
+    if (open_alone(path, p->opts, &alone, err) < 0)
         return -1;
     rc = check_image(p, &alone->layers[0], layer, err);
     if (rc == 0)
@@ -258,7 +263,7 @@ qm_protect_run(struct qm_protect *p, const struct qm_intent *intent, struct qmel
     QM_VEC_EACH (g, &intent->guarded) {
         const enum qmeld_disk disk = err->disk;
         struct qm_chain *alone;
-        int rc = open_alone(g->file.path, &alone, err);
+        int rc = open_alone(g->file.path, p->opts, &alone, err);
 
         if (rc < 0 && is_gone(err)) {
             *err = (struct qmeld_error){.disk = disk};
@@ -305,7 +310,7 @@ qm_protect_repoint(const struct qm_intent *intent, struct qmeld_error *err)
 
         if (g->layer == intent->base)
             continue;
-        rc = open_alone(g->file.path, &alone, err);
+        rc = open_alone(g->file.path, NULL, &alone, err);
         if (rc < 0 && is_gone(err)) {
             *err = (struct qmeld_error){.disk = disk};
             continue;
