@@ -3,9 +3,7 @@
  * nbd.c - a file that is an export of an NBD server, through libnbd.
  *
  * One connection an export, with many commands in flight: any number of threads put commands into it, and
- * whoever waits for his own lets the connection move on for all (nobody has to be started or stopped for that).  libnbd's
- * calls are made under one lock, never across a wait, so its state cannot change between a question and the call
- * that follows.
+ * whoever waits for his own lets the connection move on for all (nobody has to be started or stopped for that; nbd_conn.c).
  *
  * A connection that breaks, or that brings nothing for too long, is dead for good: commands fail, later ones, too.  There is
  * no going back to it, as a server that went away may have lost what it had not made durable; the merge stops, and goes on
@@ -28,19 +26,16 @@ qm_nbd_open(const char *path, struct qm_remote **out, struct qmeld_error *err)
 
 #else
 
+#include "nbd_int.h"
+
 #include "addr.h"
 #include "cleanup.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <libnbd.h>
-#include <poll.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 /* A command carries so much data at most: several are in flight for one long read, and a slow line still brings a whole one
@@ -48,246 +43,12 @@ qm_nbd_open(const char *path, struct qm_remote **out, struct qmeld_error *err)
 #define PIECE      (1u << 20)
 #define ZERO_PIECE (128u << 20)
 
-/* How long nothing may come of what is in flight.  A flush may mean a full cache on a slow disk. */
-#define CONNECT_MS 30000u
-#define PATIENT_MS 120000u
-#define SLOW_MS    600000u
-
 #define MAX_BLOCK   (64u << 10) /* the NBD protocol, "Block size constraints" */
 #define STATUS_ONCE (1u << 30)
-#define MAX_RUNS    4096u
-
-#ifdef QM_TESTING
-/* Nobody wants to wait so long for a test. */
-static unsigned
-tests_patience_ms(void)
-{
-    const char *env = getenv("QMELD_TEST_NBD_PATIENCE");
-
-    return env ? (unsigned)strtoul(env, NULL, 10) : 0;
-}
-#else
-#define tests_patience_ms() 0u
-#endif
-
-struct run {
-    uint64_t off;
-    uint64_t len;
-    bool data;
-};
-
-struct nbd {
-    struct qm_remote r; /* first */
-    /* set at open */
-    char *uri;
-    uint64_t
-        block; /* the smallest piece that can be read or written, and what all are multiples of */
-    uint64_t piece;
-    bool can_zero, can_discard, can_status;
-    int wake; /* eventfd: the one who waits for the connection shall look at it anew */
-    /* writes that cover whole blocks hold it shared; who reads a block, to write it back, alone */
-    pthread_rwlock_t blocks;
-    /* under lock */
-    pthread_mutex_t lock;
-    pthread_cond_t moved;
-    struct nbd_handle *h; /* NULL: dead */
-    int dead;             /* errno of all commands from then on */
-    bool polled;          /* somebody waits for the connection */
-    unsigned in_flight, slow;
-    uint64_t moved_ms;
-    struct run runs[MAX_RUNS]; /* of the last answer about holes, ascending, without gaps */
-    size_t n_runs;
-    uint64_t changes; /* counts what may make them wrong */
-    /* under the list's lock */
-    unsigned users;
-    struct nbd *next;
-};
 
 /* Of this process. */
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct nbd *list;
-
-static uint64_t
-now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-/* ---- the connection, under its lock ---- */
-
-/* Closing it gives up all commands: nobody touches their buffers any more. */
-static void
-die(struct nbd *n, int why)
-{
-    if (!n->h)
-        return;
-    n->dead = why;
-    nbd_close(QM_TAKE(n->h));
-    pthread_cond_broadcast(&n->moved);
-}
-
-static unsigned
-patience_ms(const struct nbd *n)
-{
-    const unsigned tests_ms = tests_patience_ms();
-
-    return tests_ms ? tests_ms : n->slow ? SLOW_MS : PATIENT_MS;
-}
-
-/* What poll said is looked at again: others may have moved the connection meanwhile. */
-static void
-notify(struct nbd *n, short revents)
-{
-    const unsigned dir = nbd_aio_get_direction(n->h);
-    const bool gone = revents & (POLLERR | POLLNVAL);
-    int rc = 0;
-
-    if ((revents & (POLLIN | POLLHUP | POLLERR)) && dir & LIBNBD_AIO_DIRECTION_READ)
-        rc = nbd_aio_notify_read(n->h);
-    else if ((revents & (POLLOUT | POLLHUP | POLLERR)) && dir & LIBNBD_AIO_DIRECTION_WRITE)
-        rc = nbd_aio_notify_write(n->h);
-    else if (gone)
-        rc = -1;
-    if (rc < 0 || nbd_aio_is_dead(n->h) || nbd_aio_is_closed(n->h))
-        die(n, ECONNRESET);
-}
-
-/* Waits until the connection can move, or somebody wants it looked at, without the lock; then moves it. */
-static void
-move(struct nbd *n)
-{
-    const unsigned dir = nbd_aio_get_direction(n->h);
-    const uint64_t end = n->moved_ms + patience_ms(n), now = now_ms();
-    struct pollfd fds[2] = {{.fd = nbd_aio_get_fd(n->h)}, {.fd = n->wake, .events = POLLIN}};
-    uint64_t count;
-    int rc;
-
-    if (now >= end) {
-        die(n, ETIMEDOUT);
-        return;
-    }
-    fds[0].events = (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
-                            (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
-    n->polled = true;
-    pthread_mutex_unlock(&n->lock);
-    rc = poll(fds, 2, (int)(end - now));
-    if (rc > 0 && fds[1].revents && read(n->wake, &count, sizeof count) < 0)
-        count = 0; /* another read has taken it */
-    pthread_mutex_lock(&n->lock);
-    n->polled = false;
-    if (rc > 0 && fds[0].revents && n->h)
-        notify(n, fds[0].revents);
-    pthread_cond_broadcast(&n->moved);
-}
-
-/* ---- commands ---- */
-
-/* What one call asks for, in one command or several. */
-struct batch {
-    struct nbd *n;
-    unsigned left; /* commands that are not over */
-    int error;
-    bool slow;
-    bool changes; /* bytes */
-};
-
-/* From inside libnbd, under the lock. */
-static int
-command_is_over(void *opaque, int *error)
-{
-    struct batch *b = opaque;
-    struct nbd *n = b->n;
-
-    if (*error && !b->error)
-        b->error = *error;
-    b->left--;
-    n->in_flight--;
-    n->slow -= b->slow;
-    n->moved_ms = now_ms();
-    return 1; /* libnbd forgets it */
-}
-
-/* Before a command is put into the connection; NULL: it is dead. */
-static struct nbd_handle *
-expect(struct batch *b)
-{
-    struct nbd *n = b->n;
-
-    if (!n->h)
-        return NULL;
-    if (n->in_flight++ == 0)
-        n->moved_ms = now_ms();
-    n->slow += b->slow;
-    b->left++;
-    return n->h;
-}
-
-/* After it; what libnbd does not take is a mistake of ours or of the server, and a broken connection then. */
-static void
-put(const struct batch *b, int64_t cookie)
-{
-    const uint64_t one = 1;
-    const int e = nbd_get_errno();
-
-    if (cookie < 0)
-        die(b->n, e ? e : EIO);
-    else if (b->n->polled && write(b->n->wake, &one, sizeof one) < 0)
-        die(b->n, errno); /* it cannot be full */
-}
-
-#define WHEN_OVER(b) ((nbd_completion_callback){.callback = command_is_over, .user_data = (b)})
-
-/* Until no more than `left` commands of the batch are in flight. */
-static void
-wait_until(struct batch *b, unsigned left)
-{
-    struct nbd *n = b->n;
-
-    while (b->left > left && n->h) {
-        if (n->polled)
-            pthread_cond_wait(&n->moved, &n->lock);
-        else
-            move(n);
-    }
-}
-
-/* Before a change and after it: no answer from between is kept. */
-static void
-forget_runs(struct nbd *n)
-{
-    n->changes++;
-    n->n_runs = 0;
-}
-
-static int
-finish(struct batch *b)
-{
-    struct nbd *n = b->n;
-
-    wait_until(b, 0);
-    if (!n->h)
-        b->error = n->dead;
-    if (b->changes)
-        forget_runs(n);
-    pthread_mutex_unlock(&n->lock);
-    errno = b->error;
-    return b->error ? -1 : 0;
-}
-
-enum kind { LOOKS, CHANGES };
-
-/* The lock is held from here to finish, but for the waits. */
-static void
-begin(struct nbd *n, struct batch *b, bool slow, enum kind kind)
-{
-    *b = (struct batch){.n = n, .slow = slow, .changes = kind == CHANGES};
-    pthread_mutex_lock(&n->lock);
-    if (b->changes)
-        forget_runs(n);
-}
 
 /* ---- whole blocks ---- */
 
@@ -296,16 +57,16 @@ read_blocks(struct nbd *n, uint64_t off, unsigned char *buf, uint64_t len)
 {
     struct batch b;
 
-    begin(n, &b, false, LOOKS);
-    while (len > 0 && expect(&b)) {
+    qm_nbd_begin(n, &b, false, LOOKS);
+    while (len > 0 && qm_nbd_expect(&b)) {
         const uint64_t part = qm_min(len, n->piece);
 
-        put(&b, nbd_aio_pread(n->h, buf, part, off, WHEN_OVER(&b), 0));
+        qm_nbd_put(&b, nbd_aio_pread(n->h, buf, part, off, WHEN_OVER(&b), 0));
         off += part;
         buf += part;
         len -= part;
     }
-    return finish(&b);
+    return qm_nbd_finish(&b);
 }
 
 static int
@@ -313,16 +74,16 @@ write_blocks(struct nbd *n, uint64_t off, const unsigned char *buf, uint64_t len
 {
     struct batch b;
 
-    begin(n, &b, false, CHANGES);
-    while (len > 0 && expect(&b)) {
+    qm_nbd_begin(n, &b, false, CHANGES);
+    while (len > 0 && qm_nbd_expect(&b)) {
         const uint64_t part = qm_min(len, n->piece);
 
-        put(&b, nbd_aio_pwrite(n->h, buf, part, off, WHEN_OVER(&b), 0));
+        qm_nbd_put(&b, nbd_aio_pwrite(n->h, buf, part, off, WHEN_OVER(&b), 0));
         off += part;
         buf += part;
         len -= part;
     }
-    return finish(&b);
+    return qm_nbd_finish(&b);
 }
 
 /* Zeros, or a discard. */
@@ -332,17 +93,17 @@ clear_blocks(struct nbd *n, uint64_t off, uint64_t len, bool zero)
     const unsigned most = 8; /* at a time */
     struct batch b;
 
-    begin(n, &b, true, CHANGES);
-    while (len > 0 && expect(&b)) {
+    qm_nbd_begin(n, &b, true, CHANGES);
+    while (len > 0 && qm_nbd_expect(&b)) {
         const uint64_t part = qm_min(len, ZERO_PIECE);
 
-        put(&b, zero ? nbd_aio_zero(n->h, part, off, WHEN_OVER(&b), 0)
-                     : nbd_aio_trim(n->h, part, off, WHEN_OVER(&b), 0));
+        qm_nbd_put(&b, zero ? nbd_aio_zero(n->h, part, off, WHEN_OVER(&b), 0)
+                            : nbd_aio_trim(n->h, part, off, WHEN_OVER(&b), 0));
         off += part;
         len -= part;
-        wait_until(&b, most - 1);
+        qm_nbd_wait_until(&b, most - 1);
     }
-    return finish(&b);
+    return qm_nbd_finish(&b);
 }
 
 /* ---- any bytes ---- */
@@ -486,10 +247,10 @@ flush_all(struct qm_remote *r)
     struct nbd *n = (struct nbd *)r;
     struct batch b;
 
-    begin(n, &b, true, LOOKS);
-    if (expect(&b))
-        put(&b, nbd_aio_flush(n->h, WHEN_OVER(&b), 0));
-    return finish(&b);
+    qm_nbd_begin(n, &b, true, LOOKS);
+    if (qm_nbd_expect(&b))
+        qm_nbd_put(&b, nbd_aio_flush(n->h, WHEN_OVER(&b), 0));
+    return qm_nbd_finish(&b);
 }
 
 /* ---- holes ---- */
@@ -513,7 +274,8 @@ take_answer(void *opaque, const char *context, uint64_t off, uint32_t *entries, 
         q->changes != n->changes)
         return 0;
     n->n_runs = 0;
-    for (size_t i = 0; i + 1 < n_entries && n->n_runs < MAX_RUNS && off < n->r.size; i += 2) {
+    for (size_t i = 0; i + 1 < n_entries && n->n_runs < QM_NBD_MAX_RUNS && off < n->r.size;
+         i += 2) {
         const uint64_t len = qm_min(entries[i], n->r.size - off);
         const bool data = !(entries[i + 1] & LIBNBD_STATE_ZERO);
         struct run *last = n->n_runs ? &n->runs[n->n_runs - 1] : NULL;
@@ -562,21 +324,21 @@ find_status(struct qm_remote *r, uint64_t off, bool *out_data, uint64_t *out_len
     *out_len = n->r.size - off;
     if (!n->can_status)
         return 0;
-    begin(n, &b, false, LOOKS);
+    qm_nbd_begin(n, &b, false, LOOKS);
     if (!find_run(n, off, out_data, out_len)) {
         q.changes = n->changes;
-        if (expect(&b))
-            put(&b, nbd_aio_block_status(
-                        n->h, qm_min(STATUS_ONCE, n->r.size - start), start,
-                        (nbd_extent_callback){.callback = take_answer, .user_data = &q},
-                        WHEN_OVER(&b), 0));
-        wait_until(&b, 0);
+        if (qm_nbd_expect(&b))
+            qm_nbd_put(&b, nbd_aio_block_status(
+                               n->h, qm_min(STATUS_ONCE, n->r.size - start), start,
+                               (nbd_extent_callback){.callback = take_answer, .user_data = &q},
+                               WHEN_OVER(&b), 0));
+        qm_nbd_wait_until(&b, 0);
         if (b.error == 0 && n->h && !find_run(n, off, out_data, out_len)) {
             *out_data = true; /* no answer is no hole */
             *out_len = qm_min(n->block, n->r.size - off);
         }
     }
-    return finish(&b);
+    return qm_nbd_finish(&b);
 }
 
 /* ---- open and close ---- */
@@ -627,78 +389,6 @@ static const struct qm_remote_ops ops = {
     .close = leave,
 };
 
-static int
-fail_nbd(const char *path, const char *what, struct qmeld_error *err)
-{
-    const int e = nbd_get_errno();
-    const char *why = nbd_get_error();
-
-    qm_fail(err, QMELD_IO, qm_in(path), "%s: %.400s", what, why ? why : "no reason given");
-    err->sys_errno = e;
-    return -1;
-}
-
-/* The handshake, which a server may draw out no longer than this. */
-static int
-shake_hands(struct nbd *n, const char *path, struct qmeld_error *err)
-{
-    const unsigned tests_ms = tests_patience_ms();
-    const uint64_t end = now_ms() + (tests_ms ? tests_ms : CONNECT_MS);
-
-    while (nbd_aio_is_connecting(n->h) == 1 || nbd_aio_is_negotiating(n->h) == 1) {
-        const unsigned dir = nbd_aio_get_direction(n->h);
-        struct pollfd fd = {.fd = nbd_aio_get_fd(n->h)};
-        const uint64_t now = now_ms();
-        int rc = 0;
-
-        fd.events = (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
-                            (dir & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
-        if (now >= end)
-            return qm_fail(err, QMELD_IO, qm_in(path),
-                           "the server does not answer: does it serve one client at a time, and "
-                           "has one? is it an NBD server?");
-        if (poll(&fd, 1, (int)(end - now)) <= 0)
-            continue;
-        if (dir & LIBNBD_AIO_DIRECTION_READ && fd.revents & (POLLIN | POLLHUP | POLLERR))
-            rc = nbd_aio_notify_read(n->h);
-        else if (fd.revents)
-            rc = nbd_aio_notify_write(n->h);
-        if (rc < 0)
-            return fail_nbd(path, "cannot connect", err);
-    }
-    return nbd_aio_is_ready(n->h) == 1 ? 0 : fail_nbd(path, "cannot connect", err);
-}
-
-static int
-set_up(struct nbd *n, const struct qm_nbd_name *name)
-{
-    if (nbd_set_export_name(n->h, name->export) < 0 ||
-        nbd_add_meta_context(n->h, LIBNBD_CONTEXT_BASE_ALLOCATION) < 0 ||
-        nbd_set_strict_mode(n->h, nbd_get_strict_mode(n->h) & ~LIBNBD_STRICT_ALIGN) < 0)
-        return -1;
-    if (!name->tls)
-        return 0;
-    if (nbd_set_tls(n->h, LIBNBD_TLS_REQUIRE) < 0 ||
-        (name->user && nbd_set_tls_username(n->h, name->user) < 0) ||
-        (name->certificates && nbd_set_tls_certificates(n->h, name->certificates) < 0) ||
-        (name->psk_file && nbd_set_tls_psk_file(n->h, name->psk_file) < 0))
-        return -1;
-    return 0;
-}
-
-static int
-connect_to(struct nbd *n, const struct qm_nbd_name *name, const char *path, struct qmeld_error *err)
-{
-    n->h = nbd_create();
-    if (!n->h)
-        return qm_fail_nomem(err, "an NBD connection");
-    if (set_up(n, name) < 0 ||
-        (name->socket ? nbd_aio_connect_unix(n->h, name->socket)
-                      : nbd_aio_connect_tcp(n->h, name->host, name->port)) < 0)
-        return fail_nbd(path, "cannot connect", err);
-    return shake_hands(n, path, err);
-}
-
 /* What the server says of the export. */
 static int
 look(struct nbd *n, const char *path, struct qmeld_error *err)
@@ -708,7 +398,7 @@ look(struct nbd *n, const char *path, struct qmeld_error *err)
     const int64_t most = nbd_get_block_size(n->h, LIBNBD_SIZE_MAXIMUM);
 
     if (size < 0)
-        return fail_nbd(path, "cannot find its size", err);
+        return qm_nbd_fail(path, "cannot find its size", err);
     n->r.size = (uint64_t)size;
     n->block = least > 0 ? (uint64_t)least : 1;
     n->piece = most > 0 ? qm_min((uint64_t)most, PIECE) : PIECE;
@@ -747,7 +437,7 @@ open_new(const struct qm_nbd_name *name, char *uri, const char *path, struct nbd
     n->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (n->wake < 0)
         return qm_fail_sys(err, qm_in(path), "cannot connect");
-    return connect_to(n, name, path, err) < 0 ? -1 : look(n, path, err);
+    return qm_nbd_connect(n, name, path, err) < 0 ? -1 : look(n, path, err);
 }
 
 /* One that is open, and lives. */
