@@ -105,4 +105,10 @@ int qm_backing_path(const char *overlay_path, const char *name, char **out, char
 int qm_backing_name_for(const char *child_path, const char *old_name, const char *target_path,
                         bool must_be_relative, char **out, struct qmeld_error *err) QM_CHECK;
 
+/* The n-th name for a merged layer that is put aside: path.merged, path.merged.1, ...; malloc'd, NULL: no memory. */
+char *qm_aside_name(const char *path, unsigned n);
+
+/* Is it one of those? */
+bool qm_aside_is(const char *path);
+
 #endif

@@ -381,7 +381,7 @@ tell(struct finding *f, size_t i, struct qmeld_error *err)
         return 0;
     if (data != SIZE_MAX && f->cfg->hurt[data])
         return add(f, n, QMELD_DEPENDANT_DATA_FILE, data, err);
-    if (n->verdict != HURT || is_told(f, n, i))
+    if (n->verdict != HURT || is_told(f, n, i) || qm_aside_is(n->path)) /* of an earlier merge */
         return 0;
     return add(f, n, n->direct ? QMELD_DEPENDANT_OVERLAY : QMELD_DEPENDANT_DEEPER, n->layer, err);
 }

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 /* A header holds at most 1023 bytes of name; nesting beyond format-over-file is refused anyway. */
+#define ASIDE          ".merged"
 #define MAX_JSON_DEPTH 8
 #define MAX_JSON_KEY   128
 
@@ -523,4 +524,26 @@ qm_backing_name_for(const char *child_path, const char *old_name, const char *ta
                        target_path);
     *out = QM_TAKE(name);
     return 0;
+}
+
+char *
+qm_aside_name(const char *path, unsigned n)
+{
+    char *out;
+    const int rc =
+        n == 0 ? asprintf(&out, "%s" ASIDE, path) : asprintf(&out, "%s" ASIDE ".%u", path, n);
+
+    return rc < 0 ? NULL : out;
+}
+
+bool
+qm_aside_is(const char *path)
+{
+    size_t end = strlen(path), digits = end;
+
+    while (digits > 0 && path[digits - 1] >= '0' && path[digits - 1] <= '9')
+        digits--;
+    if (digits > 0 && digits < end && path[digits - 1] == '.')
+        end = digits - 1;
+    return end > strlen(ASIDE) && memcmp(path + end - strlen(ASIDE), ASIDE, strlen(ASIDE)) == 0;
 }

@@ -101,12 +101,10 @@ qm_settle_new_name(const char *path, char **out, struct qmeld_error *err)
 {
     for (unsigned n = 0; n < MAX_SET_ASIDE; n++) {
         struct stat st;
-        int rc = n == 0 ? asprintf(out, "%s.merged", path) : asprintf(out, "%s.merged.%u", path, n);
 
-        if (rc < 0) {
-            *out = NULL;
+        *out = qm_aside_name(path, n);
+        if (!*out)
             return qm_fail_nomem(err, "a file name");
-        }
         if (lstat(*out, &st) < 0 && errno == ENOENT)
             return 0;
         free(*out);
