@@ -15,6 +15,9 @@
  * A compressed cluster that is wanted whole, and that the target may hold as it is, is not inflated
  * (qcow2_edit_pack.c).
  *
+ * With an external data file a cluster's place is its guest offset, and nobody counts it: there is nothing to allocate
+ * or to free.  If that file is to be the guest's disk byte for byte (raw), zeros are written there, too.
+ *
  * What goes into a new cluster is only put down here; which one that is, is decided when the batch ends
  * (qcow2_edit_place.c).  Tables and their way to the disk are in qcow2_edit_tables.c.
  */
@@ -221,7 +224,7 @@ free_old(struct qm_edit *e, const struct slot *s, struct qmeld_error *err)
 
     if (compressed(s))
         f.len = s->old.payload_len;
-    else if (!s->old.has_host)
+    else if (!s->old.has_host || e->geo->data_file)
         return 0;
     return qm_vec_push(&e->frees, &f) ? 0 : qm_fail_nomem(err, "clusters to free");
 }
@@ -266,7 +269,7 @@ static int
 decide_data(struct qm_edit *e, const struct slot *s, uint32_t data_units, struct qm_moves *moves,
             struct qmeld_error *err)
 {
-    const bool in_place = s->owned && !compressed(s);
+    const bool in_place = s->owned && !compressed(s), fixed = e->geo->data_file;
     const size_t first = e->moves.list.n;
     struct qcow2_l2 new = {.kind = QCOW2_L2_STANDARD, .copied = true, .has_host = true};
 
@@ -274,8 +277,8 @@ decide_data(struct qm_edit *e, const struct slot *s, uint32_t data_units, struct
         new.alloc = s->old.alloc;
         new.zero = s->old.zero;
     }
-    if (in_place)
-        new.host = s->old.host;
+    if (in_place || fixed)
+        new.host = fixed ? qm_host(s->guest) : s->old.host;
     else
         moves = &e->moves;
     for (uint32_t u = 0; u < e->geo->subclusters; u++) {
@@ -297,9 +300,9 @@ decide_data(struct qm_edit *e, const struct slot *s, uint32_t data_units, struct
             new.alloc |= bit;
         }
     }
-    if (!in_place)
+    if (!in_place && !fixed)
         return put_down(e, s, &new, first, err);
-    if (new.alloc == s->old.alloc &&new.zero == s->old.zero)
+    if (in_place && new.alloc == s->old.alloc &&new.zero == s->old.zero)
         return 0;
     return set_entry(e, s, &new, err);
 }
@@ -363,15 +366,48 @@ look_up(struct qm_edit *e, struct slot *s, struct qmeld_error *err)
     if (qm_edit_get(e, s->idx, &word0, &word1, &s->table, err) < 0)
         return -1;
     verdict = qcow2_l2_decode(e->geo, word0, word1, &s->old);
+    if (verdict == QCOW2_L2_OK)
+        verdict = qcow2_l2_check_place(e->geo, &s->old, s->idx);
     if (verdict != QCOW2_L2_OK)
         return qm_fail(err, QMELD_CORRUPT, qm_in(e->q->img.file->path),
                        "guest offset %#" PRIx64 ": %s: run `qmeld check --repair=all` on it",
                        s->guest, qcow2_l2_verdict_text(verdict));
     if (compressed(s) || !s->old.has_host)
         return 0;
+    s->owned = e->geo->data_file;
+    if (s->owned)
+        return 0;
     if (qm_refs_get(e->refs, s->old.host.h >> e->geo->cluster_bits, &count, err) < 0)
         return -1;
     s->owned = count == 1 && qm_stage_may_write(e->q, s->old.host.h);
+    return 0;
+}
+
+static bool
+is_raw_data(const struct qm_edit *e)
+{
+    return e->geo->data_file && e->q->hdr.autoclear & QCOW2_AUTOCLEAR_RAW_DATA;
+}
+
+/* [from, to) of a raw data file; behind its end zeros are nothing. */
+static int
+zero_raw_data(uint64_t from, uint64_t to, struct qm_moves *moves, struct qmeld_error *err)
+{
+    const struct qm_move m = {
+        .kind = QM_MOVE_ZERO, .guest = qm_guest(from), .len = to - from, .to = qm_host(from)};
+
+    return qm_edit_add_move(moves, &m, err);
+}
+
+/* The units that are wanted as zeros, and become a flag. */
+static int
+zero_raw_units(const struct qm_edit *e, const struct slot *s, struct qm_moves *moves,
+               struct qmeld_error *err)
+{
+    for (uint32_t u = 0; is_raw_data(e) && u < e->geo->subclusters; u++)
+        if ((s->zeroed >> u & 1) &&
+            zero_raw_data(unit_start(e, s, u), unit_end(e, s, u), moves, err) < 0)
+            return -1;
     return 0;
 }
 
@@ -387,6 +423,8 @@ decide(struct qm_edit *e, struct qm_moves *moves, struct qmeld_error *err)
     if (!e->decompress && e->pending.n == 1 && qm_edit_passes(e->q, &e->pending.at[0]))
         return free_old(e, &s, err) < 0 ? -1 : qm_edit_pass_on(e, s.idx, &e->pending.at[0], err);
     classify(e, &s);
+    if (zero_raw_units(e, &s, moves, err) < 0)
+        return -1;
     /* A compressed cluster that is to be zero only in part must be inflated for the rest. */
     if ((s.wanted & ~s.zeroed) || (compressed(&s) && s.zeroed != visible_units(e, &s)))
         return decide_data(e, &s, s.wanted & ~s.zeroed, moves, err);
@@ -457,6 +495,8 @@ qm_edit_want(struct qm_edit *e, const struct qm_want *want, struct qm_moves *mov
 
         if (bare > 0) { /* zeros over a run that reads as zeros and has no tables */
             done = qm_min(want->len, (bare << e->geo->cluster_bits) - want->guest.g);
+            if (is_raw_data(e) && zero_raw_data(at, want->guest.g + done, moves, err) < 0)
+                return -1;
             continue;
         }
         part.guest = qm_guest(at);

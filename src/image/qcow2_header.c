@@ -84,6 +84,8 @@ qm_header_before_write(struct qm_qcow2 *q, struct qmeld_error *err)
 
     if (!q->hdr.has_bitmaps)
         keep &= ~QCOW2_AUTOCLEAR_BITMAPS;
+    if (q->hdr.backing_name) /* what it has not got itself, no data file can show */
+        keep &= ~QCOW2_AUTOCLEAR_RAW_DATA;
     if (q->hdr.version < 3 || !(q->hdr.autoclear & ~keep))
         return 0;
     q->hdr.autoclear &= keep;

@@ -31,6 +31,10 @@ qm_back_describe(struct qm_image *target, bool atomic, bool undo, bool bitmaps,
                        "of --atomic, which keeps what is overwritten");
     if (!q)
         return 0;
+    if (q->geo.data_file)
+        return qm_fail(err, QMELD_USAGE, qm_in(target->file->path),
+                       "its data file is written where it is, so that no header could switch back: "
+                       "leave out --atomic and --undo, and copy both files first");
     if (q->hdr.incompatible & (QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT))
         return qm_fail(err, QMELD_USAGE, qm_in(target->file->path),
                        "it was not closed cleanly, and mending it would change the base at once: "

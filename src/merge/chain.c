@@ -125,7 +125,7 @@ no_data_file(const struct qm_layer *l, const char *name, struct qmeld_error *err
     if (*name != '/' && slash &&
         asprintf(&beside, "%.*s/%s", (int)(slash - l->path), l->path, name) >= 0 &&
         stat(beside, &st) == 0)
-        qm_fail(err, was.code, qm_in(l->path),
+        qm_fail(err, QMELD_USAGE, qm_in(l->path),
                 "its data file %.200s is not here, but %.200s is: names of data files are relative "
                 "to the working directory, for QEMU, too: run this in the folder of the image",
                 name, beside);
@@ -412,6 +412,25 @@ qm_chain_make_readable(struct qm_chain *chain, struct qmeld_error *err)
             return -1;
     }
     return 0;
+}
+
+size_t
+qm_chain_files(const struct qm_chain *chain, const struct qm_file **out)
+{
+    size_t n = chain->n;
+
+    for (size_t i = 0; out && i < chain->n; i++)
+        out[i] = chain->layers[i].img->file;
+    for (size_t i = 0; i < chain->n; i++) {
+        const struct qm_image *img = chain->layers[i].img;
+
+        if (img->data == img->file)
+            continue;
+        if (out)
+            out[n] = img->data;
+        n++;
+    }
+    return n;
 }
 
 /* ---- finding a layer ---- */

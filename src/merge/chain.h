@@ -85,6 +85,10 @@ void qm_chain_close(struct qm_chain *chain); /* NULL is fine */
 /* After `describe`: whatever stands between us and the bytes is UNSUPPORTED now; data files are opened. */
 int qm_chain_make_readable(struct qm_chain *chain, struct qmeld_error *err) QM_CHECK;
 
+/* All files of the chain: those of the layers, 0 first, then the external data files, in the same order.  out: room
+ * for 2 * n of them, or NULL.  How many there are. */
+size_t qm_chain_files(const struct qm_chain *chain, const struct qm_file **out);
+
 /* The layer a user means by "[N]" (1 = base) or by a path: relative to the working directory,
  * or as the chain's headers have it (relative to an overlay's directory, qemu-img's rule).
  * USAGE if it names no layer, or two different ones. */

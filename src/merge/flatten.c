@@ -163,6 +163,15 @@ add_input(struct json_object *list, const struct qm_layer *layer, struct qmeld_e
         json_object_object_add(j, "sec", json_object_new_int64(l.mtime_sec));
         json_object_object_add(j, "nsec", json_object_new_int64(l.mtime_nsec));
     }
+    if (l.data.path) {
+        json_object_object_add(j, "data", json_object_new_string(l.data.path));
+        json_object_object_add(j, "data-inode", json_object_new_uint64(l.data.ino));
+        json_object_object_add(j, "data-size", json_object_new_uint64(l.data.size));
+        if (!layer->img->data->blockdev) {
+            json_object_object_add(j, "data-sec", json_object_new_int64(l.data.mtime_sec));
+            json_object_object_add(j, "data-nsec", json_object_new_int64(l.data.mtime_nsec));
+        }
+    }
     qm_journal_layer_release(&l);
     return json_object_array_add(list, j) == 0 ? 0 : qm_fail_nomem(err, "the list of inputs");
 }

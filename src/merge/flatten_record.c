@@ -14,9 +14,9 @@
 static int
 begin_digests(struct qm_flatten *f, struct qmeld_error *err)
 {
-    QM_FREE const struct qm_file **files = calloc(f->chain->n, sizeof *files);
+    QM_FREE const struct qm_file **files = calloc(2 * f->chain->n, sizeof *files);
     const struct qm_evidence_config config = {.files = files,
-                                              .n = f->chain->n,
+                                              .n = qm_chain_files(f->chain, files),
                                               .go_on = f->opts->salvage,
                                               .threads = f->opts->threads,
                                               .progress = f->opts->progress,
@@ -24,8 +24,6 @@ begin_digests(struct qm_flatten *f, struct qmeld_error *err)
 
     if (!files)
         return qm_fail_nomem(err, "digests");
-    for (size_t i = 0; i < f->chain->n; i++)
-        files[i] = f->chain->layers[i].img->file;
     return qm_evidence_begin(&config, &f->evidence, err);
 }
 
@@ -106,8 +104,8 @@ qm_flatten_record_end(struct qm_flatten *f, struct qmeld_error *err)
         return -1;
     if (!f->manifest)
         return 0;
-    inputs = calloc(f->chain->n, sizeof *inputs);
-    known = calloc(f->chain->n, sizeof *known);
+    inputs = calloc(2 * f->chain->n, sizeof *inputs);
+    known = calloc(2 * f->chain->n, sizeof *known);
     if (!inputs || !known)
         return qm_fail_nomem(err, "digests");
     if (qm_evidence_end(f->evidence, inputs, known, err) < 0 ||

@@ -16,6 +16,7 @@ qm_journal_layer_release(struct qm_journal_layer *l)
     free(l->backing_name);
     free(l->backing_format);
     free(l->moved_to);
+    free(l->data.path);
 }
 
 /* What is not there was refused when the chain was opened; a server's name stays as it is. */
@@ -73,6 +74,19 @@ string_or_null(const char *s)
 }
 
 static struct json_object *
+data_to_json(const struct qm_journal_data *d)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, "path", json_object_new_string(d->path));
+    json_object_object_add(o, "inode", json_object_new_uint64(d->ino));
+    json_object_object_add(o, "size", json_object_new_uint64(d->size));
+    json_object_object_add(o, "mtime", json_object_new_int64(d->mtime_sec));
+    json_object_object_add(o, "mtime-nsec", json_object_new_int64(d->mtime_nsec));
+    return o;
+}
+
+static struct json_object *
 layer_to_json(const struct qm_journal_layer *l)
 {
     struct json_object *o = json_object_new_object();
@@ -90,6 +104,8 @@ layer_to_json(const struct qm_journal_layer *l)
         json_object_object_add(o, "backing-format", json_object_new_string(l->backing_format));
     if (l->moved_to)
         json_object_object_add(o, "moved-to", json_object_new_string(l->moved_to));
+    if (l->data.path)
+        json_object_object_add(o, "data-file", data_to_json(&l->data));
     return o;
 }
 
@@ -406,6 +422,19 @@ get_fold(struct json_object *o, struct qm_intent *i)
 }
 
 static bool
+get_data(struct json_object *o, struct qm_journal_data *d)
+{
+    struct json_object *data;
+
+    if (!json_object_object_get_ex(o, "data-file", &data))
+        return true;
+    return json_object_is_type(data, json_type_object) && get_string(data, "path", &d->path) &&
+           d->path && d->path[0] == '/' && get_number(data, "inode", &d->ino) &&
+           get_number(data, "size", &d->size) && get_time(data, "mtime", &d->mtime_sec) &&
+           get_time(data, "mtime-nsec", &d->mtime_nsec);
+}
+
+static bool
 file_from_json(struct json_object *o, struct qm_journal_layer *out)
 {
     *out = (struct qm_journal_layer){.path = NULL};
@@ -417,7 +446,7 @@ file_from_json(struct json_object *o, struct qm_journal_layer *out)
         get_string(o, "format", &out->format) && out->format &&
         get_optional(o, "backing-name", &out->backing_name) &&
         get_optional(o, "backing-format", &out->backing_format) &&
-        get_new_path(o, "moved-to", &out->moved_to))
+        get_new_path(o, "moved-to", &out->moved_to) && get_data(o, &out->data))
         return true;
     qm_journal_layer_release(out);
     return false;

@@ -30,6 +30,13 @@ struct qm_journal_layer {
     uint64_t size;
     int64_t mtime_sec;
     int64_t mtime_nsec;
+    struct qm_journal_data { /* its external data file; path NULL: none */
+        char *path;          /* as its header has it, made absolute */
+        uint64_t ino;
+        uint64_t size;
+        int64_t mtime_sec;
+        int64_t mtime_nsec;
+    } data;
 };
 
 /* How a merge can be taken back. */

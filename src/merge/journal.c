@@ -517,6 +517,24 @@ copy_text(const char *from, char **to)
     return *to || !from;
 }
 
+static int
+note_data(const struct qm_image *img, struct qm_journal_data *out, struct qmeld_error *err)
+{
+    const struct qm_file *f = img->data;
+    struct stat st;
+
+    if (f == img->file)
+        return 0;
+    if (stat_of(f, &st, err) < 0)
+        return -1;
+    *out = (struct qm_journal_data){.path = qm_absolute_path(f->path),
+                                    .ino = f->ino,
+                                    .size = (uint64_t)st.st_size,
+                                    .mtime_sec = st.st_mtim.tv_sec,
+                                    .mtime_nsec = st.st_mtim.tv_nsec};
+    return out->path ? 0 : qm_fail_nomem(err, "the journal");
+}
+
 int
 qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, struct qmeld_error *err)
 {
@@ -531,8 +549,12 @@ qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, stru
     out->path = qm_absolute_path(layer->path);
     out->format = strdup(layer->img->ops->format);
     if (out->path && out->format && copy_text(layer->img->backing_name, &out->backing_name) &&
-        copy_text(layer->img->backing_format, &out->backing_format))
-        return 0;
+        copy_text(layer->img->backing_format, &out->backing_format)) {
+        if (note_data(layer->img, &out->data, err) == 0)
+            return 0;
+        qm_journal_layer_release(out);
+        return -1;
+    }
     qm_journal_layer_release(out);
     return qm_fail_nomem(err, "the journal");
 }
@@ -562,18 +584,44 @@ qm_journal_changed(const struct qm_journal_layer *then)
            (st.st_ino != then->ino || !looks_so(then, &st));
 }
 
+static int
+stale(const struct qm_file *file, struct qmeld_error *err)
+{
+    return qm_fail(err, QMELD_STALE, qm_in(file->path),
+                   "it has changed since the unfinished merge began, so the merge cannot go on: "
+                   "put the old file back");
+}
+
+static int
+same_data(const struct qm_journal_data *then, const struct qm_image *img, bool untouched,
+          struct qmeld_error *err)
+{
+    const struct qm_file *file = img->data;
+    struct stat st;
+
+    if (file == img->file)
+        return then->path ? stale(file, err) : 0;
+    if (stat_of(file, &st, err) < 0)
+        return -1;
+    if (then->path && then->ino == file->ino &&
+        (!untouched || file->blockdev ||
+         (then->size == (uint64_t)st.st_size && then->mtime_sec == st.st_mtim.tv_sec &&
+          then->mtime_nsec == st.st_mtim.tv_nsec)))
+        return 0;
+    return stale(file, err);
+}
+
 int
-qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file, bool untouched,
+qm_journal_same(const struct qm_journal_layer *then, const struct qm_image *img, bool untouched,
                 struct qmeld_error *err)
 {
+    const struct qm_file *file = img->file;
     struct stat st;
 
     if (stat_of(file, &st, err) < 0)
         return -1;
     if (then->blockdev == file->blockdev && then->ino == file->ino &&
         (!untouched || file->blockdev || looks_so(then, &st)))
-        return 0;
-    return qm_fail(err, QMELD_STALE, qm_in(file->path),
-                   "it has changed since the unfinished merge began, so the merge cannot go on: "
-                   "put the old file back");
+        return same_data(&then->data, img, untouched, err);
+    return stale(file, err);
 }

@@ -99,9 +99,9 @@ void qm_journal_close(struct qm_journal *j); /* the file stays; NULL is fine */
 /* The path that the layer's file has now: moved_to if it is there already. */
 const char *qm_journal_path_now(const struct qm_journal_layer *l);
 
-/* STALE, naming the layer, unless file is the same one (by inode) and, with untouched, still
+/* STALE, naming the file, unless img's file, and its data file, are the same ones (by inode) and, with untouched, still
  * looks as it did. */
-int qm_journal_same(const struct qm_journal_layer *then, const struct qm_file *file, bool untouched,
+int qm_journal_same(const struct qm_journal_layer *then, const struct qm_image *img, bool untouched,
                     struct qmeld_error *err) QM_CHECK;
 
 /* The file at the layer's path is there, and is another or looks otherwise. */

@@ -490,6 +490,38 @@ make_input(struct qm_manifest *m, size_t layer, const struct qm_sha256 *sha256,
     return 0;
 }
 
+/* The data file of a layer. */
+static int
+make_data_input(struct qm_manifest *m, size_t layer, const struct qm_sha256 *sha256,
+                struct json_object **out, struct qmeld_error *err)
+{
+    const struct qm_file *file = m->chain->layers[layer].img->data;
+    struct json_object *j = json_object_new_object();
+    struct qm_journal_layer l;
+    struct stat st;
+
+    *out = j;
+    if (!j)
+        return qm_fail_nomem(err, "the manifest");
+    if (fstat(file->fd, &st) < 0)
+        return qm_fail_sys(err, qm_in(file->path), "cannot stat");
+    if (qm_journal_note(&m->chain->layers[layer], &l, err) < 0)
+        return -1;
+    add_u64(m, j, "layer", layer);
+    add_name(m, j, "role", "data");
+    add_name(m, j, "path", l.data.path);
+    add_name(m, j, "format", "raw");
+    add_u64(m, j, "device", (uint64_t)st.st_dev);
+    add_u64(m, j, "inode", (uint64_t)st.st_ino);
+    add_u64(m, j, "length", file->size);
+    add_u64(m, j, "mtime_sec", (uint64_t)l.data.mtime_sec);
+    add_u64(m, j, "mtime_nsec", (uint64_t)l.data.mtime_nsec);
+    if (sha256)
+        add_name(m, j, "sha256", qm_sha256_hex(sha256).text);
+    qm_journal_layer_release(&l);
+    return 0;
+}
+
 static int
 put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *known,
            struct qmeld_error *err)
@@ -497,10 +529,16 @@ put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *kn
     struct json_object *list = json_object_new_array();
     int rc = list ? 0 : qm_fail_nomem(err, "the manifest");
 
-    for (size_t i = 0; rc == 0 && i < m->chain->n; i++) {
+    for (size_t i = 0, n = m->chain->n, data = n; rc == 0 && i < 2 * n; i++) {
+        const struct qm_image *img = m->chain->layers[i % n].img;
+        const size_t k = i < n ? i : data;
         struct json_object *j;
 
-        rc = make_input(m, i, known[i] ? &inputs[i] : NULL, &j, err);
+        if (i >= n && img->data == img->file)
+            continue;
+        data += i >= n;
+        rc =
+            (i < n ? make_input : make_data_input)(m, i % n, known[k] ? &inputs[k] : NULL, &j, err);
         if (rc == 0 && json_object_array_add(list, j) < 0)
             rc = qm_fail_nomem(err, "the manifest");
         else if (rc < 0)

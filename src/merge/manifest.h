@@ -41,7 +41,7 @@ int qm_manifest_begin(struct qm_file *file, const struct qm_manifest_head *head,
 int qm_manifest_add(struct qm_manifest *m, const struct qm_chunk *chunk, struct qmeld_error *err)
     QM_CHECK;
 
-/* inputs: the digest of each layer's file; known: there is one.  *out_view and *out_root: of all of the disk. */
+/* inputs: the digest of each file, in the order of qm_chain_files; known: there is one.  *out_view and *out_root: of all of the disk. */
 int qm_manifest_end(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *known,
                     struct qm_sha256 *out_view, struct qm_sha256 *out_root, struct qmeld_error *err)
     QM_CHECK;

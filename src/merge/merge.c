@@ -33,6 +33,27 @@
 
 /* ---- before the first write ---- */
 
+/* A data file is a second file that goes with a layer: it is merged from and into, but the layer cannot lose it. */
+static int
+refuse_data_file(const struct qm_merge *m, size_t i, struct qmeld_error *err)
+{
+    const struct qm_layer *layer = &m->chain->layers[i];
+    const enum qmeld_overlays overlays = m->settle_config.overlays;
+    const bool goes = m->settle_config.reclaim || overlays == QMELD_OVERLAYS_DELETE ||
+                      (overlays == QMELD_OVERLAYS_EMPTY && i == m->transfer.top);
+
+    if (i == m->transfer.target && layer->img->cipher)
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(layer->path),
+                       "it is encrypted, and has an external data file, which together can only be "
+                       "read: flatten the chain into a new image instead");
+    if (!goes || i <= m->transfer.base || i > m->transfer.top)
+        return 0;
+    return qm_fail(err, QMELD_UNSUPPORTED, qm_in(layer->path),
+                   "its data is in an external data file (%.200s), which would stay: use "
+                   "--overlays=keep or quarantine, and remove both files then",
+                   layer->img->data->path);
+}
+
 /* The corrupt bit forbids writing (specification, "incompatible_features"), and a corrupt
  * source would be copied as if it were right. */
 static int
@@ -46,13 +67,7 @@ refuse_layer(const struct qm_merge *m, size_t i, struct qmeld_error *err)
     if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return qm_fail(err, QMELD_CORRUPT, qm_in(layer->path),
                        "the image is marked corrupt: run `qmeld check --repair=all` on it first");
-    if (q->geo.data_file && i <= m->transfer.top &&
-        (i == m->transfer.target || i == m->transfer.base || m->settle_config.reclaim ||
-         m->settle_config.overlays != QMELD_OVERLAYS_KEEP))
-        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(layer->path),
-                       "its data is in an external data file, which is only read: leave it out of "
-                       "the merge, or keep it with --overlays=keep if it is not the base");
-    return 0;
+    return q->geo.data_file ? refuse_data_file(m, i, err) : 0;
 }
 
 /* The target and the middle layers hold, by themselves, neither the old nor the new view while

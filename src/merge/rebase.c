@@ -41,9 +41,10 @@ check_image(const struct qm_rebase *r, struct qmeld_error *err)
     if (q->hdr.incompatible & QCOW2_INCOMPAT_CORRUPT)
         return qm_fail(err, QMELD_CORRUPT, qm_in(l->path),
                        "the image is marked corrupt: run `qmeld check --repair=all` on it first");
-    if (q->geo.data_file && !r->opts->unsafe)
+    if (q->geo.data_file && l->img->cipher && !r->opts->unsafe)
         return qm_fail(err, QMELD_UNSUPPORTED, qm_in(l->path),
-                       "its data is in an external data file, which is only read");
+                       "it is encrypted, and has an external data file, which together can only be "
+                       "read: flatten the chain into a new image instead");
     if (r->opts->unsafe)
         return 0;
     if (q->hdr.n_snapshots == 0)
@@ -341,8 +342,8 @@ check_old_chain(const struct qm_rebase *r, struct qmeld_error *err)
             "the old files back",
             r->chain->n, i->layers.n);
     for (size_t k = 0; k < r->chain->n; k++)
-        if (qm_journal_same(&i->layers.at[k], r->chain->layers[k].img->file, k + 1 < r->chain->n,
-                            err) < 0)
+        if (qm_journal_same(&i->layers.at[k], r->chain->layers[k].img, k + 1 < r->chain->n, err) <
+            0)
             return -1;
     return 0;
 }

@@ -43,8 +43,7 @@ open_one(struct qm_merge *m, const struct qm_intent *intent, size_t i, struct qm
     m->chain->layers[i].img = QM_TAKE(one->layers[0].img);
     m->chain->layers[i].secret = one->layers[0].secret;
     qm_chain_close(one);
-    return qm_journal_same(l, m->chain->layers[i].img->file, (goes && !intent->reclaim) || stays,
-                           err);
+    return qm_journal_same(l, m->chain->layers[i].img, (goes && !intent->reclaim) || stays, err);
 }
 
 /* The layers as the journal lists them, each by itself: some headers name others by now, and
@@ -91,8 +90,7 @@ qm_merge_open_whole(struct qm_merge *m, const struct qm_intent *intent, struct q
         const bool in_range = i >= intent->base && i <= intent->top;
         const bool untouched = i != intent->target && !(in_range && intent->reclaim);
 
-        if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img->file, untouched, err) <
-            0)
+        if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img, untouched, err) < 0)
             return -1;
     }
     return 0;

@@ -29,7 +29,7 @@ check_old_layers(const struct qm_merge *m, enum qm_phase phase, struct qmeld_err
             then.mtime_sec = trail.left.mtime_sec;
             then.mtime_nsec = trail.left.mtime_nsec;
         }
-        if (qm_journal_same(&then, m->chain->layers[i].img->file,
+        if (qm_journal_same(&then, m->chain->layers[i].img,
                             i == intent->base ? phase == QM_PHASE_HELD : !changes, err) < 0)
             return -1;
     }
@@ -118,7 +118,7 @@ open_target(struct qm_merge *m, struct qmeld_error *err)
     if (qm_chain_open(l->path, &how, &m->chain, err) < 0)
         return -1;
     m->back = (struct qm_back){.journal = m->journal, .target = m->chain->layers[0].img};
-    return qm_journal_same(l, m->back.target->file, false, err);
+    return qm_journal_same(l, m->back.target, false, err);
 }
 
 int

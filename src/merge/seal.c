@@ -79,12 +79,26 @@ size_below(const struct qm_seal_config *c)
 }
 
 static int
+refuse_data(const struct qm_seal *s, struct qmeld_error *err)
+{
+    const struct qm_file *data = s->img->data;
+
+    if (data != s->file && data->blockdev && data->size < s->new_size)
+        return qm_fail(err, QMELD_NOSPACE, qm_in(data->path),
+                       "the data file is a block device of %" PRIu64
+                       " bytes, the merged disk needs %" PRIu64 ": enlarge it by %" PRIu64,
+                       (uint64_t)data->size, s->new_size, s->new_size - data->size);
+    return 0;
+}
+
+static int
 begin_qcow2(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_error *err)
 {
     const uint64_t below = size_below(c);
 
-    if (refuse_growth(s, err) < 0 || qm_qcow2_make_safe_to_write(s->q, err) < 0 ||
-        (c->resumed && mend_leaks(s, err) < 0) || qm_refs_open(s->q, &s->refs, err) < 0)
+    if (refuse_growth(s, err) < 0 || refuse_data(s, err) < 0 ||
+        qm_qcow2_make_safe_to_write(s->q, err) < 0 || (c->resumed && mend_leaks(s, err) < 0) ||
+        qm_refs_open(s->q, &s->refs, err) < 0)
         return -1;
     if (qm_bitmaps_begin_with(s->q, s->refs, s->new_size, c->trusted_bitmaps, s->orders,
                               &s->bitmaps, err) < 0)
@@ -209,6 +223,17 @@ qm_seal_publish(struct qm_seal *s, bool release, struct qmeld_error *err)
 
 /* ---- the size ---- */
 
+/* As QEMU's data files are; so that one which is the guest's disk byte for byte stays that. */
+static int
+grow_data(const struct qm_seal *s, struct qmeld_error *err)
+{
+    struct qm_file *data = s->img->data;
+
+    if (data == s->file || data->size >= s->new_size)
+        return 0;
+    return qm_truncate(data, s->new_size, err) < 0 ? -1 : qm_sync(data, err);
+}
+
 /* COMMIT POINT: the size grows in one sector.  Everything behind the old end is in place.  Bitmaps
  * have their bits, fit the size, and are in_use no more. */
 static int
@@ -216,6 +241,8 @@ set_size(struct qm_seal *s, struct qmeld_error *err)
 {
     struct qm_bitmaps *bitmaps = s->bitmaps;
 
+    if (grow_data(s, err) < 0)
+        return -1;
     s->bitmaps = NULL;
     if (bitmaps)
         return qm_bitmaps_end(bitmaps, err);

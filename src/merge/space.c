@@ -141,6 +141,9 @@ qm_space_is_ample(const struct qm_space *s, const struct qm_chain *chain, size_t
         if (chain->layers[i].img && !chain->layers[i].img->file->blockdev &&
             !is_ample_for(chain->layers[i].img->file, sum(SIDE_BYTES, i == target ? most : 0)))
             return;
+    if (s->target->data != s->target->file &&
+        (s->target->data->blockdev || !is_ample_for(s->target->data, sum(SIDE_BYTES, most))))
+        return;
     *out = is_ample_beside(journal);
 }
 

@@ -149,6 +149,22 @@ name_aside(struct stage *s)
     }
 }
 
+static void
+add_data_files(struct stage *s)
+{
+    s->first_data = s->n_files;
+    for (size_t i = 0; i < s->n; i++) {
+        const char *name = qm_forge_data_file(s->forge, i);
+
+        if (!name)
+            continue;
+        s->files[s->n_files] = strdup(name);
+        if (!s->files[s->n_files++])
+            abort();
+        s->n_data++;
+    }
+}
+
 bool
 stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
 {
@@ -171,7 +187,7 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     s->n = qm_forge_n_layers(s->forge);
     s->base = s->n - 1;
     s->n_files = s->n + 1;
-    s->files = calloc(2 * s->n + 2, sizeof *s->files);
+    s->files = calloc(3 * s->n + 2, sizeof *s->files);
     if (!s->files)
         abort();
     for (size_t i = 0; i < s->n; i++) {
@@ -184,6 +200,7 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     snprintf(s->journal, sizeof s->journal, ".%s.qmeld", s->files[s->base]);
     s->files[s->n] = s->journal;
     name_aside(s);
+    add_data_files(s);
     if (stage_has_way_back(s)) {
         snprintf(s->undo, sizeof s->undo, "%s-undo", s->journal);
         s->files[s->n_files++] = s->undo;

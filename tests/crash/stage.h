@@ -50,12 +50,14 @@ struct stage {
     char why[2048];
     struct qm_forge *forge;
     const char **files; /* one a layer, then the journal of the merge, then, for quarantine, the
-                         * merged layers' new names, from top on, then, with a way back, undo, or, going
-                         * up, moment */
+                         * merged layers' new names, from top on, then the external data files, then, with
+                         * a way back, undo, or, going up, moment */
     size_t n;           /* layers */
     bool
         encrypted; /* some layer is: qemu-img cannot be asked in passing (tests/oracle/luks.py does) */
     size_t n_files;
+    size_t first_data; /* of files: these are external data files */
+    size_t n_data;
     char journal[256];
     char undo[264];   /* what is kept of a raw base */
     char moment[264]; /* going up: the name that the target has for a moment */

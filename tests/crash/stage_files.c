@@ -26,7 +26,8 @@ stage_files_hold(const struct stage *s)
     mkdir(HELD, 0777);
     for (size_t i = 0; i < s->n_files; i++) {
         /* a layer that is put aside is the same file */
-        const char *file = s->files[i > s->n ? s->top + (i - s->n - 1) : i];
+        const bool data = i >= s->first_data && i - s->first_data < s->n_data;
+        const char *file = s->files[i > s->n && !data ? s->top + (i - s->n - 1) : i];
 
         if (i == s->n || s->files[i] == s->undo || s->files[i] == s->moment) /* not there yet */
             continue;

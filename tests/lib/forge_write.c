@@ -78,6 +78,12 @@ qm_forge_file(const struct qm_forge *forge, size_t layer)
 }
 
 const char *
+qm_forge_data_file(const struct qm_forge *forge, size_t layer)
+{
+    return forge->layers.at[layer].data_file;
+}
+
+const char *
 qm_forge_format(const struct qm_forge *forge, size_t layer)
 {
     return forge->layers.at[layer].raw ? "raw" : "qcow2";

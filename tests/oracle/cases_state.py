@@ -158,23 +158,29 @@ def c34(t):
     t.ok(oracle.set_bits(bits["n"][2]) == {16, 17}, f"n is {bits['n']}")
 
 
-@case("c35", "external data files are refused, by name of the feature")
+@case("c35", "a data file is looked for where QEMU does: in the working directory")
 def c35(t):
     os.mkdir(t.path("d"))
     oracle.must(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=x.dat", "b", "1M"],
                 t.path("d"))
     t.create("-u -b d/b -F qcow2 t 1M")
-    t.refused("commit t", says="data file")
+    t.refused("commit t", says="in the folder of the image")
     t.run("info d/b")
 
 
-@case("c36", "a base with a raw external data file is refused")
+@case("c36", "a raw external data file stays the guest's disk, grown and zeroed")
 def c36(t):
     t.create("-o data_file=b.dat,data_file_raw=on b 1M")
     t.write("b", "write -P 1 0 128k")
     t.create("-b b -F qcow2 t 2M")
-    t.write("t", "write -P 2 64k 128k")
-    t.refused("commit t", says="data file")
+    t.write("t", "write -P 2 64k 128k", "write -z 0 64k")
+    t.commit("t")
+    t.reads("b", "read -P 0 0 64k", "read -P 2 64k 128k", "read -P 0 192k 1856k")
+    if os.path.getsize(t.path("b.dat")) != 2 << 20:
+        raise oracle.Fail("the data file has not grown with the disk")
+    with open(t.path("b.dat"), "rb") as f:
+        if f.read() != bytes(64 << 10) + b"\2" * (128 << 10) + bytes(1856 << 10):
+            raise oracle.Fail("the data file is not the disk")
 
 
 @case("c37", "an encrypted base is refused without its passphrase")
