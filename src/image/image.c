@@ -16,22 +16,35 @@
 /* Signatures at fixed places, as QEMU's probes know them (7.2, block/, the .bdrv_probe functions).
  */
 static const struct signature {
-    const char *format;
+    const char *name;
+    const char *driver; /* QEMU's name for it */
     uint32_t off;
     uint32_t len;
     const char *bytes;
 } signatures[] = {
-    {"VMDK", 0, 4, "KDMV"},
-    {"VMDK", 0, 4, "COWD"},
-    {"VMDK", 0, 21, "# Disk DescriptorFile"},
-    {"VDI", 64, 4, "\x7f\x10\xda\xbe"},
-    {"VHD", 0, 8, "conectix"},
-    {"VHDX", 0, 8, "vhdxfile"},
-    {"QED", 0, 4, "QED\0"},
-    {"qcow (version 1)", 0, 8, "QFI\xfb\0\0\0\1"},
-    {"Parallels", 0, 16, "WithoutFreeSpace"},
-    {"Parallels", 0, 16, "WithouFreSpacExt"},
-    {"LUKS", 0, 6, "LUKS\xba\xbe"},
+    {"VMDK", "vmdk", 0, 4, "KDMV"},
+    {"VMDK", "vmdk", 0, 4, "COWD"},
+    {"VMDK", "vmdk", 0, 21, "# Disk DescriptorFile"},
+    {"VDI", "vdi", 64, 4, "\x7f\x10\xda\xbe"},
+    {"VHD", "vpc", 0, 8, "conectix"},
+    {"VHDX", "vhdx", 0, 8, "vhdxfile"},
+    {"QED", "qed", 0, 4, "QED\0"},
+    {"qcow (version 1)", "qcow", 0, 8, "QFI\xfb\0\0\0\1"},
+    {"Parallels", "parallels", 0, 16, "WithoutFreeSpace"},
+    {"Parallels", "parallels", 0, 16, "WithouFreSpacExt"},
+    {"Bochs", "bochs", 0, 22, "Bochs Virtual HD Image"},
+    {"cloop", "cloop", 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
+    {"LUKS", "luks", 0, 6, "LUKS\xba\xbe"},
+};
+
+/* Of QEMU's drivers those that are formats, under their other names, too. */
+static const struct {
+    const char *format;
+    const char *driver;
+} foreign[] = {
+    {"vmdk", "vmdk"},   {"vdi", "vdi"},     {"vpc", "vpc"},   {"vhd", "vpc"},
+    {"vhdx", "vhdx"},   {"qed", "qed"},     {"qcow", "qcow"}, {"parallels", "parallels"},
+    {"bochs", "bochs"}, {"cloop", "cloop"}, {"dmg", "dmg"},   {"luks", "luks"},
 };
 
 #define PROBE_LEN 512
@@ -56,9 +69,40 @@ qm_image_looks_like_qcow2(const struct qm_file *file, bool *out, struct qmeld_er
     return 0;
 }
 
+/* A VMDK descriptor may begin with other comments and blank lines (qemu 7.2, block/vmdk.c, vmdk_probe). */
+static bool
+is_vmdk_text(const unsigned char *first)
+{
+    const char *p = (const char *)first, *end = p + PROBE_LEN;
+
+    while (p < end) {
+        const char *line = memchr(p, '\n', (size_t)(end - p));
+
+        if (*p != '#' && *p != '\n' && *p != '\r' && *p != ' ')
+            return end - p > 9 && memcmp(p, "version=", 8) == 0 && p[8] >= '1' && p[8] <= '3' &&
+                   (p[9] == '\n' || p[9] == '\r');
+        if (!line)
+            return false;
+        p = line + 1;
+    }
+    return false;
+}
+
+static int
+refuse_foreign(const struct qm_file *file, const char *name, const char *driver,
+               struct qmeld_error *err)
+{
+    return qm_fail(
+        err, QMELD_UNSUPPORTED, qm_in(file->path),
+        "it looks like a %s image, which is not read here: convert it, `qemu-img convert "
+        "-f %s -O qcow2 %.200s NEW.qcow2`, or give the format raw if it is a guest's disk",
+        name, driver, file->path);
+}
+
 static int
 probe(const struct qm_file *file, const char **out, struct qmeld_error *err)
 {
+    const size_t len = strlen(file->path);
     unsigned char first[PROBE_LEN];
 
     if (qm_pread_padded(file, 0, first, sizeof first, err) < 0)
@@ -68,12 +112,27 @@ probe(const struct qm_file *file, const char **out, struct qmeld_error *err)
         const struct signature *s = &signatures[i];
 
         if (!memcmp(first + s->off, s->bytes, s->len))
-            return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
-                           "it looks like a %s image, which is not supported: convert it to qcow2, "
-                           "or give the format raw if it is a guest's disk",
-                           s->format);
+            return refuse_foreign(file, s->name, s->driver, err);
     }
+    if (is_vmdk_text(first))
+        return refuse_foreign(file, "VMDK", "vmdk", err);
+    /* QEMU goes by the name (7.2, block/dmg.c, dmg_probe) */
+    if (strcmp(*out, "raw") == 0 && len > 4 && strcmp(file->path + len - 4, ".dmg") == 0)
+        return refuse_foreign(file, "DMG", "dmg", err);
     return 0;
+}
+
+static int
+refuse_format(const struct qm_file *file, const char *format, struct qmeld_error *err)
+{
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++)
+        if (strcmp(format, foreign[i].format) == 0)
+            return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
+                           "image format \"%s\" is not read here: convert it, `qemu-img convert -f "
+                           "%s -O qcow2 %.200s NEW.qcow2`, and rebase what stands on it",
+                           format, foreign[i].driver, file->path);
+    return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
+                   "image format \"%.64s\" is not supported: only qcow2 and raw are", format);
 }
 
 static int
@@ -88,8 +147,7 @@ open_as(struct qm_file *file, const char *format, const struct qm_qcow2_damage *
     if (!strcmp(format, "raw"))
         return qm_raw_open(file, out, err);
     if (strcmp(format, "qcow2") != 0)
-        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
-                       "image format \"%.64s\" is not supported: only qcow2 and raw are", format);
+        return refuse_format(file, format, err);
     if ((damage ? qm_qcow2_open_damaged(file, damage, &q, err)
                 : qm_qcow2_open(file, QCOW2_DECODE_STRICT, &q, err)) < 0)
         return -1;

@@ -289,7 +289,7 @@ is_at(const struct qm_file *file, const char *path)
 }
 
 static int
-check_evident(enum qm_name_kind kind, const char *image, const char *path,
+check_evident(enum qm_name_kind kind, const char *image, const char *path, const char *real,
               const struct qm_file *file, const char *format, struct qmeld_error *err)
 {
     bool qcow2 = false;
@@ -299,8 +299,7 @@ check_evident(enum qm_name_kind kind, const char *image, const char *path,
         return -1;
     if (qcow2 || (!file->blockdev && file->size > 0 && file->size % SECTOR == 0))
         return 0;
-    return refuse(kind, image, path, file->path, " and is no disk image by its content or length",
-                  err);
+    return refuse(kind, image, path, real, " and is no disk image by its content or length", err);
 }
 
 int
@@ -319,5 +318,5 @@ qm_policy_opened(const struct qm_policy *p, enum qm_name_kind kind, const char *
     if (!real || !is_at(file, real))
         return qm_fail(err, QMELD_STALE, qm_in(path),
                        "another file got this name while it was opened: run again");
-    return verdict == FREE ? 0 : check_evident(kind, image, path, file, format, err);
+    return verdict == FREE ? 0 : check_evident(kind, image, path, real, file, format, err);
 }

@@ -38,7 +38,7 @@ open_alone(const char *path, const struct qmeld_commit_options *opts, struct qm_
 
     if (qm_chain_open(path, &how, out, err) < 0)
         return -1;
-    if (qm_lock_take((*out)->layers[0].img->file, QM_LOCK_WRITER, err) == 0)
+    if (qm_image_lock((*out)->layers[0].img, QM_LOCK_WRITER, err) == 0)
         return 0;
     qm_chain_close(QM_TAKE(*out));
     return -1;
@@ -236,7 +236,7 @@ protect_open(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *
     struct qm_chain now = {.n = 0}, then = {.n = 0};
     int rc;
 
-    if (qm_journal_same(&g->file, image->img->file, false, err) < 0 ||
+    if (qm_journal_same(&g->file, image->img, false, err) < 0 ||
         check_image(p, image, g->layer, err) < 0 ||
         qm_file_make_writable(image->img->file, err) < 0)
         return -1;
@@ -289,7 +289,7 @@ point(const struct qm_intent *intent, const struct qm_guarded *g, const struct q
     struct qm_qcow2 *q = qm_qcow2_of(image->img);
     QM_FREE char *name = NULL;
 
-    if (qm_journal_same(&g->file, image->img->file, false, err) < 0 ||
+    if (qm_journal_same(&g->file, image->img, false, err) < 0 ||
         qm_backing_name_for(image->path, g->file.backing_name, base, false, &name, err) < 0)
         return -1;
     if (image->img->backing_name && strcmp(image->img->backing_name, name) == 0)
