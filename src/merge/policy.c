@@ -23,6 +23,9 @@
 /* Nothing in there is a disk image by accident; secrets are, or things that act when they are read. */
 static const char *const never_evident[] = {"/dev", "/etc", "/proc", "/run", "/sys"};
 
+/* But these are folders for files: memory, and what was plugged in. */
+static const char *const but_evident[] = {"/dev/shm", "/run/media"};
+
 struct qm_policy {
     bool strict;
     QM_VEC(char *) trees; /* real paths; below them all is free */
@@ -210,7 +213,8 @@ judge(const struct qm_policy *p, enum qm_name_kind kind, const char *image, cons
     if (!real || stat(real, &st) < 0)
         return 0; /* whoever opens it finds out why */
     for (size_t i = 0; i < sizeof never_evident / sizeof *never_evident; i++)
-        if (is_below(never_evident[i], real))
+        if (is_below(never_evident[i], real) && !is_below(but_evident[0], real) &&
+            !is_below(but_evident[1], real))
             return refuse(kind, image, path, real, ", where no disk images are expected", err);
     if (!S_ISREG(st.st_mode))
         return refuse(kind, image, path, real, " and is no regular file", err);
