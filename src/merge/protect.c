@@ -179,7 +179,8 @@ transfer(const struct qm_guarded *g, struct qm_chain *now, struct qm_transfer *t
                                           .base = t->target,
                                           .below_size = below,
                                           .new_size = t->new_size,
-                                          .resumed = resumed,
+                                          /* leaks of a run that was taken back are ours, too */
+                                          .resumed = true,
                                           .trusted_bitmaps = resumed ? &g->bitmaps : NULL};
     struct qm_seal *seal;
 

@@ -50,6 +50,9 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
     } else if (!strcmp(key, "top")) {
         s->top = layer_named(s, value);
         s->opts.top = s->files[s->top];
+    } else if (!strcmp(key, "protect")) {
+        s->beside = s->opts.protect = true;
+        s->sibling = layer_named(s, value);
     } else if (!strcmp(key, "fold") && qm_forge_number(value, 0, &v)) {
         s->fold = true;
         s->keep = (size_t)v;
@@ -227,6 +230,7 @@ stage_close(struct stage *s)
     free(s->files);
     free(s->active_view.at);
     free(s->top_view.at);
+    free(s->sibling_view.at);
     free(s->done_view.at);
     free(s->snapshots.at);
     free(s->base_view.at);

@@ -67,7 +67,10 @@ struct stage {
     size_t keep;
     bool rebase; /* no merge: the active layer, which is base and top, gets another backing file */
     const char *onto; /* its name; NULL: none */
-    bool dirty_base;  /* its refcounts need not be true before the merge */
+    bool beside;      /* a row is no layer of the chain, but stands on one, and is protected */
+    size_t sibling; /* which: the one over top's, so that what is asked of a child is asked of it */
+    struct stage_bytes sibling_view;
+    bool dirty_base; /* its refcounts need not be true before the merge */
     struct qmeld_commit_options opts;
     struct stage_bytes active_view;
     struct stage_bytes top_view;

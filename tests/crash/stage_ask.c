@@ -40,6 +40,8 @@ stage_before(struct stage *s)
     remember_aside(s);
     s->active_view = stage_expected(s, 0);
     s->top_view = stage_expected(s, s->top);
+    if (s->beside)
+        s->sibling_view = stage_expected(s, s->sibling);
     if (stage_read_snapshots(s, &s->snapshots, &err) < 0)
         return stage_no_because(s, "snapshots", &err);
     if (stage_read_view(s, s->base, &s->base_view, &err) < 0)
@@ -66,6 +68,8 @@ names_go(const struct stage *s)
 bool
 stage_reads(struct stage *s)
 {
+    if (s->beside && !stage_view_is(s, s->sibling, &s->sibling_view, "the image beside the chain"))
+        return false;
     if (!is_there(s, 0)) {
         if (!names_go(s) || s->top != 0)
             return stage_no(s, "the active layer is gone");
@@ -392,7 +396,7 @@ is_over(const struct stage *s)
         return false;
     depth = qmeld_chain_depth(chain);
     qmeld_chain_close(chain);
-    return depth < s->n;
+    return depth < s->n - s->beside;
 }
 
 static int
