@@ -13,10 +13,8 @@ rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *j
          struct qmeld_error *err)
 {
     struct qmeld_commit_report unread = {.already_merged = m->report->already_merged};
-    struct qm_merge dry = {.opts = m->opts,
-                           .report = &unread,
-                           .opened = m->chain,
-                           .protect_again = m->protect_again};
+    struct qm_merge dry = {
+        .opts = m->opts, .report = &unread, .opened = m->chain, .protect_again = m->protect_again};
     const bool resumed = m->journal && qm_journal_cursor(m->journal).phase != QM_PHASE_PROTECT;
     struct qm_intent copy = {.base_arg = NULL};
     int rc = -1;
