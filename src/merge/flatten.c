@@ -358,11 +358,10 @@ write_output(struct qm_flatten *f, const char *out, struct qmeld_error *err)
         return -1;
     if (out && qm_output_finish(&f->output, err) < 0)
         return -1;
-    if (qm_flatten_record_name(f, err) < 0) {
-        qm_err_disk(err, QMELD_DISK_NEW);
-        return -1;
-    }
-    return out ? qm_output_forget(&f->output, err) : 0;
+    if (qm_flatten_record_name(f, err) == 0 && (!out || qm_output_forget(&f->output, err) == 0))
+        return 0;
+    qm_err_disk(err, QMELD_DISK_NEW);
+    return -1;
 }
 
 static int

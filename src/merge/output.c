@@ -306,14 +306,28 @@ qm_output_advance(struct qm_output *o, uint64_t done, struct qmeld_error *err)
 
 /* ---- the end ---- */
 
+static bool
+has_name(const struct qm_output *o)
+{
+    struct stat st;
+
+    return lstat(o->path, &st) == 0 && st.st_dev == o->file->dev && st.st_ino == o->file->ino;
+}
+
 int
 qm_output_finish(struct qm_output *o, struct qmeld_error *err)
 {
     if (o->complete || o->file->blockdev)
         return 0;
     /* COMMIT POINT: all of it is durable, and gets its name */
-    if (o->old ? qm_replace(o->partial, o->path, err) < 0 : qm_rename(o->partial, o->path, err) < 0)
+    if (o->old ? qm_replace(o->partial, o->path, err) < 0
+               : qm_rename(o->partial, o->path, err) < 0) {
+        o->complete =
+            has_name(o); /* and is not known to be durable: the note stays, for who goes on */
+        if (o->complete)
+            qm_err_disk(err, QMELD_DISK_OPEN);
         return -1;
+    }
     o->complete = true;
     return 0;
 }

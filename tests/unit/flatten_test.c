@@ -301,6 +301,130 @@ flatten__what_is_shared_survives_power_cuts(void **state)
     setenv("QMELD_TEST_BATCH", CHUNK, 1);
 }
 
+/* ---- faults ---- */
+
+struct fault {
+    unsigned after; /* so many changes or reads go well */
+    int error;
+    bool stays; /* all changes that follow fail, too */
+    bool reads; /* reads, not changes */
+    unsigned seen;
+    bool hit;
+};
+
+static bool
+fails(struct fault *f)
+{
+    const unsigned n = f->seen++;
+
+    if (n != f->after && !(n > f->after && f->stays))
+        return false;
+    f->hit = true;
+    return true;
+}
+
+static int
+fail_change(const struct qm_io_event *ev, void *opaque)
+{
+    struct fault *f = opaque;
+
+    (void)ev;
+    return !f->reads && fails(f) ? f->error : 0;
+}
+
+static ssize_t
+fail_read(enum qm_io_call call, const char *path, uint64_t off, size_t len, void *opaque)
+{
+    struct fault *f = opaque;
+
+    (void)path;
+    (void)off;
+    return f->reads && call == QM_IO_CALL_READ && fails(f) ? -f->error : (ssize_t)len;
+}
+
+static void
+check_input(const char *path, const unsigned char *was, size_t was_len)
+{
+    size_t len;
+    unsigned char *now = qm_torn_load(path, &len);
+
+    assert_int_equal(len, was_len);
+    assert_memory_equal(now, was, len);
+    free(now);
+}
+
+/* False: the fault was not reached. */
+static bool
+run_with_fault(struct crash *c, struct fault *f)
+{
+    struct qmeld_error err = {0}, again = {0};
+    size_t len;
+    unsigned char *was = qm_torn_load(from_of(c), &len);
+    int rc;
+
+    if (c->opts.force)
+        qm_torn_save(out, (const unsigned char *)old, sizeof old);
+    qm_io_set_hook(fail_change, f);
+    qm_io_set_call_hook(fail_read, f);
+    rc = qmeld_flatten(from_of(c), out, &c->opts, NULL, &err);
+    qm_io_set_hook(NULL, NULL);
+    qm_io_set_call_hook(NULL, NULL);
+    check_input(from_of(c), was, len);
+    free(was);
+    if (f->hit && rc < 0) {
+        const bool named = access(out, F_OK) == 0;
+
+        assert_int_equal(err.code, f->error == ENOSPC ? QMELD_NOSPACE : QMELD_IO);
+        if (err.disk == QMELD_DISK_OLD && !c->opts.force)
+            assert_false(named);
+        if (err.disk == QMELD_DISK_OLD && !f->stays)
+            assert_true(access(partial, F_OK) != 0 && access(note, F_OK) != 0);
+        if (c->opts.force)
+            assert_true(named); /* the old one, or the new one */
+        if (named && !c->opts.force)
+            check_out(c);
+        /* what is complete already, its note gone or not: nothing to be done */
+        if (qmeld_flatten(from_of(c), out, &c->opts, NULL, &again) < 0)
+            assert_true(again.code == QMELD_USAGE && named);
+    }
+    check_out(c);
+    assert_int_not_equal(access(partial, F_OK), 0);
+    unlink(out);
+    unlink(note);
+    return f->hit;
+}
+
+static void
+flatten__every_failure_tells_the_truth_and_is_gone_on_from(void **state)
+{
+    static const struct qmeld_create_options raw, small = {.format = "qcow2", .cluster_size = 4096};
+    const struct crash list[] = {
+        {.opts = {.target = &raw, .format = "raw", .threads = 1}},
+        {.opts = {.target = &small, .format = "raw", .threads = 2, .force = true}},
+        {.opts = {.target = &small, .format = "raw", .threads = 1, .compress = "zlib"}},
+    };
+    const struct fault kinds[] = {{.error = EIO},
+                                  {.error = ENOSPC},
+                                  {.error = EIO, .stays = true},
+                                  {.error = EIO, .reads = true}};
+    unsigned n = 0;
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        for (size_t k = 0; k < 4; k++) {
+            struct crash c = list[i];
+            struct fault f;
+
+            do {
+                f = kinds[k];
+                f.after = n++;
+            } while (run_with_fault(&c, &f));
+            assert_true(f.after > 5);
+            n = 0;
+        }
+    }
+}
+
 /* A file system that shares, and then does not any more: the same image, copied. */
 static int
 refuse_shares(const struct qm_io_event *ev, void *opaque)
@@ -413,6 +537,7 @@ main(void)
         cmocka_unit_test(flatten__clusters_that_are_passed_on_survive_power_cuts),
         cmocka_unit_test(flatten__a_manifest_looks_into_what_is_passed_on),
         cmocka_unit_test(flatten__what_is_shared_survives_power_cuts),
+        cmocka_unit_test(flatten__every_failure_tells_the_truth_and_is_gone_on_from),
         cmocka_unit_test(flatten__what_is_refused_is_copied),
         cmocka_unit_test(flatten__a_manifest_verifies),
         cmocka_unit_test(flatten__changed_inputs_are_not_gone_on_with),
