@@ -23,7 +23,7 @@ from oracle import Fail
 def pick_fold(rng, chain):
     m = chain_check.Merge(chain)
     m.top = rng.randrange(1, m.n)
-    m.keep = m.n - 1 - m.top
+    m.keep, m.bitmaps = m.n - 1 - m.top, "merge"
     m.overlays = rng.choice(["delete", "delete", "quarantine", "keep", "empty"])
     m.args = [] if m.overlays == "delete" and rng.random() < 0.5 else [f"--overlays={m.overlays}"]
     m.reclaim = m.overlays != "quarantine" and rng.random() < 0.2
@@ -36,6 +36,7 @@ def pick_fold(rng, chain):
     for option in ("--skip-equal", "--detect-zeroes", "--verify"):
         if rng.random() < 0.2:
             m.args.append(option)
+    m.args.append("--allow-path=/")  # layers lie in folders beside each other
     m.inode = os.stat(chain.path(0)).st_ino
     m.batch, m.share = rng.choice([4096, 65536, 1 << 20, 512 << 20]), None
     if any(x.no_format for x in chain.layers):
