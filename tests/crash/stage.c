@@ -200,6 +200,7 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     s->opts.threads = 1;
     s->opts.secrets = &stage_secrets;
     set_options(s, line);
+    s->opts.no_scan = !s->beside; /* what states before this one have left is nobody's */
     snprintf(s->journal, sizeof s->journal, ".%s.qmeld", s->files[s->base]);
     s->files[s->n] = s->journal;
     name_aside(s);
