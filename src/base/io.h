@@ -97,6 +97,10 @@ qm_file_is_local(const struct qm_file *file)
     return !file->remote;
 }
 
+/* The block device at path belongs to the kernel: it, or a part of it, is mounted, swap, or makes up another device.  Also
+ * if it cannot be asked. */
+bool qm_device_is_claimed(const char *path);
+
 /* What it is, where its fixed size is spoken of: "block device", "NBD export". */
 const char *qm_file_kind(const struct qm_file *file);
 

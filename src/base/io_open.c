@@ -362,3 +362,14 @@ qm_file_room(const struct qm_file *file, uint64_t *out, struct qmeld_error *err)
         *out = qm_min(*out, rooms[i].bytes);
     return 0;
 }
+
+/* Who has one of those claims it for itself (open(2), O_EXCL without O_CREAT). */
+bool
+qm_device_is_claimed(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_EXCL | O_NONBLOCK | O_CLOEXEC);
+
+    if (fd >= 0)
+        close(fd);
+    return fd < 0;
+}

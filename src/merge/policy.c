@@ -211,7 +211,9 @@ judge(const struct qm_policy *p, enum qm_name_kind kind, const char *image, cons
         return refuse(kind, image, path, real, " and of --allow-path", err);
     *out = EVIDENT_IF_IMAGE;
     if (!real || stat(real, &st) < 0)
-        return 0; /* whoever opens it finds out why */
+        return 0;            /* whoever opens it finds out why */
+    if (S_ISBLK(st.st_mode)) /* judged when it is open */
+        return 0;
     for (size_t i = 0; i < sizeof never_evident / sizeof *never_evident; i++)
         if (is_below(never_evident[i], real) && !is_below(but_evident[0], real) &&
             !is_below(but_evident[1], real))
@@ -292,16 +294,36 @@ is_at(const struct qm_file *file, const char *path)
                           : st.st_dev == file->dev && st.st_ino == file->ino;
 }
 
+/* In the folder above one that is free, or below that ("../bases/b.raw"): a neighbour, of whom no proof is asked. */
+static bool
+is_near(const struct qm_policy *p, const char *real)
+{
+    QM_VEC_EACH (t, &p->trees) {
+        QM_FREE char *above = folder_of(*t);
+
+        if (above && strcmp(above, "/") != 0 && is_below(above, real))
+            return true;
+    }
+    return false;
+}
+
 static int
-check_evident(enum qm_name_kind kind, const char *image, const char *path, const char *real,
-              const struct qm_file *file, const char *format, struct qmeld_error *err)
+check_evident(const struct qm_policy *p, enum qm_name_kind kind, const char *image,
+              const char *path, const char *real, const struct qm_file *file, const char *format,
+              struct qmeld_error *err)
 {
     bool qcow2 = false;
 
-    if (!file->blockdev && (kind == QM_NAME_BACKING && (!format || strcmp(format, "raw") != 0)) &&
+    if (file->blockdev)
+        return qm_device_is_claimed(real) ? refuse(kind, image, path, real,
+                                                   " and is in use by this machine: mounted, swap, "
+                                                   "or a part of something else",
+                                                   err)
+                                          : 0;
+    if ((kind == QM_NAME_BACKING && (!format || strcmp(format, "raw") != 0)) &&
         qm_image_looks_like_qcow2(file, &qcow2, err) < 0)
         return -1;
-    if (qcow2 || (!file->blockdev && file->size > 0 && file->size % SECTOR == 0))
+    if (qcow2 || (file->size > 0 && file->size % SECTOR == 0) || is_near(p, real))
         return 0;
     return refuse(kind, image, path, real, " and is no disk image by its content or length", err);
 }
@@ -322,5 +344,5 @@ qm_policy_opened(const struct qm_policy *p, enum qm_name_kind kind, const char *
     if (!real || !is_at(file, real))
         return qm_fail(err, QMELD_STALE, qm_in(path),
                        "another file got this name while it was opened: run again");
-    return verdict == FREE ? 0 : check_evident(kind, image, path, real, file, format, err);
+    return verdict == FREE ? 0 : check_evident(p, kind, image, path, real, file, format, err);
 }

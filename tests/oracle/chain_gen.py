@@ -300,7 +300,6 @@ def add_layer(rng, chain, patterns, story, plain):
         write_raw(rng, path, layer.size, patterns)
         chain.tags.add("raw-base")
         story.append(f"{layer.path}: raw, {layer.size} bytes")
-        oracle.follow_all = layer.size % 512 != 0 or layer.size == 0
     else:
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", pick_options(rng, layer, chain.alike)]
         if below:
@@ -347,7 +346,6 @@ def tag_options(chain, layer):
 def random_chain(rng, folder, patterns, story, easy=False):
     """easy: only what qemu-img itself merges as we do (see stand_in.py)."""
     chain = Chain(folder)
-    oracle.follow_all = False
     chain.easy = easy
     if rng.random() < 0.3:  # layers that can take over each other's compressed clusters
         chain.alike = rng.choice([512, 1024, 4096, 16 * KIB, 64 * KIB, 64 * KIB, 2 * MIB])
@@ -368,7 +366,6 @@ def forge_chain(seed, folder, forge, story):
     oracle.must([forge, "recipe", "."], folder)
     listed = [line.split() for line in oracle.must([forge, "--list", "recipe"], folder).out.splitlines()]
     chain = Chain(folder)
-    oracle.follow_all = False
     chain.plain_names, chain.easy = False, False
     for index, (name, fmt, *_) in enumerate(reversed(listed)):
         layer = Layer(index, name, fmt)

@@ -17,7 +17,6 @@ import oracle
 from oracle import Fail
 
 
-ALLOW = "--allow-path=/dev"  # names in images lead to devices only if the user says so
 
 
 class Loop:
@@ -59,7 +58,7 @@ def overlay(d, device, fmt, size, writes):
 
 def merged(qmeld, d, device, fmt):
     want = oracle.view("t", "qcow2", d)
-    r = oracle.run([qmeld, "commit", ALLOW, "t"], d)
+    r = oracle.run([qmeld, "commit", "t"], d)
     if r.rc != 0:
         raise Fail(f"rc {r.rc}: {r.err}")
     got = oracle.view(device, fmt, d)
@@ -73,7 +72,7 @@ def merged(qmeld, d, device, fmt):
 
 def refused(qmeld, d, device, fmt):
     before = oracle.view(device, fmt, d)
-    r = oracle.run([qmeld, "commit", ALLOW, "t"], d)
+    r = oracle.run([qmeld, "commit", "t"], d)
     if r.rc != 2 or device not in r.err:
         raise Fail(f"rc {r.rc}, wanted 2 and the device's name: {r.err}")
     if oracle.view(device, fmt, d) != before:
@@ -211,7 +210,7 @@ def test_small_clusters_on_large_sectors(qmeld, d):
                          "t", "8M"], sub)
             oracle.qemu_io("t", writes, cwd=sub)
             want = oracle.view("t", "qcow2", sub)
-            r = oracle.run([qmeld, "commit", ALLOW, *how, "t"], sub)
+            r = oracle.run([qmeld, "commit", *how, "t"], sub)
             if r.rc != 0:
                 raise Fail(f"{how}: rc {r.rc}: {r.err}")
             holds(sub, device, want, "qcow2")
@@ -246,14 +245,33 @@ def test_partitions(qmeld, d):
         holds(d, one, want, "qcow2")
 
 
+def test_claimed(qmeld, d):
+    """A header alone leads to no device that is mounted; the user may."""
+    with Loop(d, "disk", 16 << 20) as device:
+        oracle.must(["mkfs.ext4", "-q", device])
+        at = os.path.join(d, "at")
+        os.mkdir(at)
+        overlay(d, device, "raw", "16M", ["write -P 1 1M 3M"])
+        oracle.must(["mount", "-o", "ro", device, at])
+        try:
+            for more, rc in ([], 2), (["--allow-path=/dev"], 0):
+                r = oracle.run([qmeld, "map", *more, "t"], d)
+                if r.rc != rc or (rc and ("in use by this machine" not in r.err or "--allow-path" not in r.err)):
+                    raise Fail(f"rc {r.rc}: {r.err}")
+        finally:
+            oracle.must(["umount", at])
+        if oracle.run([qmeld, "map", "t"], d).rc != 0:
+            raise Fail("nobody has it, and it is refused")
+
+
 def test_read_only(qmeld, d):
     """Also to root; a plan foresees it."""
     with Loop(d, "disk", 16 << 20, "-r") as device:
         overlay(d, device, "raw", "16M", ["write -P 1 1M 3M"])
-        r = oracle.run([qmeld, "plan", ALLOW, "t"], d)
+        r = oracle.run([qmeld, "plan", "t"], d)
         if r.rc != 2 or f"{device}: the block device is read-only" not in r.err:
             raise Fail(f"the plan says nothing: rc {r.rc}: {r.out}{r.err}")
-        r = oracle.run([qmeld, "commit", ALLOW, "t"], d)
+        r = oracle.run([qmeld, "commit", "t"], d)
         if r.rc != 2 or f"{device}: the block device is read-only" not in r.err:
             raise Fail(f"rc {r.rc}: {r.err}")
         if [n for n in os.listdir(d) if n.endswith(".qmeld")]:
@@ -269,13 +287,13 @@ def test_too_small_by_how_much(qmeld, d):
             oracle.must(["qemu-img", "create", "-q", "-f", "qcow2", device, "64M"], sub)
             oracle.qemu_io(device, ["write -P 1 0 4M"], cwd=sub)
             overlay(sub, device, "qcow2", "64M", ["write -P 2 8M 12M", "write -P 3 50M 64k"])
-            said = [re.search(r"(\d+) are needed", oracle.run([qmeld, c, ALLOW, "t"], sub).err) for c in ("plan", "commit")]
+            said = [re.search(r"(\d+) are needed", oracle.run([qmeld, c, "t"], sub).err) for c in ("plan", "commit")]
             if not all(said) or said[0][1] != said[1][1]:
                 raise Fail(f"plan and commit do not agree: {said}")
             with open(os.path.join(sub, "disk"), "r+b") as f:
                 f.truncate(int(said[0][1]) + extra)
             oracle.must(["losetup", "-c", device])
-            r = oracle.run([qmeld, "commit", ALLOW, "t"], sub)
+            r = oracle.run([qmeld, "commit", "t"], sub)
             if r.rc != rc:
                 raise Fail(f"{extra} bytes: rc {r.rc}, wanted {rc}: {r.err}")
 
@@ -324,7 +342,7 @@ def test_held(qmeld, d):
                     if os.path.exists(os.path.join(d, "s")):
                         break
                     time.sleep(0.01)
-                r = oracle.run([qmeld, "commit", ALLOW, "t"], d)
+                r = oracle.run([qmeld, "commit", "t"], d)
                 if r.rc != 2 or f"pid {p.pid}" not in r.err:
                     raise Fail(f"rc {r.rc}, wanted 2 and pid {p.pid}: {r.err}")
             finally:
@@ -345,7 +363,7 @@ def test_killed(qmeld, d):
                 oracle.qemu_io(device, [f"write -P {n + 1} 0 8M"], fmt=fmt, cwd=sub)
                 overlay(sub, device, fmt, size, [f"write -P {i + 9 + n} {i * 450 + 64}k 300k" for i in range(50)])
                 want = oracle.view("t", "qcow2", sub)
-                with subprocess.Popen([qmeld, "commit", ALLOW, "t"], cwd=sub, stdout=subprocess.DEVNULL,
+                with subprocess.Popen([qmeld, "commit", "t"], cwd=sub, stdout=subprocess.DEVNULL,
                                       stderr=subprocess.DEVNULL) as p:
                     time.sleep(rng.uniform(0.02, 0.2))
                     p.kill()
@@ -357,7 +375,6 @@ def test_killed(qmeld, d):
 
 
 def main():
-    oracle.follow_all = True  # bases are devices, which no header alone may lead to
     oracle.need("qemu-img", "qemu-io", "losetup")
     qmeld, folder, bad = oracle.qmeld_program(), oracle.scratch(None), 0
     named = [f"test_{n}" for n in sys.argv[1:]]

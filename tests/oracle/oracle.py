@@ -78,21 +78,7 @@ def scratch(parent=None):
     return tempfile.mkdtemp(prefix="qmeld-oracle.", dir=parent)
 
 
-# Commands that follow names in images.  A chain that needs it (a raw base of odd length in a folder of its own is no
-# evident image) sets follow_all; who says --allow-path himself is left alone.
-FOLLOWERS = {"commit", "plan", "fold", "info", "map", "compare", "measure", "rebase", "flatten", "verify"}
-follow_all = False
-
-
-def with_allowed(argv):
-    if (follow_all and len(argv) > 1 and os.path.basename(str(argv[0])) == "qmeld" and argv[1] in FOLLOWERS
-            and not any(str(a).startswith("--allow-path") for a in argv)):
-        return [argv[0], argv[1], "--allow-path=/", *argv[2:]]
-    return argv
-
-
 def run(argv, cwd=None, timeout=180, env=None, stdin=None):
-    argv = with_allowed(argv)
     full = dict(os.environ, LC_ALL="C")
     full.update(env or {})
     try:

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -87,6 +88,22 @@ policy__the_tree_of_a_named_folder_is_free(void **state)
     assert_int_equal(follow(strict, at("there/../here/top"), "raw"), QMELD_OK);
 }
 
+/* One in no tree that has to do with the named one; its path is absolute. */
+static const char *
+far_file(size_t len, const char *first)
+{
+    static char path[64];
+    FILE *f;
+
+    snprintf(path, sizeof path, "/dev/shm/qmeld-far-%ld", (long)getpid());
+    f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_true(len < 8 || fwrite(first, 1, strlen(first), f) == strlen(first));
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(truncate(path, (off_t)len), 0);
+    return path;
+}
+
 static void
 policy__elsewhere_only_what_is_evidently_an_image(void **state)
 {
@@ -95,12 +112,15 @@ policy__elsewhere_only_what_is_evidently_an_image(void **state)
     assert_int_equal(follow(NULL, at("there/raw"), NULL), QMELD_OK);
     assert_int_equal(follow(NULL, at("there/qcow2"), "qcow2"), QMELD_OK);
     assert_int_equal(follow(NULL, at("there/qcow2"), NULL), QMELD_OK);
-    assert_int_equal(follow(NULL, at("there/qcow2"), "raw"), QMELD_USAGE);
-    assert_int_equal(follow(NULL, at("there/odd"), "raw"), QMELD_USAGE);
-    assert_int_equal(follow(NULL, at("there/odd"), "qcow2"), QMELD_USAGE);
-    assert_int_equal(follow(NULL, at("there/empty"), "raw"), QMELD_USAGE);
-    assert_int_equal(follow(NULL, at("here/link"), "raw"), QMELD_USAGE);
+    assert_int_equal(follow(NULL, at("there/odd"), "raw"), QMELD_OK); /* near */
     assert_int_equal(follow(NULL, at("there/pipe"), "raw"), QMELD_USAGE);
+    assert_int_equal(follow(NULL, far_file(1000, "raw"), "raw"), QMELD_USAGE);
+    assert_int_equal(follow(NULL, far_file(1000, "odd"), "qcow2"), QMELD_USAGE);
+    assert_int_equal(follow(NULL, far_file(0, ""), "raw"), QMELD_USAGE);
+    assert_int_equal(follow(NULL, far_file(1024, "raw"), "raw"), QMELD_OK);
+    assert_int_equal(follow(NULL, far_file(1001, "QFI\xfb\0\0\0\3"), "qcow2"), QMELD_OK);
+    assert_int_equal(follow(NULL, far_file(1001, "QFI\xfb\0\0\0\3"), "raw"), QMELD_USAGE);
+    assert_int_equal(unlink(far_file(1, "")), 0);
     assert_int_equal(follow(NULL, "/dev/zero", "raw"), QMELD_USAGE);
     assert_int_equal(follow(NULL, "/dev/shm/no such file", "raw"), QMELD_OK);
     assert_int_equal(follow(NULL, "/etc/passwd", "raw"), QMELD_USAGE);
