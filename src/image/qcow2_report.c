@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "qcow2_report.h"
 
+#include "dict.h"
 #include "qcow2_census.h"
 
 #include <stdlib.h>
@@ -178,23 +179,46 @@ compare_packed(struct report *r, struct qmeld_error *err)
     return 0;
 }
 
-/* What snapshots share with each other and the active view is meant so: each has counters of its own.  Their L1 tables
- * are where the census could read them. */
+/* As check judges them, and no further than the file goes: what is not there refers to nothing. */
+static uint32_t
+usable_entries(const struct report *r, const struct qm_census_snapshot *s)
+{
+    const uint64_t size = r->q->img.file->size;
+
+    if (s->l1_off % r->q->geo.cluster_size != 0 || s->l1_off >= size ||
+        s->l1_entries > QCOW2_MAX_L1_BYTES / sizeof(be64))
+        return 0;
+    return (uint32_t)qm_min(s->l1_entries, (size - s->l1_off) / sizeof(be64));
+}
+
+static int
+walk_snapshot(struct report *r, const struct qm_census_snapshot *s, struct qmeld_error *err)
+{
+    qm_count_release(&r->seen);
+    if (qm_count_init(&r->seen, r->census.file_clusters, UINT64_MAX, r->census.count.budget, err) <
+        0)
+        return -1;
+    r->snapshot = s;
+    return walk_view(r, s->l1_off, usable_entries(r, s), err);
+}
+
+/* What snapshots share with each other and the active view is meant so: each has counters of its own.  Those that have one
+ * L1 table, which no sound image has, are looked at once: a small file could have thousands of them. */
 static int
 walk_snapshots(struct report *r, struct qmeld_error *err)
 {
+    struct qm_dict walked = {.at = NULL};
+    int rc = 0;
+
     QM_VEC_EACH (s, &r->census.snapshots) {
-        qm_count_release(&r->seen);
-        if (qm_count_init(&r->seen, r->census.file_clusters, UINT64_MAX, r->census.count.budget,
-                          err) < 0)
-            return -1;
-        r->snapshot = s;
-        if (s->l1_off % r->q->geo.cluster_size == 0 &&
-            walk_view(r, s->l1_off, s->l1_entries, err) < 0)
-            return -1;
+        if (rc < 0 || qm_dict_get(&walked, s->l1_off))
+            continue;
+        rc = qm_dict_put(&walked, s->l1_off, s) ? walk_snapshot(r, s, err)
+                                                : qm_fail_nomem(err, "the report");
     }
+    qm_dict_release(&walked);
     r->snapshot = NULL;
-    return 0;
+    return rc;
 }
 
 /* ---- the file ---- */
