@@ -672,6 +672,8 @@ struct qmeld_unfinished {
     bool complete;           /* the base holds all of it; headers and overlays are being settled */
     bool
         base_intact; /* all layers, the base too, read as before by themselves until it is complete */
+    bool protecting; /* other images are being given what they read through it (protect); so far no
+                      * layer has changed */
     bool held; /* all is done; it can be taken back, or made final: this is no unfinished work */
     bool revertible; /* qmeld_revert can take it back */
     bool reverting;  /* it is being taken back; qmeld_resume goes on with that */

@@ -181,6 +181,8 @@ print_merge(const struct qmeld_unfinished *merge)
         puts("  all is merged, and can be taken back until it is made final");
     else if (merge->reverting)
         puts("  the base is becoming again what it was before the merge");
+    else if (merge->protecting)
+        puts("  images beside the chain get what they read through it first; no layer has changed");
     else if (merge->complete)
         puts("  all data is merged; headers and overlays are still to be settled");
     else
@@ -286,6 +288,7 @@ merge_json(const struct qmeld_unfinished *merge)
     qm_cli_json_add_bool(object, "held", merge->held);
     qm_cli_json_add_bool(object, "revertible", merge->revertible);
     qm_cli_json_add_bool(object, "reverting", merge->reverting);
+    qm_cli_json_add_bool(object, "protecting", merge->protecting);
     qm_cli_json_add_u64(object, "done", merge->done);
     qm_cli_json_add_u64(object, "size", merge->size);
     qm_cli_json_add(object, "layers", layers_json(merge));

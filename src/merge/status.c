@@ -54,7 +54,9 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     out->complete =
         c.phase != QM_PHASE_COPY && c.phase != QM_PHASE_BACK && c.phase != QM_PHASE_PROTECT;
     out->held = c.phase == QM_PHASE_HELD;
-    out->base_intact = i->back.kind == QM_WAY_SWITCH && c.phase == QM_PHASE_COPY;
+    out->protecting = c.phase == QM_PHASE_PROTECT;
+    out->base_intact =
+        out->protecting || (i->back.kind == QM_WAY_SWITCH && c.phase == QM_PHASE_COPY);
     out->reverting = c.phase == QM_PHASE_BACK;
     out->revertible = i->back.kind != QM_WAY_NONE && c.phase != QM_PHASE_FINAL;
     out->done = c.done.g;
