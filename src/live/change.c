@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "change.h"
 
+#include "fields.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <json.h>
@@ -159,67 +161,10 @@ to_json(const struct qm_change *c)
     return o;
 }
 
-/* null is fine where optional. */
-static bool
-get_text(struct json_object *o, const char *key, bool optional, char **out)
-{
-    struct json_object *v;
-
-    *out = NULL;
-    if (!json_object_object_get_ex(o, key, &v))
-        return false;
-    if (!v)
-        return optional;
-    if (!json_object_is_type(v, json_type_string))
-        return false;
-    *out = strdup(json_object_get_string(v));
-    return *out != NULL;
-}
-
 static bool
 get_path(struct json_object *o, const char *key, bool optional, char **out)
 {
-    return get_text(o, key, optional, out) && (!*out || (*out)[0] == '/');
-}
-
-static bool
-get_number(struct json_object *o, const char *key, uint64_t *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int) ||
-        json_object_get_int64(v) < 0)
-        return false;
-    *out = json_object_get_uint64(v);
-    return true;
-}
-
-static bool
-get_time(struct json_object *o, const char *key, int64_t *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int))
-        return false;
-    *out = json_object_get_int64(v);
-    return true;
-}
-
-static bool
-get_bool(struct json_object *o, const char *key, bool *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_boolean))
-        return false;
-    *out = json_object_get_boolean(v);
-    return true;
-}
-
-static bool
-get_array(struct json_object *o, const char *key, struct json_object **out)
-{
-    return json_object_object_get_ex(o, key, out) && json_object_is_type(*out, json_type_array);
+    return qm_field_text(o, key, optional, out) && (!*out || (*out)[0] == '/');
 }
 
 static bool
@@ -227,10 +172,10 @@ read_layer(struct json_object *o, struct qm_change_disk *d)
 {
     struct qm_change_layer l = {.path = NULL};
 
-    if (json_object_is_type(o, json_type_object) && get_bool(o, "block-device", &l.blockdev) &&
-        get_number(o, "inode", &l.ino) && get_time(o, "born", &l.born_sec) &&
-        get_time(o, "born-nsec", &l.born_nsec) && get_path(o, "path", false, &l.path) &&
-        get_text(o, "format", false, &l.format) && qm_vec_push(&d->layers, &l))
+    if (json_object_is_type(o, json_type_object) && qm_field_bool(o, "block-device", &l.blockdev) &&
+        qm_field_number(o, "inode", &l.ino) && qm_field_time(o, "born", &l.born_sec) &&
+        qm_field_time(o, "born-nsec", &l.born_nsec) && get_path(o, "path", false, &l.path) &&
+        qm_field_text(o, "format", false, &l.format) && qm_vec_push(&d->layers, &l))
         return true;
     free(l.path);
     free(l.format);
@@ -244,10 +189,11 @@ read_disk(struct json_object *o, struct qm_change_disk *d)
     struct json_object *layers;
     uint64_t base, top;
 
-    if (!json_object_is_type(o, json_type_object) || !get_text(o, "target", false, &d->target) ||
-        !get_path(o, "note", false, &d->note) ||
-        !get_text(o, "backing-format", true, &d->backing_format) || !get_number(o, "base", &base) ||
-        !get_number(o, "top", &top) || !get_array(o, "layers", &layers))
+    if (!json_object_is_type(o, json_type_object) ||
+        !qm_field_text(o, "target", false, &d->target) || !get_path(o, "note", false, &d->note) ||
+        !qm_field_text(o, "backing-format", true, &d->backing_format) ||
+        !qm_field_number(o, "base", &base) || !qm_field_number(o, "top", &top) ||
+        !qm_field_array(o, "layers", &layers))
         return false;
     for (size_t i = 0; i < json_object_array_length(layers); i++)
         if (!read_layer(json_object_array_get_idx(layers, i), d))
@@ -266,7 +212,7 @@ get_bitmaps(struct json_object *o, enum qmeld_bitmaps *out)
     *out = QMELD_BITMAPS_MERGE;
     if (!json_object_object_get_ex(o, "bitmaps", NULL))
         return true;
-    if (!get_text(o, "bitmaps", false, &word))
+    if (!qm_field_text(o, "bitmaps", false, &word))
         return false;
     for (size_t i = 0; i < sizeof bitmaps_words / sizeof *bitmaps_words; i++)
         if (strcmp(word, bitmaps_words[i]) == 0) {
@@ -281,13 +227,16 @@ from_json(struct json_object *o, struct qm_change *c)
 {
     struct json_object *disks;
 
-    if (!json_object_is_type(o, json_type_object) || !get_text(o, "uri", false, &c->uri) ||
-        !get_text(o, "domain", false, &c->domain) || !get_text(o, "uuid", false, &c->uuid) ||
-        !get_text(o, "words", false, &c->words) || !get_text(o, "snapshot", true, &c->snapshot) ||
-        !get_path(o, "journal-dir", true, &c->journal_dir) || !get_bool(o, "remove", &c->remove) ||
-        !get_bool(o, "keep-relative", &c->keep_relative) || !get_bitmaps(o, &c->bitmaps) ||
-        !get_bool(o, "update-saved", &c->update_saved) || !get_bool(o, "live", &c->live) ||
-        !get_array(o, "disks", &disks))
+    if (!json_object_is_type(o, json_type_object) || !qm_field_text(o, "uri", false, &c->uri) ||
+        !qm_field_text(o, "domain", false, &c->domain) ||
+        !qm_field_text(o, "uuid", false, &c->uuid) ||
+        !qm_field_text(o, "words", false, &c->words) ||
+        !qm_field_text(o, "snapshot", true, &c->snapshot) ||
+        !get_path(o, "journal-dir", true, &c->journal_dir) ||
+        !qm_field_bool(o, "remove", &c->remove) ||
+        !qm_field_bool(o, "keep-relative", &c->keep_relative) || !get_bitmaps(o, &c->bitmaps) ||
+        !qm_field_bool(o, "update-saved", &c->update_saved) ||
+        !qm_field_bool(o, "live", &c->live) || !qm_field_array(o, "disks", &disks))
         return false;
     for (size_t i = 0; i < json_object_array_length(disks); i++) {
         const struct qm_change_disk none = {.target = NULL};

@@ -7,6 +7,7 @@
  * without it.  So whatever changes the image or the files beside it is a key.
  */
 #include "flatten_int.h"
+#include "fields.h"
 #include "search.h"
 
 #include <dirent.h>
@@ -99,46 +100,20 @@ struct request {
     struct qmeld_flatten_options options;
 };
 
-static const char *
-text_of(struct json_object *j, const char *key)
-{
-    struct json_object *v;
-
-    return json_object_object_get_ex(j, key, &v) && json_object_is_type(v, json_type_string)
-               ? json_object_get_string(v)
-               : NULL;
-}
-
-static uint64_t
-number_of(struct json_object *j, const char *key)
-{
-    struct json_object *v;
-
-    return json_object_object_get_ex(j, key, &v) ? json_object_get_uint64(v) : 0;
-}
-
-static bool
-bool_of(struct json_object *j, const char *key)
-{
-    struct json_object *v;
-
-    return json_object_object_get_ex(j, key, &v) && json_object_get_boolean(v);
-}
-
 static void
 take_target(struct json_object *j, struct qmeld_create_options *t)
 {
-    if (!bool_of(j, "qcow2")) {
+    if (!qm_field_is_true(j, "qcow2")) {
         t->format = "raw";
         return;
     }
     t->format = "qcow2";
-    t->version = (unsigned)number_of(j, "version");
-    t->cluster_size = number_of(j, "cluster");
-    t->refcount_bits = (unsigned)number_of(j, "refcount");
-    t->compression = number_of(j, "compression") == QM_ZSTD ? "zstd" : "zlib";
-    t->extended_l2 = bool_of(j, "extended");
-    t->lazy_refcounts = bool_of(j, "lazy");
+    t->version = (unsigned)qm_field_number_or_0(j, "version");
+    t->cluster_size = qm_field_number_or_0(j, "cluster");
+    t->refcount_bits = (unsigned)qm_field_number_or_0(j, "refcount");
+    t->compression = qm_field_number_or_0(j, "compression") == QM_ZSTD ? "zstd" : "zlib";
+    t->extended_l2 = qm_field_is_true(j, "extended");
+    t->lazy_refcounts = qm_field_is_true(j, "lazy");
 }
 
 /* False: no memory. */
@@ -176,23 +151,23 @@ read_request(const char *text, struct request *r)
     struct json_object *j = r->json = json_tokener_parse(text);
     struct qmeld_flatten_options *o = &r->options;
 
-    r->image = j ? text_of(j, "image") : NULL;
+    r->image = j ? qm_field_word(j, "image") : NULL;
     r->options.allow_paths = NULL;
     if (!r->image || !take_allowed(j, r))
         return false;
     take_target(j, &r->target);
     o->target = &r->target;
-    o->format = text_of(j, "format");
-    o->backing_format = text_of(j, "backing-format");
-    o->snapshot = text_of(j, "snapshot");
-    o->compress = bool_of(j, "compress") ? r->target.compression : NULL;
-    o->compress_level = (int)qm_min(number_of(j, "level"), 99);
-    o->salvage = bool_of(j, "salvage");
-    o->fill = text_of(j, "fill");
-    o->salvage_map = text_of(j, "map");
-    o->manifest = text_of(j, "manifest");
-    o->leaf = number_of(j, "leaf");
-    o->keep_zeros = bool_of(j, "zeros");
+    o->format = qm_field_word(j, "format");
+    o->backing_format = qm_field_word(j, "backing-format");
+    o->snapshot = qm_field_word(j, "snapshot");
+    o->compress = qm_field_is_true(j, "compress") ? r->target.compression : NULL;
+    o->compress_level = (int)qm_min(qm_field_number_or_0(j, "level"), 99);
+    o->salvage = qm_field_is_true(j, "salvage");
+    o->fill = qm_field_word(j, "fill");
+    o->salvage_map = qm_field_word(j, "map");
+    o->manifest = qm_field_word(j, "manifest");
+    o->leaf = qm_field_number_or_0(j, "leaf");
+    o->keep_zeros = qm_field_is_true(j, "zeros");
     o->share = o->restart = false;
     o->sink = NULL;
     return true;

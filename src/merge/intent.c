@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "intent.h"
 
+#include "fields.h"
 #include "nbd_name.h"
 
 #include <json.h>
@@ -267,69 +268,17 @@ intent_to_json(const struct qm_intent *i)
     return o;
 }
 
-/* The checksum was right, so a field that is missing means a bug or a forger: both are CORRUPT. */
-static bool
-get_string(struct json_object *o, const char *key, char **out)
-{
-    struct json_object *v;
-
-    *out = NULL;
-    if (!json_object_object_get_ex(o, key, &v))
-        return false;
-    if (!v)
-        return true;
-    if (!json_object_is_type(v, json_type_string))
-        return false;
-    *out = strdup(json_object_get_string(v));
-    return *out != NULL;
-}
-
 static bool
 get_optional(struct json_object *o, const char *key, char **out)
 {
     *out = NULL;
-    return !json_object_object_get_ex(o, key, NULL) || get_string(o, key, out);
-}
-
-static bool
-get_number(struct json_object *o, const char *key, uint64_t *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int) ||
-        json_object_get_int64(v) < 0)
-        return false;
-    *out = json_object_get_uint64(v);
-    return true;
-}
-
-/* A time may lie before 1970. */
-static bool
-get_time(struct json_object *o, const char *key, int64_t *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_int))
-        return false;
-    *out = json_object_get_int64(v);
-    return true;
-}
-
-static bool
-get_bool(struct json_object *o, const char *key, bool *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_boolean))
-        return false;
-    *out = json_object_get_boolean(v);
-    return true;
+    return !json_object_object_get_ex(o, key, NULL) || qm_field_text(o, key, true, out);
 }
 
 static bool
 get_if_there(struct json_object *o, const char *key, bool *out)
 {
-    return !json_object_object_get_ex(o, key, NULL) || get_bool(o, key, out);
+    return !json_object_object_get_ex(o, key, NULL) || qm_field_bool(o, key, out);
 }
 
 /* Not there: NULL. */
@@ -339,7 +288,7 @@ get_new_path(struct json_object *o, const char *key, char **out)
     *out = NULL;
     if (!json_object_object_get_ex(o, key, NULL))
         return true;
-    return get_string(o, key, out) && *out && **out == '/';
+    return qm_field_text(o, key, true, out) && *out && **out == '/';
 }
 
 static bool
@@ -364,8 +313,9 @@ get_ext(struct json_object *o, struct qm_header_place *out)
     *out = (struct qm_header_place){.off = 0};
     if (!json_object_object_get_ex(o, "extension-at", NULL))
         return true;
-    if (!get_number(o, "extension-at", &out->off) || !get_string(o, "extension", &hex) || !hex ||
-        strlen(hex) / 2 > sizeof out->bytes || strlen(hex) < 2 * sizeof(struct qcow2_disk_ext))
+    if (!qm_field_number(o, "extension-at", &out->off) ||
+        !qm_field_text(o, "extension", true, &hex) || !hex || strlen(hex) / 2 > sizeof out->bytes ||
+        strlen(hex) < 2 * sizeof(struct qcow2_disk_ext))
         return false;
     out->len = (uint32_t)(strlen(hex) / 2);
     return out->off >= QCOW2_V3_HEADER_LEN &&
@@ -379,15 +329,15 @@ way_from_json(struct json_object *o, struct qm_way_back *w)
     QM_FREE char *hex = NULL;
     uint64_t kind;
 
-    if (!json_object_is_type(o, json_type_object) || !get_number(o, "kind", &kind) ||
+    if (!json_object_is_type(o, json_type_object) || !qm_field_number(o, "kind", &kind) ||
         kind > QM_WAY_KEEP)
         return false;
     w->kind = (enum qm_way)kind;
-    if (w->kind != QM_WAY_NONE && !get_number(o, "file-size", &w->file_size))
+    if (w->kind != QM_WAY_NONE && !qm_field_number(o, "file-size", &w->file_size))
         return false;
     return w->kind != QM_WAY_SWITCH ||
-           (get_number(o, "floor", &w->floor) && get_string(o, "sector-0", &hex) && hex &&
-            bytes_from_hex(hex, QM_HEADER_SECTOR, w->sector) && get_ext(o, &w->ext));
+           (qm_field_number(o, "floor", &w->floor) && qm_field_text(o, "sector-0", true, &hex) &&
+            hex && bytes_from_hex(hex, QM_HEADER_SECTOR, w->sector) && get_ext(o, &w->ext));
 }
 
 /* Merges without a way back need not say so. */
@@ -398,7 +348,7 @@ get_way(struct json_object *o, struct qm_intent *i)
 
     if (!json_object_object_get_ex(o, "way-back", &way))
         return true;
-    return get_bool(o, "atomic", &i->atomic) && get_bool(o, "undo", &i->undo) &&
+    return qm_field_bool(o, "atomic", &i->atomic) && qm_field_bool(o, "undo", &i->undo) &&
            way_from_json(way, &i->back);
 }
 
@@ -409,8 +359,8 @@ get_rebase(struct json_object *o, struct qm_intent *i)
 
     i->rebase = json_object_object_get_ex(o, "rebase", &onto);
     return !i->rebase || (json_object_is_type(onto, json_type_object) &&
-                          get_string(onto, "backing-name", &i->new_backing) &&
-                          get_string(onto, "backing-format", &i->new_format) &&
+                          qm_field_text(onto, "backing-name", true, &i->new_backing) &&
+                          qm_field_text(onto, "backing-format", true, &i->new_format) &&
                           (i->new_backing != NULL) == (i->new_format != NULL));
 }
 
@@ -418,7 +368,7 @@ static bool
 get_fold(struct json_object *o, struct qm_intent *i)
 {
     i->fold = json_object_object_get_ex(o, "fold", NULL);
-    return !i->fold || get_number(o, "fold", &i->keep);
+    return !i->fold || qm_field_number(o, "fold", &i->keep);
 }
 
 static bool
@@ -428,22 +378,25 @@ get_data(struct json_object *o, struct qm_journal_data *d)
 
     if (!json_object_object_get_ex(o, "data-file", &data))
         return true;
-    return json_object_is_type(data, json_type_object) && get_string(data, "path", &d->path) &&
-           d->path && d->path[0] == '/' && get_number(data, "inode", &d->ino) &&
-           get_number(data, "size", &d->size) && get_time(data, "mtime", &d->mtime_sec) &&
-           get_time(data, "mtime-nsec", &d->mtime_nsec);
+    return json_object_is_type(data, json_type_object) &&
+           qm_field_text(data, "path", true, &d->path) && d->path && d->path[0] == '/' &&
+           qm_field_number(data, "inode", &d->ino) && qm_field_number(data, "size", &d->size) &&
+           qm_field_time(data, "mtime", &d->mtime_sec) &&
+           qm_field_time(data, "mtime-nsec", &d->mtime_nsec);
 }
 
 static bool
 file_from_json(struct json_object *o, struct qm_journal_layer *out)
 {
     *out = (struct qm_journal_layer){.path = NULL};
-    if (json_object_is_type(o, json_type_object) && get_bool(o, "block-device", &out->blockdev) &&
-        get_number(o, "inode", &out->ino) && get_number(o, "size", &out->size) &&
-        get_time(o, "mtime", &out->mtime_sec) && get_time(o, "mtime-nsec", &out->mtime_nsec) &&
-        get_string(o, "path", &out->path) && out->path &&
+    if (json_object_is_type(o, json_type_object) &&
+        qm_field_bool(o, "block-device", &out->blockdev) &&
+        qm_field_number(o, "inode", &out->ino) && qm_field_number(o, "size", &out->size) &&
+        qm_field_time(o, "mtime", &out->mtime_sec) &&
+        qm_field_time(o, "mtime-nsec", &out->mtime_nsec) &&
+        qm_field_text(o, "path", true, &out->path) && out->path &&
         (out->path[0] == '/' || qm_nbd_is_name(out->path)) &&
-        get_string(o, "format", &out->format) && out->format &&
+        qm_field_text(o, "format", true, &out->format) && out->format &&
         get_optional(o, "backing-name", &out->backing_name) &&
         get_optional(o, "backing-format", &out->backing_format) &&
         get_new_path(o, "moved-to", &out->moved_to) && get_data(o, &out->data))
@@ -494,7 +447,7 @@ guarded_from_json(struct json_object *o, struct qm_intent *i)
 
     if (json_object_is_type(o, json_type_object) && json_object_object_get_ex(o, "image", &image) &&
         file_from_json(image, &g.file)) {
-        if (g.file.backing_name && get_number(o, "stands-on", &layer) && layer >= i->base &&
+        if (g.file.backing_name && qm_field_number(o, "stands-on", &layer) && layer >= i->base &&
             layer <= i->top && names_from_json(o, "bitmaps", &g.bitmaps)) {
             g.layer = layer;
             if (qm_vec_push(&i->guarded, &g))
@@ -521,12 +474,13 @@ order_from_json(struct json_object *o, struct qm_intent *i)
     struct qm_bitmap_order b = {.name = NULL};
     uint64_t deed, bits, layer;
 
-    if (!json_object_is_type(o, json_type_object) || !get_number(o, "deed", &deed) ||
-        deed > QM_BITMAP_LEAVE || !get_bool(o, "created", &b.created) ||
-        !get_bool(o, "enabled", &b.enabled) || !get_bool(o, "marks", &b.marks) ||
-        !get_bool(o, "broken", &b.broken) || !get_number(o, "granularity-bits", &bits) ||
-        !get_number(o, "layer", &layer) || (deed == QM_BITMAP_CARRY && (bits < 9 || bits > 31)) ||
-        layer >= i->layers.n || !get_string(o, "name", &b.name) || !b.name || !*b.name) {
+    if (!json_object_is_type(o, json_type_object) || !qm_field_number(o, "deed", &deed) ||
+        deed > QM_BITMAP_LEAVE || !qm_field_bool(o, "created", &b.created) ||
+        !qm_field_bool(o, "enabled", &b.enabled) || !qm_field_bool(o, "marks", &b.marks) ||
+        !qm_field_bool(o, "broken", &b.broken) || !qm_field_number(o, "granularity-bits", &bits) ||
+        !qm_field_number(o, "layer", &layer) ||
+        (deed == QM_BITMAP_CARRY && (bits < 9 || bits > 31)) || layer >= i->layers.n ||
+        !qm_field_text(o, "name", true, &b.name) || !b.name || !*b.name) {
         free(b.name);
         return false;
     }
@@ -559,7 +513,8 @@ get_orders(struct json_object *o, struct qm_intent *i)
 {
     uint64_t mode = QMELD_BITMAPS_MERGE;
 
-    if (json_object_object_get_ex(o, "bitmaps-mode", NULL) && !get_number(o, "bitmaps-mode", &mode))
+    if (json_object_object_get_ex(o, "bitmaps-mode", NULL) &&
+        !qm_field_number(o, "bitmaps-mode", &mode))
         return false;
     i->bitmaps_mode = (enum qmeld_bitmaps)mode;
     return mode <= QMELD_BITMAPS_DROP && get_if_there(o, "already-merged", &i->already) &&
@@ -587,7 +542,7 @@ static bool
 get_optional_number(struct json_object *o, const char *key, uint64_t otherwise, uint64_t *out)
 {
     *out = otherwise;
-    return !json_object_object_get_ex(o, key, NULL) || get_number(o, key, out);
+    return !json_object_object_get_ex(o, key, NULL) || qm_field_number(o, key, out);
 }
 
 /* The merge goes down, or all that going up stands on was so when it began. */
@@ -641,22 +596,25 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
 
     if (!json_object_is_type(o, json_type_object))
         return false;
-    if (!get_bool(o, "shallow", &i->shallow) || !get_bool(o, "keep-relative", &i->keep_relative) ||
+    if (!qm_field_bool(o, "shallow", &i->shallow) ||
+        !qm_field_bool(o, "keep-relative", &i->keep_relative) ||
         !get_if_there(o, "verify", &i->verify) || !get_if_there(o, "skip-equal", &i->skip_equal) ||
         !get_if_there(o, "detect-zeroes", &i->detect_zeroes) ||
-        !get_if_there(o, "decompress", &i->decompress) || !get_bool(o, "reclaim", &i->reclaim) ||
-        !get_way(o, i) || !get_number(o, "overlays", &overlays) ||
-        overlays > QMELD_OVERLAYS_QUARANTINE || !get_number(o, "base", &base) ||
-        !get_number(o, "top", &top) || !get_number(o, "base-size", &i->base_size) ||
-        !get_number(o, "new-size", &i->new_size))
+        !get_if_there(o, "decompress", &i->decompress) ||
+        !qm_field_bool(o, "reclaim", &i->reclaim) || !get_way(o, i) ||
+        !qm_field_number(o, "overlays", &overlays) || overlays > QMELD_OVERLAYS_QUARANTINE ||
+        !qm_field_number(o, "base", &base) || !qm_field_number(o, "top", &top) ||
+        !qm_field_number(o, "base-size", &i->base_size) ||
+        !qm_field_number(o, "new-size", &i->new_size))
         return false;
     i->overlays = (enum qmeld_overlays)overlays;
     i->base = base;
     i->top = top;
     if (!get_direction(o, i))
         return false;
-    return get_string(o, "base-arg", &i->base_arg) && get_string(o, "top-arg", &i->top_arg) &&
-           get_string(o, "backing-format", &i->backing_format) &&
+    return qm_field_text(o, "base-arg", true, &i->base_arg) &&
+           qm_field_text(o, "top-arg", true, &i->top_arg) &&
+           qm_field_text(o, "backing-format", true, &i->backing_format) &&
            each(o, "layers", i, layer_from_json) && names_from_json(o, "bitmaps", &i->bitmaps) &&
            (!json_object_object_get_ex(o, "allow-paths", NULL) ||
             each(o, "allow-paths", i, allow_from_json)) &&

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "manifest_read.h"
 
+#include "fields.h"
 #include "manifest.h"
 
 #include <inttypes.h>
@@ -186,10 +187,10 @@ read_members(struct qm_manifest_reader *r, struct qmeld_error *err)
 static int
 check_version(const struct qm_manifest_reader *r, struct qmeld_error *err)
 {
-    const char *kind = qm_manifest_text(r->head, "manifest");
+    const char *kind = qm_field_word(r->head, "manifest");
     uint64_t version;
 
-    if (!kind || strcmp(kind, "qmeld") != 0 || !qm_manifest_number(r->head, "version", &version))
+    if (!kind || strcmp(kind, "qmeld") != 0 || !qm_field_number(r->head, "version", &version))
         return qm_manifest_bad(r, "it does not say that it is one", err);
     if (version != QM_MANIFEST_VERSION)
         return qm_fail(err, QMELD_USAGE, qm_in(r->file->path),
@@ -278,29 +279,6 @@ qm_manifest_next_leaf(struct qm_manifest_reader *r, struct json_object **out,
 
 /* ---- members ---- */
 
-const char *
-qm_manifest_text(struct json_object *j, const char *key)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(j, key, &v) || !json_object_is_type(v, json_type_string))
-        return NULL;
-    return json_object_get_string(v);
-}
-
-bool
-qm_manifest_number(struct json_object *j, const char *key, uint64_t *out)
-{
-    struct json_object *v;
-
-    if (!json_object_object_get_ex(j, key, &v) || !json_object_is_type(v, json_type_int))
-        return false;
-    if (json_object_get_int64(v) < 0)
-        return false;
-    *out = json_object_get_uint64(v);
-    return true;
-}
-
 static int
 digit(char c)
 {
@@ -319,9 +297,9 @@ qm_manifest_name(struct json_object *j, const char *key)
         hex_key = NULL;
         return NULL;
     }
-    hex = qm_manifest_text(j, hex_key);
+    hex = qm_field_word(j, hex_key);
     if (!hex)
-        return qm_manifest_text(j, key) ? strdup(qm_manifest_text(j, key)) : NULL;
+        return qm_field_word(j, key) ? strdup(qm_field_word(j, key)) : NULL;
     n = strlen(hex) / 2;
     out = calloc(1, n + 1);
     for (size_t i = 0; out && i < n; i++) {

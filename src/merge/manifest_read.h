@@ -35,10 +35,6 @@ int qm_manifest_bad(const struct qm_manifest_reader *r, const char *what, struct
 
 /* ---- members ---- */
 
-/* NULL, or false: there is none of this type. */
-const char *qm_manifest_text(struct json_object *j, const char *key);
-bool qm_manifest_number(struct json_object *j, const char *key, uint64_t *out);
-
 /* A name that was no UTF-8 is in KEY_hex; malloc'd, NULL: there is none, or no memory. */
 char *qm_manifest_name(struct json_object *j, const char *key);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "output.h"
 
+#include "fields.h"
 #include "journal.h"
 #include "lock.h"
 #include "nbd_name.h"
@@ -115,35 +116,19 @@ note_text(const struct qm_output *o, const struct qm_output_config *config)
     return text;
 }
 
-static const char *
-word_of(struct json_object *j, const char *key)
-{
-    struct json_object *v;
-
-    return json_object_object_get_ex(j, key, &v) ? json_object_get_string(v) : NULL;
-}
-
-static uint64_t
-number_of(struct json_object *j, const char *key)
-{
-    struct json_object *v;
-
-    return json_object_object_get_ex(j, key, &v) ? json_object_get_uint64(v) : 0;
-}
-
 /* Is it ours to go on with? */
 static int
 match_note(const struct qm_output *o, const struct qm_output_config *config, struct json_object *j,
            struct qmeld_error *err)
 {
-    const char *request = word_of(j, "request"), *inputs = word_of(j, "inputs");
+    const char *request = qm_field_word(j, "request"), *inputs = qm_field_word(j, "inputs");
 
-    if (!request || !inputs || number_of(j, "unit") == 0)
+    if (!request || !inputs || qm_field_number_or_0(j, "unit") == 0)
         return qm_fail(
             err, QMELD_CORRUPT, qm_in(o->note),
             "the note about an unfinished image cannot be understood: say --restart to begin anew");
     if (!config->inputs || strcmp(request, config->request) != 0 ||
-        number_of(j, "unit") != config->unit)
+        qm_field_number_or_0(j, "unit") != config->unit)
         return qm_fail(
             err, QMELD_USAGE, qm_in(o->path),
             "an earlier run with other options was interrupted here: give its command to go on "
@@ -199,7 +184,7 @@ static int
 go_on(struct qm_output *o, const struct qm_output_config *config, struct json_object *j,
       unsigned step, struct qmeld_error *err)
 {
-    const uint64_t ino = number_of(j, "inode");
+    const uint64_t ino = qm_field_number_or_0(j, "inode");
 
     if (open_known(o->partial, ino, &o->file, err) < 0)
         return -1;

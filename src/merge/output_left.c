@@ -6,6 +6,7 @@
  * cut off before it had one, or that nobody could have gone on with: it is worth nothing.
  */
 #include "journal.h"
+#include "fields.h"
 #include "lock.h"
 #include "output.h"
 
@@ -52,14 +53,6 @@ is_held(const char *path)
     return held;
 }
 
-static uint64_t
-number_of(struct json_object *j, const char *key)
-{
-    struct json_object *v;
-
-    return json_object_object_get_ex(j, key, &v) ? json_object_get_uint64(v) : 0;
-}
-
 static int
 read_note(const char *path, const char *text, unsigned step, struct qm_output_left *out,
           struct qmeld_error *err)
@@ -69,17 +62,17 @@ read_note(const char *path, const char *text, unsigned step, struct qm_output_le
 
     out->bad = !j || !json_object_object_get_ex(j, "request", &v) ||
                !json_object_is_type(v, json_type_string) ||
-               __builtin_mul_overflow(step, number_of(j, "unit"), &out->done);
+               __builtin_mul_overflow(step, qm_field_number_or_0(j, "unit"), &out->done);
     if (out->bad) {
         (void)qm_fail(&out->problem, QMELD_CORRUPT, qm_in(out->note),
                       "the note about an unfinished image cannot be understood: give it up");
     } else {
         out->request = strdup(json_object_get_string(v));
-        out->force = json_object_object_get_ex(j, "force", &v) && json_object_get_boolean(v);
-        out->size = number_of(j, "size");
+        out->force = qm_field_is_true(j, "force");
+        out->size = qm_field_number_or_0(j, "size");
         out->done = out->size ? qm_min(out->done, out->size) : out->done;
         out->complete = lstat(path, &st) == 0 && S_ISREG(st.st_mode) &&
-                        (uint64_t)st.st_ino == number_of(j, "inode");
+                        (uint64_t)st.st_ino == qm_field_number_or_0(j, "inode");
     }
     json_object_put(j);
     return out->bad || out->request ? 0 : qm_fail_nomem(err, "a note");

@@ -7,6 +7,7 @@
  * verified all the same.
  */
 #include "evidence.h"
+#include "fields.h"
 #include "manifest.h"
 #include "manifest_read.h"
 
@@ -152,7 +153,7 @@ open_image(struct verify *v)
     struct qmeld_error err = {0};
 
     if (json_object_object_get_ex(qm_manifest_head(v->reader), "output", &j)) {
-        look.format = qm_manifest_text(j, "format");
+        look.format = qm_field_word(j, "format");
         path = qm_manifest_name(j, "path");
     }
     if (!v->opts->output && !path) {
@@ -176,8 +177,8 @@ open_inputs(struct verify *v, struct json_object *j, struct qmeld_error *err)
     QM_FREE char *path = qm_manifest_name(j, "path");
     QM_FREE char *snapshot = qm_manifest_name(j, "snapshot");
     struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
-                                    .format = qm_manifest_text(j, "format"),
-                                    .backing_format = qm_manifest_text(j, "backing_format"),
+                                    .format = qm_field_word(j, "format"),
+                                    .backing_format = qm_field_word(j, "backing_format"),
                                     .allow = v->opts->allow_paths,
                                     .secrets = v->opts->secrets};
     struct qm_image *top;
@@ -211,9 +212,8 @@ open_all(struct verify *v, const char *path, struct qmeld_error *err)
 
     if (qm_manifest_open(path, &v->reader, err) < 0)
         return -1;
-    if (!qm_manifest_number(qm_manifest_head(v->reader), "size", &v->size) ||
-        v->size > QM_MAX_OFF ||
-        !qm_manifest_number(qm_manifest_head(v->reader), "leaf_size", &v->leaf) ||
+    if (!qm_field_number(qm_manifest_head(v->reader), "size", &v->size) || v->size > QM_MAX_OFF ||
+        !qm_field_number(qm_manifest_head(v->reader), "leaf_size", &v->leaf) ||
         v->leaf < QM_MANIFEST_MIN_LEAF || v->leaf > QM_MANIFEST_MAX_LEAF ||
         (v->leaf & (v->leaf - 1)))
         return qm_manifest_bad(v->reader, "its size or its leaf size is impossible", err);
@@ -305,12 +305,12 @@ struct claim {
 static bool
 parse_span(struct json_object *j, struct claim *out)
 {
-    *out = (struct claim){.kind = qm_manifest_text(j, "kind")};
-    out->has_layer = qm_manifest_number(j, "layer", &out->layer);
-    out->has_offset = qm_manifest_number(j, "offset", &out->offset);
-    return qm_manifest_number(j, "start", &out->start) &&
-           qm_manifest_number(j, "length", &out->len) && out->kind && out->len > 0 &&
-           (strcmp(out->kind, "compressed") != 0 || qm_manifest_number(j, "skip", &out->skip));
+    *out = (struct claim){.kind = qm_field_word(j, "kind")};
+    out->has_layer = qm_field_number(j, "layer", &out->layer);
+    out->has_offset = qm_field_number(j, "offset", &out->offset);
+    return qm_field_number(j, "start", &out->start) && qm_field_number(j, "length", &out->len) &&
+           out->kind && out->len > 0 &&
+           (strcmp(out->kind, "compressed") != 0 || qm_field_number(j, "skip", &out->skip));
 }
 
 static bool
@@ -394,12 +394,12 @@ static int
 compare_leaf(struct verify *v, struct json_object *j, struct qmeld_error *err)
 {
     const uint64_t first = v->at / v->leaf, left = qm_div_up(v->size - v->at, v->leaf);
-    const char *hex = qm_manifest_text(j, "sha256");
+    const char *hex = qm_field_word(j, "sha256");
     struct qm_sha256 want;
     uint64_t leaf, n, end;
 
-    if (!hex || !qm_sha256_parse(hex, &want) || !qm_manifest_number(j, "leaf", &leaf) ||
-        !qm_manifest_number(j, "count", &n) || leaf != first || n == 0 || n > left)
+    if (!hex || !qm_sha256_parse(hex, &want) || !qm_field_number(j, "leaf", &leaf) ||
+        !qm_field_number(j, "count", &n) || leaf != first || n == 0 || n > left)
         return qm_manifest_bad(v->reader, "its leaves do not follow each other", err);
     end = n == left ? v->size : v->at + n * v->leaf;
     v->result->leaves += n;
@@ -413,7 +413,7 @@ compare_leaf(struct verify *v, struct json_object *j, struct qmeld_error *err)
 static void
 compare_digest(struct verify *v, const char *key, const struct qm_sha256 *got, const char *what)
 {
-    const char *hex = qm_manifest_text(qm_manifest_head(v->reader), key);
+    const char *hex = qm_field_word(qm_manifest_head(v->reader), key);
     struct qm_sha256 want;
 
     if (hex && qm_sha256_parse(hex, &want) && qm_sha256_same(&want, got))
@@ -462,7 +462,7 @@ static void
 judge_input(struct verify *v, struct json_object *j, const char *path, uint64_t length,
             const struct qm_sha256 *got)
 {
-    const char *hex = qm_manifest_text(j, "sha256");
+    const char *hex = qm_field_word(j, "sha256");
     struct qm_sha256 want;
     uint64_t was;
 
@@ -472,7 +472,7 @@ judge_input(struct verify *v, struct json_object *j, const char *path, uint64_t 
         return;
     }
     if (qm_sha256_parse(hex, &want) && qm_sha256_same(&want, got) &&
-        qm_manifest_number(j, "length", &was) && was == length)
+        qm_field_number(j, "length", &was) && was == length)
         return;
     v->result->inputs_differ++;
     find(v, "input %.1000s is another file, or has changed", path);
