@@ -76,6 +76,13 @@ int qm_stopped_check_state(struct qm_stopped *s, struct qmeld_error *err) QM_CHE
 /* Refuses a plan that would spoil something, or could not be ended. */
 int qm_stopped_check_plan(struct qm_stopped *s, struct qmeld_error *err) QM_CHECK;
 
+/* ---- stopped_unfinished.c ---- */
+
+/* Finds a change of the machine that was begun with the same words, and takes it over: s->resumed, s->noted.  Fills
+ * s->planned.  USAGE: another one is unfinished. */
+int qm_stopped_find_unfinished(struct qm_stopped *s, const char *words, struct qmeld_error *err)
+    QM_CHECK;
+
 /* ---- stopped_live.c ---- */
 
 /* All of it, where the machine runs. */
