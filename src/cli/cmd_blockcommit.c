@@ -59,7 +59,7 @@ static const char help[] =
     "        --managed-save=update  its guest then goes on with the merged chain\n"
     "        --threads=N            copy with N threads\n"
     "        --bitmaps=merge|keep|drop\n"
-    "                               bitmaps of merged layers, as with commit\n"
+    "                               bitmaps of merged layers, as with commit\n" QM_CLI_OTHERS_HELP
     "        --verify               read back what was written\n"
     "        --journal-dir=DIR      where the journal and the note of the change lie: beside the\n"
     "                               base otherwise\n"
@@ -342,6 +342,7 @@ run(int argc, char **argv)
         {"managed-save", required_argument, NULL, OPT_MANAGED_SAVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},
+        QM_CLI_OTHERS_OPTIONS,
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},

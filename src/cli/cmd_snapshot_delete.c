@@ -31,6 +31,7 @@ static const char help[] =
     "        --bitmaps=merge|keep|drop\n"
     "                               of a stopped machine: bitmaps of merged layers, as with "
     "commit\n"
+    "  of a stopped machine, too:\n" QM_CLI_OTHERS_HELP
     "        --journal-dir=DIR      where journal and note lie: beside the base "
     "otherwise\n" QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, all is as it was; 2 refused or wrong usage, nothing touched;\n"
@@ -73,6 +74,7 @@ run(int argc, char **argv)
         {"managed-save", required_argument, NULL, OPT_MANAGED_SAVE},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},
+        QM_CLI_OTHERS_OPTIONS,
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},

@@ -71,6 +71,14 @@ enum {
         "quiet", no_argument, NULL, 'q'                                                            \
     }
 
+/* Of other images that read the layers; explained by QM_CLI_OTHERS_HELP. */
+#define QM_CLI_OTHERS_OPTIONS                                                                      \
+    {"force", no_argument, NULL, QM_OPT_FORCE}, {"protect", no_argument, NULL, QM_OPT_PROTECT},    \
+        {"scan", required_argument, NULL, QM_OPT_SCAN},                                            \
+    {                                                                                              \
+        "no-scan", no_argument, NULL, QM_OPT_NO_SCAN                                               \
+    }
+
 /* What commands that begin a merge have beside those: what kind of merge, of which formats. */
 #define QM_CLI_MERGE_KIND_OPTIONS                                                                  \
     QM_CLI_SECRET_OPTIONS, {"overlays", required_argument, NULL, QM_OPT_OVERLAYS},                 \
@@ -79,12 +87,8 @@ enum {
         {"skip-equal", no_argument, NULL, QM_OPT_SKIP_EQUAL},                                      \
         {"detect-zeroes", no_argument, NULL, QM_OPT_DETECT_ZEROES},                                \
         {"keep-relative", no_argument, NULL, QM_OPT_KEEP_RELATIVE},                                \
-        {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},                                      \
-        {"force", no_argument, NULL, QM_OPT_FORCE},                                                \
-        {"protect", no_argument, NULL, QM_OPT_PROTECT},                                            \
-        {"scan", required_argument, NULL, QM_OPT_SCAN},                                            \
-        {"no-scan", no_argument, NULL, QM_OPT_NO_SCAN}, QM_CLI_ALLOW_PATH_OPTION,                  \
-        {"format", required_argument, NULL, 'f'},                                                  \
+        {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS}, QM_CLI_OTHERS_OPTIONS,               \
+        QM_CLI_ALLOW_PATH_OPTION, {"format", required_argument, NULL, 'f'},                        \
     {                                                                                              \
         "backing-format", required_argument, NULL, QM_OPT_BACKING_FORMAT                           \
     }

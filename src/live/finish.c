@@ -11,6 +11,7 @@
 #include "calls.h"
 #include "defs.h"
 #include "io.h"
+#include "leftover.h"
 #include "scan.h"
 #include "snapshots.h"
 
@@ -368,6 +369,9 @@ qm_stopped_finish(struct qm_stopped *s, struct qmeld_error *err)
     rc = list_merged(s, &merged, err);
     if (rc == 0 && s->change.remove)
         rc = remove_files(s, &merged, err);
+    for (size_t i = 0; rc == 0 && i < merged.n;
+         i++) /* those that are left: the machine is past them */
+        qm_leftover_mark(merged.at[i]->path);
     release_merged(&merged);
     if (rc < 0)
         return -1;

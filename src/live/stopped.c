@@ -469,8 +469,12 @@ fill(struct qm_stopped *s, const char *snapshot, struct qmeld_error *err)
 }
 
 static int
-check_request(const struct qm_stopped *s, struct qmeld_error *err)
+check_request(const struct qm_stopped *s, const char *snapshot, struct qmeld_error *err)
 {
+    if (s->request->offline.protect && (s->request->remove || snapshot))
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "--protect keeps images right that stand on a merged layer, which this "
+                       "removes: rebase them first (`qmeld rebase`), or keep the layers");
     if (!qm_session_is_local(s->session))
         return qm_fail(err, QMELD_UNSUPPORTED, qm_nowhere(),
                        "the images of domain \"%s\" lie on another machine, and must be looked at: "
@@ -489,7 +493,7 @@ change(struct qm_stopped *s, const char *snapshot, struct qmeld_error *err)
 {
     QM_FREE char *words = NULL;
 
-    if (check_request(s, err) < 0 || fill(s, snapshot, err) < 0)
+    if (check_request(s, snapshot, err) < 0 || fill(s, snapshot, err) < 0)
         return -1;
     words = strdup(s->change.words);
     if (!words)
@@ -574,7 +578,7 @@ go_on(struct qm_stopped *s, struct qmeld_error *err)
     if (rc == 0 && !(s->report->domain = strdup(domain.name)))
         rc = qm_fail_nomem(err, "the report");
     if (rc == 0)
-        rc = check_request(s, err);
+        rc = check_request(s, s->change.snapshot, err);
     if (rc == 0 && s->change.live &&
         qm_session_is_active(s->session, domain.ptr, &s->live, &fault) < 0)
         rc = qm_session_fail(err, &fault, "ask whether the machine runs");

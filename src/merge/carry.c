@@ -250,12 +250,16 @@ qm_carry_plan(const struct qm_carry *c, struct qm_bitmap_orders *out, struct qme
     for (size_t i = 0; rc == 0 && i < s.list.n; i++) {
         struct state *n = &s.list.at[i];
         struct qm_bitmap_order o;
+        const bool nowhere =
+            c->mode == QMELD_BITMAPS_MERGE && n->sources && !n->broken && !can_hold(c);
 
-        if (c->mode == QMELD_BITMAPS_MERGE && n->sources && !n->broken && !can_hold(c)) {
+        if (nowhere && !c->layers_stay) {
             rc = refuse_target(c, n, err);
             break;
         }
-        if (!decide(c, &s, n, &o))
+        if (nowhere)
+            o = (struct qm_bitmap_order){.deed = QM_BITMAP_LEAVE, .layer = n->layer};
+        else if (!decide(c, &s, n, &o))
             continue;
         o.name = n->name;
         if (!qm_vec_push(&out->list, &o))

@@ -26,11 +26,12 @@ struct qm_carry {
     size_t top;
     size_t target; /* base, or above it */
     enum qmeld_bitmaps mode;
+    bool layers_stay; /* merged layers are not deleted: what the target cannot hold is not lost */
     uint64_t new_size;
 };
 
 /* *out: one order a name that any of the layers has, if it is about more than writes; release it in every case.  USAGE:
- * the target cannot hold bitmaps.  CORRUPT, UNSUPPORTED: those of a layer cannot be read. */
+ * the target cannot hold bitmaps, and the layers go.  CORRUPT, UNSUPPORTED: those of a layer cannot be read. */
 int qm_carry_plan(const struct qm_carry *c, struct qm_bitmap_orders *out, struct qmeld_error *err)
     QM_CHECK;
 

@@ -3,6 +3,7 @@
 
 #include "dict.h"
 #include "image_peek.h"
+#include "leftover.h"
 #include "nbd_name.h"
 
 #include <errno.h>
@@ -381,7 +382,9 @@ tell(struct finding *f, size_t i, struct qmeld_error *err)
         return 0;
     if (data != SIZE_MAX && f->cfg->hurt[data])
         return add(f, n, QMELD_DEPENDANT_DATA_FILE, data, err);
-    if (n->verdict != HURT || is_told(f, n, i) || qm_aside_is(n->path)) /* of an earlier merge */
+    if (n->verdict != HURT || is_told(f, n, i))
+        return 0;
+    if (qm_aside_is(n->path) || qm_leftover_is(n->path)) /* of an earlier merge */
         return 0;
     return add(f, n, n->direct ? QMELD_DEPENDANT_OVERLAY : QMELD_DEPENDANT_DEEPER, n->layer, err);
 }

@@ -222,6 +222,7 @@ qm_merge_prepare(struct qm_merge *m, const struct qm_intent *intent, struct qmel
                                  .top = t->top,
                                  .target = t->target,
                                  .mode = intent->bitmaps_mode,
+                                 .layers_stay = intent->overlays != QMELD_OVERLAYS_DELETE,
                                  .new_size = t->new_size};
     t->new_bitmaps = qm_carry_n_created(&intent->orders);
     if (note_new_names(m, intent, err) < 0 || lock_layers(m, err) < 0 ||
@@ -330,6 +331,7 @@ qm_merge_finish(struct qm_merge *m, struct qmeld_error *err)
         return -1;
     if (qm_settle_give_up(m->settle, err) < 0 || qm_back_give_up(&m->back, err) < 0)
         return -1;
+    qm_settle_mark_leftovers(m->settle);
     return qm_merge_remove_journal(m, err);
 }
 

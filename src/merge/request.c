@@ -281,6 +281,7 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_lay
                                    .top = top,
                                    .target = target_layer,
                                    .mode = o->bitmaps,
+                                   .layers_stay = o->overlays != QMELD_OVERLAYS_DELETE,
                                    .new_size = qm_max(base_size, m->chain->layers[top].img->size)};
 
     *out = (struct qm_intent){.shallow = o->shallow,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "settle.h"
 
+#include "leftover.h"
 #include "qcow2_check.h"
 #include "qcow2_empty.h"
 #include "qcow2_header.h"
@@ -243,6 +244,21 @@ qm_settle_give_up(struct qm_settle *s, struct qmeld_error *err)
         if (is_emptied(&s->cfg, i) && empty(s, i, err) < 0)
             return -1;
     return names_go(&s->cfg) ? put_away(s, err) : 0;
+}
+
+void
+qm_settle_mark_leftovers(const struct qm_settle *s)
+{
+    const struct qm_settle_config *c = &s->cfg;
+
+    for (size_t i = c->base + 1; i <= c->top; i++) {
+        const enum qmeld_fate fate = qm_settle_fate(c, i);
+
+        if (c->chain->layers[i].img &&
+            (i < c->top ? fate == QMELD_FATE_INVALID || fate == QMELD_FATE_EMPTIED
+                        : fate == QMELD_FATE_REDUNDANT && c->top + 1 < c->chain->n))
+            qm_leftover_mark(c->chain->layers[i].path);
+    }
 }
 
 void

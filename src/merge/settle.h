@@ -47,6 +47,10 @@ int qm_settle_repoint(struct qm_settle *s, struct qmeld_error *err) QM_CHECK;
 /* What is to become of the merged layers, durably; there is no way back from here.  The chain's images are open
  * still; removed files only lose their names. */
 int qm_settle_give_up(struct qm_settle *s, struct qmeld_error *err) QM_CHECK;
+/* Layers that are kept, and that nothing of the chain stands on any more, are noted as such (leftover.h): those that read
+ * wrong by themselves, and the top if its child was re-pointed. */
+void qm_settle_mark_leftovers(const struct qm_settle *s);
+
 void qm_settle_free(struct qm_settle *s); /* NULL is fine */
 
 /* What layer is worth after the merge. */

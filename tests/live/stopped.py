@@ -333,8 +333,12 @@ def shared(m):
         refused(m, "--shallow", sentence="other")
     finally:
         m.virsh("undefine", "other")
-    m.commit("--shallow")  # nobody knows of other.qcow2 any more
+    refused(m, "--shallow", sentence="other.qcow2")  # libvirt knows of it no more, and it is there
+    refused(m, "--shallow", "--protect", "--delete", sentence="--protect")
+    m.img("convert", "-O", "raw", m.path("other.qcow2"), m.path("other"))
+    m.commit("--shallow", "--protect")
     is_source(m, "a.qcow2")
+    m.img("compare", "-f", "qcow2", "-F", "raw", m.path("other.qcow2"), m.path("other"))
 
 
 @case("disagree", "definition and headers that tell different chains are refused")

@@ -111,8 +111,10 @@ def known_reasons(m):
     if m.back and base.fmt == "qcow2" and base.dirty:
         reasons.append("a base that was not closed cleanly cannot be kept as it is")
     if m.bitmaps == "merge" and any(ls[i].has_bitmaps for i in range(m.base + 1, m.top + 1)):
-        if base.fmt == "raw" or v2:
-            reasons.append("the base cannot hold bitmaps")
+        into = ls[m.base:m.top + 1] if any(a in m.merge_args for a in ("--direction=up", "--direction=auto")) else [base]
+        if any(x.fmt == "raw" or x.opts["compat"] == "0.10" for x in into):
+            if "--overlays=delete" in m.merge_args:
+                reasons.append("the base cannot hold bitmaps")
         elif not base.has_bitmaps and (base.opts["cluster_size"] <= 1024 or m.back):
             reasons.append("the base's header may have no room for bitmaps")
     if m.top < m.n - 1 and ls[m.top + 1].opts["cluster_size"] <= 1024:
