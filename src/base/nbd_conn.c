@@ -269,6 +269,8 @@ int
 qm_nbd_connect(struct nbd *n, const struct qm_nbd_name *name, const char *path,
                struct qmeld_error *err)
 {
+    if (qm_nbd_load(path, err) < 0)
+        return -1;
     n->h = nbd_create();
     if (!n->h)
         return qm_fail_nomem(err, "an NBD connection");

@@ -6,10 +6,10 @@
 #ifndef QM_NBD_INT_H
 #define QM_NBD_INT_H
 
+#include "nbd_lib.h"
 #include "nbd_name.h"
 #include "remote.h"
 
-#include <libnbd.h>
 #include <pthread.h>
 
 #define QM_NBD_MAX_RUNS 4096u

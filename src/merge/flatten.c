@@ -117,22 +117,6 @@ take_salvage(struct qm_flatten *f, struct qmeld_error *err)
     return 0;
 }
 
-/* A span of a manifest names a layer, whose file has one digest: an external data file is none of both. */
-static int
-check_manifest_can_tell(const struct qm_flatten *f, struct qmeld_error *err)
-{
-    for (size_t i = 0; f->opts->manifest && i < f->chain->n; i++) {
-        const struct qm_image *img = f->chain->layers[i].img;
-
-        if (img->data != img->file)
-            return qm_fail(err, QMELD_UNSUPPORTED, qm_in(f->chain->layers[i].path),
-                           "its data is in an external data file, %s, of which a manifest cannot "
-                           "tell: leave out --manifest, or convert it into one file first",
-                           img->data->path);
-    }
-    return 0;
-}
-
 static int
 open_chain(struct qm_flatten *f, struct qmeld_error *err)
 {
@@ -147,7 +131,7 @@ open_chain(struct qm_flatten *f, struct qmeld_error *err)
     struct qm_image *top;
     struct qm_qcow2 *q;
 
-    if (qm_chain_open(f->path, &look, &f->chain, err) < 0 || check_manifest_can_tell(f, err) < 0)
+    if (qm_chain_open(f->path, &look, &f->chain, err) < 0)
         return -1;
     top = f->chain->layers[f->chain->n - 1].img;
     q = qm_qcow2_of(top);
