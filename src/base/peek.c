@@ -93,7 +93,7 @@ struct walk {
     qm_peek_fn *fn;
     void *opaque;
     struct qm_pool *pool;
-    QM_VEC(struct folder) todo;
+    QM_VEC(struct folder) waiting;
     QM_VEC(struct seen) seen; /* of those that were named */
     uint64_t files;
 };
@@ -126,7 +126,7 @@ add_folder(struct walk *w, char *path, unsigned depth, bool deep, struct qmeld_e
 {
     const struct folder f = {.path = path, .depth = depth, .deep = deep};
 
-    if (path && qm_vec_push(&w->todo, &f))
+    if (path && qm_vec_push(&w->waiting, &f))
         return 0;
     free(path);
     return qm_fail_nomem(err, "the list of folders");
@@ -284,8 +284,8 @@ add_named(struct walk *w, const struct qm_peek_folder *folders, size_t n, struct
 static int
 walk(struct walk *w, struct qmeld_error *err)
 {
-    while (w->todo.n > 0) {
-        const struct folder f = w->todo.at[--w->todo.n];
+    while (w->waiting.n > 0) {
+        const struct folder f = w->waiting.at[--w->waiting.n];
         const int rc = list(w, &f, err);
 
         free(f.path);
@@ -317,9 +317,9 @@ qm_peek_each(const struct qm_peek_folder *folders, size_t n, unsigned threads, q
     if (rc < 0 && w.pool && qm_pool_drain(w.pool, &unheard) < 0)
         unheard.code = QMELD_OK; /* what waits in the queue is ours to free: that is all */
     qm_pool_free(w.pool);
-    QM_VEC_EACH (f, &w.todo)
+    QM_VEC_EACH (f, &w.waiting)
         free(f->path);
-    qm_vec_release(&w.todo);
+    qm_vec_release(&w.waiting);
     qm_vec_release(&w.seen);
     *out_files = w.files;
     return rc;
