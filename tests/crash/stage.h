@@ -110,6 +110,9 @@ int stage_commit(const struct stage *s, bool *out_resumed, struct qmeld_error *e
 /* Likewise, by qmeld_resume. */
 int stage_resume(const struct stage *s, bool *out_resumed, struct qmeld_error *err) QM_CHECK;
 
+/* There is the journal of an unfinished merge: without it, a merge begins anew. */
+bool stage_has_journal(const struct stage *s);
+
 /* It is a merge that can be taken back. */
 bool stage_has_way_back(const struct stage *s);
 

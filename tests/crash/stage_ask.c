@@ -364,8 +364,8 @@ stage_done(struct stage *s)
 /* ---- the merge again -------------------------------------------------------------------------- */
 
 /* Its head is one sector, so the first bytes tell. */
-static bool
-has_journal(const struct stage *s)
+bool
+stage_has_journal(const struct stage *s)
 {
     static const char head[] = "qmeld journal\n";
     unsigned char *at;
@@ -456,7 +456,7 @@ stage_back(struct stage *s)
     struct qmeld_error err;
     struct way way = {0};
 
-    if (!has_journal(s))
+    if (!stage_has_journal(s))
         return stage_again(s);
     if (qmeld_status(s->journal, NULL, note_way, &way, &err) < 0)
         return stage_no_because(s, "status", &err);
@@ -473,7 +473,7 @@ stage_back(struct stage *s)
 bool
 stage_again(struct stage *s)
 {
-    const bool journal = has_journal(s);
+    const bool journal = stage_has_journal(s);
     struct qmeld_error err;
     struct way way = {0};
     bool resumed;

@@ -113,7 +113,7 @@ def known_reasons(m):
     if m.bitmaps == "merge" and any(ls[i].has_bitmaps for i in range(m.base + 1, m.top + 1)):
         into = ls[m.base:m.top + 1] if any(a in m.merge_args for a in ("--direction=up", "--direction=auto")) else [base]
         if any(x.fmt == "raw" or x.opts["compat"] == "0.10" for x in into):
-            if "--overlays=delete" in m.merge_args:
+            if m.overlays == "delete":
                 reasons.append("the base cannot hold bitmaps")
         elif not base.has_bitmaps and (base.opts["cluster_size"] <= 1024 or m.back):
             reasons.append("the base's header may have no room for bitmaps")
@@ -168,7 +168,9 @@ def take_stock(m):
     m.exts = {i: q.extensions() for i, q in m.header.items()}
     m.backing = {i: q.backing() for i, q in m.header.items()}
     m.bits = m.header[m.base].bitmaps() if ls[m.base].has_bitmaps else {}
-    m.new_bits = bitmap_model.expect([m.header.get(i) for i in range(m.base, m.top + 1)], m.bitmaps,
+    # bitmaps are version 3's: whoever keeps the layers keeps theirs, and the base stays as it is
+    holds = ls[m.base].fmt == "qcow2" and ls[m.base].opts["compat"] != "0.10"
+    m.new_bits = bitmap_model.expect([m.header.get(i) for i in range(m.base, m.top + 1)], m.bitmaps if holds else "keep",
                                      max(len(m.view[m.base]), len(m.view[m.top])))
     m.check_rc = {i: oracle.check(ls[i].path, cwd=cwd)[0] for i in {m.base, min(m.top + 1, m.n - 1)}
                   if i in m.header}
