@@ -168,8 +168,10 @@ read_members(struct qm_manifest_reader *r, struct qmeld_error *err)
             return expect(r, '[', err);
         }
         rc = parse(r, &value, err);
-        if (rc == 0 && json_object_object_get_ex(r->head, json_object_get_string(name), &old))
+        if (rc == 0 && json_object_object_get_ex(r->head, json_object_get_string(name), &old)) {
+            json_object_put(value);
             rc = qm_manifest_bad(r, "a name comes twice", err);
+        }
         if (rc == 0 && json_object_object_add(r->head, json_object_get_string(name), value) < 0)
             rc = qm_fail_nomem(err, "a manifest");
         json_object_put(name);

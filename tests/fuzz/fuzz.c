@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "fuzz.h"
 
+#include "luks.h"
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -146,4 +148,27 @@ bool
 qm_fuzz_same(const struct qm_fuzz_view *a, const struct qm_fuzz_view *b)
 {
     return a->reads && b->reads && a->size == b->size && a->sum == b->sum;
+}
+
+bool
+qm_fuzz_keys_are_cheap(const uint8_t *data, size_t len)
+{
+    const uint8_t *at = data, *end = data + len;
+
+    while ((at = memmem(at, (size_t)(end - at), "LUKS\xba\xbe", 6))) {
+        struct qmeld_error err;
+        struct qm_luks l;
+        uint64_t sum = 0;
+
+        if (end - at < (long)QM_LUKS_HEADER)
+            return true;
+        if (qm_luks_decode("f", 0, at, 1 << 30, &l, &err) == 0) {
+            for (unsigned i = 0; i < QM_LUKS_SLOTS; i++)
+                sum += l.slots[i].active ? l.slots[i].iterations : 0;
+            if (sum + l.digest_iterations > 20000)
+                return false;
+        }
+        at++;
+    }
+    return true;
 }

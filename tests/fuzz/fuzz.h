@@ -43,6 +43,10 @@ struct qm_fuzz_view {
 struct qm_fuzz_view qm_fuzz_view(const char *name, const char *format, uint64_t end);
 bool qm_fuzz_same(const struct qm_fuzz_view *a, const struct qm_fuzz_view *b);
 
+/* What looks like a LUKS header in there asks for no more than a few milliseconds of key derivation: the bound of luks.h
+ * is a minute, and no fuzzer waits for that. */
+bool qm_fuzz_keys_are_cheap(const uint8_t *data, size_t len);
+
 /* What must be true is not. */
 #define qm_fuzz_must(cond, what)                                                                   \
     do {                                                                                           \

@@ -8,6 +8,7 @@
  * succeeds the base reads so, too; one that is refused leaves every byte of both files.
  */
 #include "fuzz.h"
+#include "mutate.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,18 @@ parse(const uint8_t *data, size_t len, struct input *in)
     return true;
 }
 
+size_t
+qm_fuzz_images(const uint8_t *data, size_t len, struct qm_fuzz_span out[2])
+{
+    struct input in;
+
+    if (!parse(data, len, &in))
+        return 0;
+    out[0] = (struct qm_fuzz_span){4, in.top_len};
+    out[1] = (struct qm_fuzz_span){4 + in.top_len, in.base_len};
+    return 2;
+}
+
 /* Names may be anything by now, and what they lead to would be written. */
 static bool
 is_our_chain(bool *out_raw)
@@ -53,6 +66,17 @@ is_our_chain(bool *out_raw)
     *out_raw = ours && strcmp(info.format, "raw") == 0;
     qmeld_chain_close(chain);
     return ours;
+}
+
+/* Nothing in its metadata is wrong; leaks may be. */
+static bool
+is_sound(const char *name)
+{
+    struct qmeld_check_result r;
+    struct qmeld_error err;
+
+    return qmeld_check(name, "qcow2", QMELD_REPAIR_NONE, NULL, NULL, &r, &err) == 0 &&
+           r.corruptions == 0 && r.check_errors == 0;
 }
 
 static void
@@ -86,7 +110,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     struct qmeld_error err;
     struct qm_fuzz_view before;
     struct input in;
-    bool raw;
+    bool raw, sound;
     int rc;
 
     if (!parse(data, len, &in))
@@ -103,8 +127,11 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     qm_fuzz_write(BASE, in.base, in.base_len);
     if (is_our_chain(&raw)) {
         before = qm_fuzz_view(TOP, "qcow2", UINT64_MAX);
+        sound = !raw && is_sound(BASE);
         rc = qmeld_commit(TOP, &opts, &report, &err);
         judge(&in, &before, raw, rc, &err);
+        if (sound)
+            qm_fuzz_must(is_sound(BASE), "a base that was whole is whole");
         qmeld_commit_report_free(&report);
     }
     qm_fuzz_clean();

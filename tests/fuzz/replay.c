@@ -2,9 +2,9 @@
 /*
  * replay.c - runs a fuzz target over kept inputs, where there is no fuzzer.
  *
- *     fuzz_NAME FOLDER
+ *     fuzz_NAME FOLDER...      by absolute paths: targets leave the working directory
  *
- * Exit: 0 nothing was found (a finding aborts), 2 the folder has no inputs.
+ * Exit: 0 nothing was found (a finding aborts), 2 the folders have no inputs.
  */
 #include "fuzz.h"
 
@@ -13,11 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-int
-main(int argc, char **argv)
+static int
+replay(const char *name)
 {
     struct dirent **list;
-    char *folder = argc == 2 ? realpath(argv[1], NULL) : NULL;
+    char *folder = realpath(name, NULL);
     int n = folder ? scandir(folder, &list, NULL, alphasort) : -1, ran = 0;
 
     for (int i = 0; i < n; i++) {
@@ -38,6 +38,16 @@ main(int argc, char **argv)
     if (n >= 0)
         free(list);
     free(folder);
+    return ran;
+}
+
+int
+main(int argc, char **argv)
+{
+    int ran = 0;
+
+    for (int i = 1; i < argc; i++)
+        ran += replay(argv[i]);
     printf("%d inputs\n", ran);
     return ran > 0 ? 0 : 2;
 }
