@@ -39,6 +39,9 @@ enum qm_cli_output {
 struct qm_cli_command {
     const char *name;
     const char *help; /* the whole text of --help, newlines included */
+    const char *
+        operands; /* what stands behind the options, for tell.h: image, file, directory, path, manifest, size,
+                           * domain, disk, snapshot; "..." behind one that may be repeated */
     int (*run)(int argc, char **argv);
     bool changes; /* it is run for what it does, not for what it prints */
 };

@@ -47,7 +47,7 @@ static const char help[] =
     "        --wait                 until the job has ended or, with --active, is ready\n"
     "        --async                with --wait: do not wait for a canceled job to end\n"
     "        --timeout=SECONDS      implies --wait: cancel the job after so long\n"
-    "        --verbose              with --wait: show progress as virsh does\n"
+    "    -v, --verbose              with --wait: show progress as virsh does\n"
     "        --bandwidth=N          MiB a second at most; 0: no limit\n"
     "        --bytes                the bandwidth is in bytes a second; suffixes k, M, G\n"
     "        --deadline=TIME        the same as --timeout; seconds, or 30m, 2h, 1d\n"
@@ -61,6 +61,7 @@ static const char help[] =
     "        --bitmaps=merge|keep|drop\n"
     "                               bitmaps of merged layers, as with commit\n" QM_CLI_OTHERS_HELP
     "        --verify               read back what was written\n"
+    "        --cache=writeback|none as with commit\n"
     "        --journal-dir=DIR      where the journal and the note of the change lie: beside the\n"
     "                               base otherwise\n"
     "        --progress=auto|bar|json|none\n"
@@ -88,7 +89,6 @@ enum {
     OPT_WAIT,
     OPT_ASYNC,
     OPT_TIMEOUT,
-    OPT_VERBOSE,
     OPT_BYTES,
     OPT_ALL_DISKS,
     OPT_MANAGED_SAVE,
@@ -98,7 +98,7 @@ struct asked {
     struct qm_live_commit request;
     struct qm_cli_merging merging;
     const char *bandwidth;
-    bool bytes, pivot, keep_overlay, verbose;
+    bool bytes, pivot, keep_overlay;
     bool line_stands; /* verbose: a line of progress is on the terminal */
 };
 
@@ -128,7 +128,6 @@ take_switch(struct asked *asked, int c)
         [OPT_KEEP_RELATIVE - OPT_BASE] = &request->keep_relative,
         [OPT_WAIT - OPT_BASE] = &request->wait,
         [OPT_ASYNC - OPT_BASE] = &request->async,
-        [OPT_VERBOSE - OPT_BASE] = &asked->verbose,
         [OPT_BYTES - OPT_BASE] = &asked->bytes,
         [OPT_ALL_DISKS - OPT_BASE] = &request->all_disks,
     };
@@ -214,7 +213,7 @@ settle(struct asked *asked)
     }
     request->wait |=
         request->finish != QM_LIVE_FINISH_NONE || request->remove || asked->merging.has_deadline;
-    if ((request->async || asked->verbose) && !request->wait) {
+    if ((request->async || asked->merging.verbose) && !request->wait) {
         qm_cli_usage("blockcommit", "--async and --verbose need --wait");
         return false;
     }
@@ -230,7 +229,7 @@ show_progress(const struct qmeld_progress *now, void *opaque)
 
     if (now->total_bytes == 0) /* nothing is known yet */
         return qm_cli_merging_stopped(&asked->merging);
-    if (asked->verbose) {
+    if (asked->merging.verbose) {
         /* 100 is for what is ready: the end grows as long as the guest writes */
         uint64_t percent = (uint64_t)((double)now->done_bytes * 100.0 / (double)now->total_bytes);
 
@@ -248,9 +247,9 @@ static void
 end_progress(struct asked *asked, bool done)
 {
     qm_cli_progress_end(&asked->merging.progress);
-    if (asked->verbose && done)
+    if (asked->merging.verbose && done)
         fputs("\rBlock Commit: [100 %]", stderr);
-    if (asked->line_stands || (asked->verbose && done))
+    if (asked->line_stands || (asked->merging.verbose && done))
         fputc('\n', stderr);
 }
 
@@ -287,7 +286,7 @@ merge(struct asked *asked)
     const struct qm_live_module *live = qm_cli_live(&err);
     int result = -1;
 
-    if (asked->verbose)
+    if (asked->merging.verbose)
         asked->merging.mode = QM_PROGRESS_NONE;
     qm_cli_merging_begin(&asked->merging);
     asked->request.offline = asked->merging.options;
@@ -336,7 +335,6 @@ run(int argc, char **argv)
         {"wait", no_argument, NULL, OPT_WAIT},
         {"async", no_argument, NULL, OPT_ASYNC},
         {"timeout", required_argument, NULL, OPT_TIMEOUT},
-        {"verbose", no_argument, NULL, OPT_VERBOSE},
         {"bytes", no_argument, NULL, OPT_BYTES},
         {"all-disks", no_argument, NULL, OPT_ALL_DISKS},
         {"managed-save", required_argument, NULL, OPT_MANAGED_SAVE},
@@ -370,4 +368,4 @@ run(int argc, char **argv)
     return settle(&asked) ? merge(&asked) : QM_EXIT_REFUSED;
 }
 
-const struct qm_cli_command qm_cli_blockcommit = {"blockcommit", help, run, true};
+const struct qm_cli_command qm_cli_blockcommit = {"blockcommit", help, "domain disk", run, true};

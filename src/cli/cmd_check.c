@@ -342,4 +342,4 @@ run(int argc, char **argv)
     return check(&request);
 }
 
-const struct qm_cli_command qm_cli_check = {"check", help, run, false};
+const struct qm_cli_command qm_cli_check = {"check", help, "image", run, false};

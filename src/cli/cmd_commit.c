@@ -98,10 +98,6 @@ take_direction(const char *command, struct qmeld_commit_options *options, const 
 static bool
 take_live(struct qm_cli_merging *merging, const char *arg)
 {
-    if (strcmp(merging->command, qm_cli_commit.name) != 0) {
-        qm_cli_usage(merging->command, "--live is an option of commit: here nothing is merged");
-        return false;
-    }
     merging->never_live = strcmp(arg, "never") == 0;
     if (merging->never_live || strcmp(arg, "auto") == 0)
         return true;
@@ -141,6 +137,7 @@ int
 qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_merging *merging)
 {
     static const struct option options[] = {
+        {"live", required_argument, NULL, OPT_LIVE}, /* of commit alone */
         {"base", required_argument, NULL, OPT_BASE},
         {"top", required_argument, NULL, OPT_TOP},
         {"shallow", no_argument, NULL, OPT_SHALLOW},
@@ -148,15 +145,15 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"decompress", no_argument, NULL, OPT_DECOMPRESS},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         QM_CLI_MERGE_KIND_OPTIONS,
-        {"live", required_argument, NULL, OPT_LIVE},
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
+    const struct option *mine = options + (strcmp(argv[0], qm_cli_commit.name) == 0 ? 0 : 1);
     int c;
 
     *merging = (struct qm_cli_merging){.command = argv[0]};
-    while ((c = qm_cli_getopt(argc, argv, ":f:h" QM_CLI_MERGING_LETTERS, options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":f:h" QM_CLI_MERGING_LETTERS, mine)) != -1) {
         if (c == 'h') {
             fputs(text, stdout);
             return QM_EXIT_DONE;
@@ -186,4 +183,4 @@ run(int argc, char **argv)
     return qm_cli_merging_run_and_report(&merging, argv[optind], qmeld_commit);
 }
 
-const struct qm_cli_command qm_cli_commit = {"commit", help, run, true};
+const struct qm_cli_command qm_cli_commit = {"commit", help, "image", run, true};

@@ -290,4 +290,4 @@ run(int argc, char **argv)
     return compare(&request, argv + optind);
 }
 
-const struct qm_cli_command qm_cli_compare = {"compare", help, run, false};
+const struct qm_cli_command qm_cli_compare = {"compare", help, "image image", run, false};

@@ -348,4 +348,4 @@ run(int argc, char **argv)
     return create(&request);
 }
 
-const struct qm_cli_command qm_cli_create = {"create", help, run, true};
+const struct qm_cli_command qm_cli_create = {"create", help, "file size", run, true};

@@ -411,4 +411,4 @@ run(int argc, char **argv)
     return QM_CLI_FLATTEN_LOST;
 }
 
-const struct qm_cli_command qm_cli_flatten = {"flatten", help, run, true};
+const struct qm_cli_command qm_cli_flatten = {"flatten", help, "image file", run, true};

@@ -113,4 +113,4 @@ run(int argc, char **argv)
     return qm_cli_merging_run_and_report(&merging, argv[optind], fold);
 }
 
-const struct qm_cli_command qm_cli_fold = {"fold", help, run, true};
+const struct qm_cli_command qm_cli_fold = {"fold", help, "image", run, true};

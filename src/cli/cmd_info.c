@@ -423,4 +423,4 @@ run(int argc, char **argv)
     return show(argv[optind], &open_options, output);
 }
 
-const struct qm_cli_command qm_cli_info = {"info", help, run, false};
+const struct qm_cli_command qm_cli_info = {"info", help, "image", run, false};

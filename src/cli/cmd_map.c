@@ -290,4 +290,4 @@ run(int argc, char **argv)
     return show(&request);
 }
 
-const struct qm_cli_command qm_cli_map = {"map", help, run, false};
+const struct qm_cli_command qm_cli_map = {"map", help, "image", run, false};

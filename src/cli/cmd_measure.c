@@ -210,4 +210,4 @@ run(int argc, char **argv)
     return measure(&asked, asked.has_size ? NULL : argv[optind]);
 }
 
-const struct qm_cli_command qm_cli_measure = {"measure", help, run, false};
+const struct qm_cli_command qm_cli_measure = {"measure", help, "image", run, false};

@@ -381,4 +381,4 @@ run(int argc, char **argv)
     return code;
 }
 
-const struct qm_cli_command qm_cli_plan = {"plan", help, run, false};
+const struct qm_cli_command qm_cli_plan = {"plan", help, "image", run, false};

@@ -264,4 +264,4 @@ run(int argc, char **argv)
     return check_request(&request) ? rebase(&request, argv[optind]) : QM_EXIT_REFUSED;
 }
 
-const struct qm_cli_command qm_cli_rebase = {"rebase", help, run, true};
+const struct qm_cli_command qm_cli_rebase = {"rebase", help, "image", run, true};

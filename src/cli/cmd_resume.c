@@ -486,7 +486,9 @@ run_recover(int argc, char **argv)
     return recover(&merging, argv[optind]);
 }
 
-const struct qm_cli_command qm_cli_resume = {"resume", resume_help, run_resume, true};
-const struct qm_cli_command qm_cli_revert = {"revert", revert_help, run_revert, true};
-const struct qm_cli_command qm_cli_finalize = {"finalize", finalize_help, run_finalize, true};
-const struct qm_cli_command qm_cli_recover = {"recover", recover_help, run_recover, true};
+const struct qm_cli_command qm_cli_resume = {"resume", resume_help, "path", run_resume, true};
+const struct qm_cli_command qm_cli_revert = {"revert", revert_help, "path", run_revert, true};
+const struct qm_cli_command qm_cli_finalize = {"finalize", finalize_help, "path", run_finalize,
+                                               true};
+const struct qm_cli_command qm_cli_recover = {"recover", recover_help, "directory", run_recover,
+                                              true};

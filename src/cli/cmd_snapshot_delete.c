@@ -106,4 +106,5 @@ run(int argc, char **argv)
     return delete_snapshot(&merging, &request, argv[optind + 1]);
 }
 
-const struct qm_cli_command qm_cli_snapshot_delete = {"snapshot-delete", help, run, true};
+const struct qm_cli_command qm_cli_snapshot_delete = {"snapshot-delete", help, "domain snapshot",
+                                                      run, true};

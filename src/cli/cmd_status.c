@@ -404,4 +404,4 @@ run(int argc, char **argv)
     return status(&request, argv + optind, argc - optind);
 }
 
-const struct qm_cli_command qm_cli_status = {"status", help, run, false};
+const struct qm_cli_command qm_cli_status = {"status", help, "path...", run, false};

@@ -188,4 +188,4 @@ run(int argc, char **argv)
     return verify(&r, argv[optind]);
 }
 
-const struct qm_cli_command qm_cli_verify = {"verify", help, run, false};
+const struct qm_cli_command qm_cli_verify = {"verify", help, "manifest", run, false};

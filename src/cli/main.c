@@ -6,7 +6,7 @@
  * must be taken, or an image could be opened as number 2 and get our error messages written
  * into it; and a chain of a thousand layers needs more descriptors than a shell grants.
  */
-#include "cli.h"
+#include "tell.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -22,53 +22,57 @@ static const struct qm_cli_command *const commands[] = {
     &qm_cli_verify,  &qm_cli_rebase,      &qm_cli_fold,
 };
 
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
 static const char overview[] =
     "qmeld - fold chains of qcow2 and raw disk images\n"
     "\n"
     "    qmeld COMMAND [OPTIONS] ...\n"
     "\n"
     "Look (takes no lock, writes nothing, may run beside a virtual machine):\n"
-    "    info IMAGE      the chain, layer by layer, and who uses it\n"
-    "    map IMAGE       which layer answers which bytes; --format=strip draws it\n"
-    "    check IMAGE     is the metadata of one image sound?\n"
-    "    compare A B     do two images read the same?\n"
-    "    plan IMAGE      what commit with the same options would do, and cost, to the byte\n"
-    "    measure --onto BASE IMAGE\n"
-    "                    how long the base's file will be\n"
-    "    verify MANIFEST is all still as a manifest of flatten says?\n"
-    "    status [PATH]   which merges are unfinished, and what their files are worth\n"
+    "    info IMAGE|DOMAIN     the chain, layer by layer, and who uses it\n"
+    "    map IMAGE             which layer answers which bytes; --format=strip draws it\n"
+    "    check IMAGE           is the metadata of one image sound?\n"
+    "    compare A B           do two images read the same?\n"
+    "    plan IMAGE            what commit with the same options would do, and cost, to the byte\n"
+    "    measure IMAGE         how large a file a new image, or a merge, will make\n"
+    "    status [PATH]         what is unfinished, and what its files are worth\n"
+    "    verify MANIFEST       is all still as a manifest of flatten says?\n"
     "\n"
-    "Change:\n"
-    "    commit IMAGE    merge layers down; IMAGE reads the same at every instant\n"
+    "Merge:\n"
+    "    commit IMAGE          merge layers down; IMAGE reads the same at every instant\n"
+    "    fold --keep=N IMAGE   merge the oldest increments of a backup chain into its full\n"
     "    blockcommit DOMAIN DISK\n"
-    "                    the same for a disk of a virtual machine, which may run meanwhile\n"
+    "                          merge layers of a virtual machine's disk, which may run meanwhile\n"
     "    snapshot-delete DOMAIN SNAPSHOT\n"
-    "                    merge an external snapshot away\n"
-    "    resume PATH     finish an interrupted merge\n"
-    "    revert PATH     take back a merge that was made with --atomic or --undo\n"
-    "    finalize PATH   give up that possibility, and the space it takes\n"
-    "    recover DIR     finish all interrupted merges of a directory\n"
-    "    fold --keep N IMAGE\n"
-    "                    merge the oldest increments of a backup chain into its full\n"
-    "    rebase IMAGE    give it another backing file, or none; IMAGE reads the same\n"
-    "    create IMAGE    make a new image\n"
-    "    flatten IMAGE OUT\n"
-    "                    write what IMAGE reads as to a new image; IMAGE stays as it is\n"
+    "                          merge an external snapshot away\n"
+    "\n"
+    "What was begun:\n"
+    "    resume PATH           finish an interrupted merge or flattening\n"
+    "    recover DIR           finish all of a directory\n"
+    "    revert PATH           take back a merge that was made with --atomic or --undo\n"
+    "    finalize PATH         give up that possibility, and the space it takes\n"
+    "\n"
+    "Make and change images:\n"
+    "    create FILE [SIZE]    make a new image\n"
+    "    flatten IMAGE OUT     write what IMAGE reads as to a new image; IMAGE stays as it is\n"
+    "    rebase IMAGE          give it another backing file, or none; IMAGE reads the same\n"
     "    check --repair=leaks|all IMAGE\n"
     "\n"
-    "    qmeld help COMMAND   explains one with examples (so does qmeld COMMAND --help)\n"
+    "    qmeld help COMMAND    explains one with examples (so does qmeld COMMAND --help)\n"
+    "    man qmeld-COMMAND     all of it\n"
     "    qmeld --version\n"
     "\n"
     "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 stopped half-way, the same command again finishes; 75 stopped by a signal or at\n"
     "the deadline, the same command again finishes.  status: 3 if something is unfinished.\n"
     "check has those of qemu-img check: 1 not checked, 2 corrupt, 3 leaks, 63 not checkable;\n"
-    "compare those of qemu-img compare: 1 different, 2 to 4 not compared.\n";
+    "compare those of qemu-img compare: 1 different, 2 to 4 not compared.  man qmeld-exit.\n";
 
 static const struct qm_cli_command *
 find_command(const char *name)
 {
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+    for (size_t i = 0; i < N_COMMANDS; i++)
         if (strcmp(commands[i]->name, name) == 0)
             return commands[i];
     return NULL;
@@ -87,15 +91,24 @@ static int
 print_help(int argc, char **argv)
 {
     const struct qm_cli_command *command;
+    const bool options = argc > 1 && strcmp(argv[1], "--options") == 0;
 
     if (argc < 2) {
         fputs(overview, stdout);
         return QM_EXIT_DONE;
     }
-    command = find_command(argv[1]);
+    if (options && argc < 3) {
+        for (size_t i = 0; i < N_COMMANDS; i++)
+            qm_cli_tell_command(commands[i]);
+        return QM_EXIT_DONE;
+    }
+    command = find_command(argv[options ? 2 : 1]);
     if (!command)
-        return unknown_command(argv[1]);
-    fputs(command->help, stdout);
+        return unknown_command(argv[options ? 2 : 1]);
+    if (options)
+        qm_cli_tell_options(command);
+    else
+        fputs(command->help, stdout);
     return QM_EXIT_DONE;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* options.c - the words and numbers people type after a command. */
-#include "cli.h"
+#include "tell.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -37,6 +37,8 @@ qm_cli_getopt(int argc, char **argv, const char *letters, const struct option *o
 {
     int c;
 
+    if (qm_cli_tell_tables(letters, options))
+        return '?';
     opterr = 0;
     while ((c = getopt_long(argc, argv, letters, options, NULL)) == QM_OPT_ALLOW_PATH)
         keep_allow_path(optarg);
