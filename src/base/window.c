@@ -71,7 +71,7 @@ static int
 write_by_reading(struct qm_window *w, uint64_t off, struct qm_file *to, uint64_t to_off,
                  uint64_t len, struct qmeld_error *err)
 {
-    QM_FREE unsigned char *buf = malloc(READ_BYTES);
+    QM_FREE unsigned char *buf = malloc(qm_max(1, qm_min(len, READ_BYTES)));
 
     if (!buf)
         return qm_fail_nomem(err, "copying");

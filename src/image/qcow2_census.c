@@ -387,7 +387,7 @@ static int
 walk_l2_tables(struct qm_census *c, struct qmeld_error *err)
 {
     const uint64_t size = c->q->geo.cluster_size;
-    const uint64_t batch = qm_max(1, READ_AHEAD / size);
+    const uint64_t batch = qm_max(1, qm_min(READ_AHEAD / size, c->l2.n));
     QM_FREE unsigned char *buf = malloc(batch * size);
     uint64_t have_off = 0, have_len = 0;
     size_t ahead = 0;

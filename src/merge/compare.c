@@ -8,13 +8,15 @@
 #include <string.h>
 
 #define BLOCK_BYTES (1u << 20)
+#define LEAST_BLOCK (64u << 10)
 #define TICK_SEC    0.2
 
 struct compare {
     const struct qm_compare_config *cfg;
     struct qm_compare_result *out;
     struct qm_codec *codec;
-    unsigned char *want; /* BLOCK_BYTES each */
+    uint64_t block;      /* compared at once: BLOCK_BYTES, or less of a small image */
+    unsigned char *want; /* so many bytes each */
     unsigned char *have;
     struct qm_pace pace;
     double ticked; /* when progress was told last */
@@ -103,7 +105,7 @@ same_payload(struct compare *c, const struct side *a, const struct side *b, bool
            qa->geo.cluster_size == qb->geo.cluster_size &&
            qa->hdr.compression == qb->hdr.compression;
     for (uint64_t at = 0, n; *out && at < len; at += n) {
-        n = qm_min(len - at, BLOCK_BYTES);
+        n = qm_min(len - at, c->block);
         if (qm_pread_padded(a->from->file, a->ext.host.h + at, c->want, n, err) < 0 ||
             qm_pread_padded(b->from->file, b->ext.host.h + at, c->have, n, err) < 0)
             return -1;
@@ -127,7 +129,7 @@ compare_sides(struct compare *c, guest_off at, uint64_t len, const struct side *
         return pause_and_tell(c, at, err);
     }
     for (uint64_t done = 0; c->out->equal && done < len;) {
-        const uint64_t n = qm_min(len - done, BLOCK_BYTES);
+        const uint64_t n = qm_min(len - done, c->block);
         uint64_t equal = 0;
         bool lost = false;
 
@@ -222,12 +224,16 @@ static int
 begin(struct compare *c, const struct qm_compare_config *config, struct qm_compare_result *out,
       struct qmeld_error *err)
 {
+    const uint64_t size = config->have->layers[config->have_top].img->size;
+    const uint64_t block = qm_max(qm_min(size, BLOCK_BYTES), LEAST_BLOCK);
+
     *out = (struct qm_compare_result){.equal = true};
     *c = (struct compare){.cfg = config,
                           .out = out,
                           .codec = qm_codec_new(),
-                          .want = malloc(BLOCK_BYTES),
-                          .have = malloc(BLOCK_BYTES),
+                          .block = block,
+                          .want = malloc(block),
+                          .have = malloc(block),
                           .ticked = config->tell_all ? 0 : now()};
     qm_pace_begin(&c->pace, config->bandwidth);
     return c->codec && c->want && c->have ? 0 : qm_fail_nomem(err, "comparing");

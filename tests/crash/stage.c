@@ -191,7 +191,9 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     s->base = s->n - 1;
     s->n_files = s->n + 1;
     s->files = calloc(3 * s->n + 2, sizeof *s->files);
-    if (!s->files)
+    s->ends = calloc(s->n, sizeof *s->ends);
+    s->seen = calloc(s->n, sizeof *s->seen);
+    if (!s->files || !s->ends || !s->seen)
         abort();
     for (size_t i = 0; i < s->n; i++) {
         s->files[i] = qm_forge_file(s->forge, i);
@@ -228,6 +230,8 @@ stage_close(struct stage *s)
     for (size_t i = 0; s->aside && i < s->base - s->top; i++)
         free(s->aside[i].at);
     free(s->aside);
+    free(s->ends);
+    free(s->seen);
     free(s->files);
     free(s->active_view.at);
     free(s->top_view.at);

@@ -45,6 +45,12 @@ struct stage_end {
     char backing_format[16];
 };
 
+/* What a layer was when it was looked at last. */
+struct stage_seen {
+    struct stage_end end;
+    bool dirty;
+};
+
 struct stage {
     char name[512];
     char why[2048];
@@ -81,7 +87,8 @@ struct stage {
     struct stage_bitmaps
         old_bitmaps; /* of the base, before the merge, and after an undisturbed one */
     struct stage_bitmaps done_bitmaps;
-    struct stage_end base_end, top_end, child_end;
+    struct stage_end *ends;  /* of each layer that the merge may change, after an undisturbed one */
+    struct stage_seen *seen; /* likewise, by the last question */
     struct stage_bytes *aside; /* quarantine: what the merged layers hold, from top on */
     bool qemu;                 /* qemu-img is asked, too */
     bool by_journal;           /* an unfinished merge is gone on with by qmeld_resume */

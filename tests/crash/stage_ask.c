@@ -171,24 +171,36 @@ check_base(struct stage *s, bool *out_dirty, struct stage_end *out_end)
     return utimensat(AT_FDCWD, path, times, 0) == 0 && ok;
 }
 
+/* All layers that a merge may change, each into s->seen. */
+static bool
+look_at_layers(struct stage *s)
+{
+    const size_t first = s->top > 0 ? s->top - 1 : 0; /* the child */
+
+    for (size_t i = first; i <= s->base; i++) {
+        struct stage_seen *seen = &s->seen[i];
+
+        if (!(i == s->base ? check_base(s, &seen->dirty, &seen->end)
+                           : check(s, i, &seen->dirty, &seen->end)))
+            return false;
+    }
+    return true;
+}
+
 static bool
 is_sound(struct stage *s)
 {
-    const size_t first =
-        s->top > 0 ? s->top - 1 : 0; /* what is changed lies from here to the base */
+    const size_t first = s->top > 0 ? s->top - 1 : 0;
     struct stage_bytes snaps;
-    struct stage_end end;
     struct qmeld_error err;
-    bool dirty, ok = true;
+    bool ok = true;
 
+    if (!look_at_layers(s))
+        return false;
     for (size_t i = first; i <= s->base; i++) {
-        const bool base = i == s->base;
-
-        if (!(base ? check_base(s, &dirty, &end) : check(s, i, &dirty, &end)))
-            return false;
-        if (!dirty)
+        if (!s->seen[i].dirty)
             continue;
-        if (base && !s->dirty_base)
+        if (i == s->base && !s->dirty_base)
             return stage_no(s, "the base has become dirty");
         if (!can_be_mended(s, i))
             return false;
@@ -229,16 +241,6 @@ stage_sound(struct stage *s)
 /* ---- the end ----------------------------------------------------------------------------------
  */
 
-static bool
-look_at_end(struct stage *s, struct stage_end *base, struct stage_end *top, struct stage_end *child)
-{
-    bool dirty;
-
-    *child = (struct stage_end){0};
-    return check_base(s, &dirty, base) && check(s, s->top, &dirty, top) &&
-           (s->top == 0 || check(s, s->top - 1, &dirty, child));
-}
-
 bool
 stage_after(struct stage *s)
 {
@@ -250,14 +252,18 @@ stage_after(struct stage *s)
     covered = s->done_view;
     if (covered.len > s->top_view.len)
         covered.len = s->top_view.len;
-    return stage_same(s, "the base after the merge", &covered, &s->top_view) &&
-           look_at_end(s, &s->base_end, &s->top_end, &s->child_end) && stage_bitmaps_after(s) &&
-           stage_bitmaps_tell(s);
+    if (!stage_same(s, "the base after the merge", &covered, &s->top_view) || !look_at_layers(s))
+        return false;
+    for (size_t i = 0; i < s->n; i++)
+        s->ends[i] = s->seen[i].end;
+    return stage_bitmaps_after(s) && stage_bitmaps_tell(s);
 }
 
 static bool
-ends_as(struct stage *s, size_t layer, const struct stage_end *got, const struct stage_end *want)
+ends_well(struct stage *s, size_t layer)
 {
+    const struct stage_end *got = &s->seen[layer].end, *want = &s->ends[layer];
+
     if (got->leaks > want->leaks)
         return stage_no(s, "%s has %" PRIu64 " leaks instead of %" PRIu64, s->files[layer],
                         got->leaks, want->leaks);
@@ -310,15 +316,13 @@ is_aside(struct stage *s, size_t layer)
 static bool
 has_no_leaks(struct stage *s, size_t layer)
 {
-    struct stage_end end;
-    bool dirty;
+    const struct stage_seen *seen = &s->seen[layer];
 
-    if (!check(s, layer, &dirty, &end))
-        return false;
-    return (end.leaks == 0 && !dirty) ||
-           stage_no(s, "%s has %" PRIu64 " leaks", s->files[layer], end.leaks);
+    return (seen->end.leaks == 0 && !seen->dirty) ||
+           stage_no(s, "%s has %" PRIu64 " leaks", s->files[layer], seen->end.leaks);
 }
 
+/* After is_sound. */
 static bool
 is_settled(struct stage *s)
 {
@@ -345,14 +349,11 @@ is_settled(struct stage *s)
 static bool
 is_finished(struct stage *s)
 {
-    struct stage_end base, top, child;
-
     if (!stage_view_is(s, s->base, &s->done_view, "the base, merged again") || !stage_reads(s) ||
-        !is_sound(s) || !is_settled(s) || !look_at_end(s, &base, &top, &child))
+        !is_sound(s) || !is_settled(s))
         return false;
-    return stage_bitmaps_ended(s) && ends_as(s, s->base, &base, &s->base_end) &&
-           ends_as(s, s->top, &top, &s->top_end) &&
-           (s->top == 0 || ends_as(s, s->top - 1, &child, &s->child_end));
+    return stage_bitmaps_ended(s) && ends_well(s, s->base) && ends_well(s, s->top) &&
+           (s->top == 0 || ends_well(s, s->top - 1));
 }
 
 bool
