@@ -25,6 +25,7 @@
 #include "lock.h"
 #include "qcow2_header.h"
 #include "shadow.h"
+#include "signpost.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -318,6 +319,19 @@ qm_merge_remove_journal(struct qm_merge *m, struct qmeld_error *err)
     return qm_journal_remove(j, err);
 }
 
+/* The very end.  What led to the journal goes after it: a hint that leads nowhere misleads nobody. */
+static int
+end(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    QM_FREE char *post = qm_signpost_place(intent, qm_journal_file(m->journal));
+
+    if (qm_merge_remove_journal(m, err) < 0)
+        return -1;
+    qm_signpost_remove(post);
+    return 0;
+}
+
 /* FINAL */
 int
 qm_merge_finish(struct qm_merge *m, struct qmeld_error *err)
@@ -329,10 +343,11 @@ qm_merge_finish(struct qm_merge *m, struct qmeld_error *err)
     /* who stands on what goes; not before there is no way back */
     if (go && qm_protect_repoint(intent, err) < 0)
         return -1;
+    qm_signpost_plant(intent, qm_journal_file(m->journal));
     if (qm_settle_give_up(m->settle, err) < 0 || qm_back_give_up(&m->back, err) < 0)
         return -1;
     qm_settle_mark_leftovers(m->settle);
-    return qm_merge_remove_journal(m, err);
+    return end(m, err);
 }
 
 /* The merge ends here, for now; how the target looks tells later whether it was written to since. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "search.h"
 
+#include "signpost.h"
+
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +53,21 @@ qm_search_one(const char *path, qm_found_fn *fn, void *opaque, struct qmeld_erro
     return rc;
 }
 
+/* By a file that says where a journal is, or by its own name. */
+static int
+search_entry(const char *path, const char *name, qm_found_fn *fn, void *opaque,
+             struct qmeld_error *err)
+{
+    QM_FREE char *there = NULL;
+    const char *slash;
+
+    if (!qm_signpost_is_name(name))
+        return qm_search_one(path, fn, opaque, err);
+    there = qm_signpost_read(path);
+    slash = there ? strrchr(there, '/') : NULL;
+    return slash && qm_search_is_name(slash + 1) ? qm_search_one(there, fn, opaque, err) : 0;
+}
+
 int
 qm_search_dir(const char *dir, qm_found_fn *fn, void *opaque, struct qmeld_error *err)
 {
@@ -63,14 +80,14 @@ qm_search_dir(const char *dir, qm_found_fn *fn, void *opaque, struct qmeld_error
     while (rc == 0 && (e = readdir(d))) {
         QM_FREE char *path = NULL;
 
-        if (!qm_search_is_name(e->d_name))
+        if (!qm_search_is_name(e->d_name) && !qm_signpost_is_name(e->d_name))
             continue;
         if (asprintf(&path, "%s%s%s", dir, dir[strlen(dir) - 1] == '/' ? "" : "/", e->d_name) < 0) {
             path = NULL;
             rc = qm_fail_nomem(err, "a path");
             break;
         }
-        rc = qm_search_one(path, fn, opaque, err);
+        rc = search_entry(path, e->d_name, fn, opaque, err);
     }
     closedir(d);
     return rc;

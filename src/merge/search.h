@@ -27,7 +27,7 @@ typedef int qm_found_fn(struct qm_found *f, void *opaque, struct qmeld_error *er
 int qm_search_one(const char *path, qm_found_fn *fn, void *opaque, struct qmeld_error *err)
     QM_CHECK;
 
-/* Those in a directory. */
+/* Those in a directory, and those that a file there leads to (signpost.h). */
 int qm_search_dir(const char *dir, qm_found_fn *fn, void *opaque, struct qmeld_error *err) QM_CHECK;
 
 /* That of a merge into a layer of this chain, where it has to lie (journal_dir may be NULL). */

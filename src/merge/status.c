@@ -14,6 +14,7 @@ struct telling {
     const char *about; /* only merges with this layer; NULL: all */
     const char *told;  /* a directory whose journals were told of; NULL: none */
     bool any;
+    QM_VEC(char *) seen; /* a journal may be found by its folder and by what leads to it */
     qmeld_unfinished_fn *fn;
     void *opaque;
 };
@@ -72,6 +73,25 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
         out->up && qm_journal_path_now(&i->layers.at[i->target]) != i->layers.at[i->target].path;
 }
 
+/* -1: no memory. */
+static int
+is_new(struct telling *t, const char *journal, bool *out, struct qmeld_error *err)
+{
+    char *copy;
+
+    *out = false;
+    QM_VEC_EACH (s, &t->seen)
+        if (qm_path_same(*s, journal))
+            return 0;
+    copy = strdup(journal);
+    if (!copy || !qm_vec_push(&t->seen, &copy)) {
+        free(copy);
+        return qm_fail_nomem(err, "the journals' names");
+    }
+    *out = true;
+    return 0;
+}
+
 static int
 tell(struct qm_found *f, void *opaque, struct qmeld_error *err)
 {
@@ -79,11 +99,16 @@ tell(struct qm_found *f, void *opaque, struct qmeld_error *err)
     struct qmeld_unfinished u = {.journal = f->path, .problem = f->j ? NULL : &f->problem};
     QM_FREE char *dir = qm_search_dir_of(f->path);
     QM_FREE const char **layers = NULL; /* and behind them their new names */
+    bool fresh;
 
     if (t->told && dir && qm_path_same(dir, t->told))
         return 0;
     if (t->about &&
         !(f->j ? concerns(qm_journal_intent(f->j), t->about) : is_named_after(f->path, t->about)))
+        return 0;
+    if (is_new(t, f->path, &fresh, err) < 0)
+        return -1;
+    if (!fresh)
         return 0;
     if (f->j) {
         const struct qm_intent *i = qm_journal_intent(f->j);
@@ -140,20 +165,32 @@ tell_of_path(const char *path, const char *journal_dir, struct telling *t, struc
     return rc;
 }
 
+static int
+tell_all(const char *path, const char *journal_dir, struct telling *t, struct qmeld_error *err)
+{
+    struct stat st;
+
+    if (qm_search_is_dir(path))
+        return qm_search_dir(path, tell, t, err);
+    if (tell_of_path(path, journal_dir, t, err) < 0)
+        return -1;
+    /* a layer may be gone by now, but then a merge removed it; a slip of the pen is no "nothing" */
+    if (!t->any && !qm_nbd_is_name(path) && stat(path, &st) < 0)
+        return qm_fail_sys(err, qm_in(path), "cannot look for unfinished merges of it");
+    return 0;
+}
+
 int
 qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn, void *opaque,
              struct qmeld_error *err)
 {
     struct telling t = {.fn = fn, .opaque = opaque};
-    struct stat st;
+    int rc;
 
     memset(err, 0, sizeof *err);
-    if (qm_search_is_dir(path))
-        return qm_search_dir(path, tell, &t, err);
-    if (tell_of_path(path, journal_dir, &t, err) < 0)
-        return -1;
-    /* a layer may be gone by now, but then a merge removed it; a slip of the pen is no "nothing" */
-    if (!t.any && !qm_nbd_is_name(path) && stat(path, &st) < 0)
-        return qm_fail_sys(err, qm_in(path), "cannot look for unfinished merges of it");
-    return 0;
+    rc = tell_all(path, journal_dir, &t, err);
+    QM_VEC_EACH (s, &t.seen)
+        free(*s);
+    qm_vec_release(&t.seen);
+    return rc;
 }

@@ -57,6 +57,17 @@ def again(d):
           "write -P 5 500k 40k", "write -P 1 200k 10k", "write -P 0 1M 64k")
 
 
+def elsewhere(d):
+    """The base, and so the journal, lies in another folder than what is removed."""
+    os.mkdir(os.path.join(d, "s"))
+    image(d, "s/b", "-o", "cluster_size=4k", size="2M")
+    write(d, "s/b", "write -P 1 0 256k")
+    image(d, "m", "-o", "cluster_size=4k", size="2M", backing="s/b")
+    write(d, "m", "write -P 2 64k 100k")
+    image(d, "t", "-o", "cluster_size=4k", size="2M", backing="m")
+    write(d, "t", "write -P 3 128k 100k", "write -z 1M 64k")
+
+
 def raw_base(d):
     with open(os.path.join(d, "b"), "wb") as f:
         f.write(b"\x11" * 300000)
@@ -151,6 +162,8 @@ def setups():
         "growing-empty": Setup(growing, ["--shallow", "--overlays=empty", "t"]),
         "growing-delete": Setup(growing, ["--overlays=delete", "t"]),
         "growing-quarantine": Setup(growing, ["--overlays=quarantine", "t"]),
+        "elsewhere-delete": Setup(elsewhere, ["--overlays=delete", "t"], base="s/b"),
+        "elsewhere-quarantine": Setup(elsewhere, ["--overlays=quarantine", "t"], base="s/b"),
         "raw": Setup(raw_base, ["t"], base_fmt="raw"),
         "raw-empty": Setup(raw_base, ["--overlays=empty", "t"], base_fmt="raw"),
         "snapshots": Setup(snapshots, ["t"]),
@@ -192,6 +205,17 @@ def setups():
     }
 
 
+def files(d):
+    """All names below d, but for hints to a journal that is gone: a crash right at the end leaves one."""
+    found = [os.path.relpath(os.path.join(at, name), d) for at, _, names in os.walk(d) for name in names]
+    return sorted(f for f in found if not (f.endswith(".qmeld-journal") and leads_nowhere(os.path.join(d, f))))
+
+
+def leads_nowhere(hint):
+    with open(hint, encoding="utf-8") as f:
+        return not os.path.exists((f.read().splitlines() + ["", ""])[1])
+
+
 def fresh(template, d):
     shutil.rmtree(d, ignore_errors=True)
     shutil.copytree(template, d, symlinks=True)
@@ -209,7 +233,8 @@ def points(total, most):
 class Mode:
     def __init__(self, setup, qmeld, work, shim):
         self.setup, self.work = setup, work
-        self.journal = os.path.join(work, "try", f".{setup.base}.qmeld")
+        folder, name = os.path.split(setup.base)
+        self.journal = os.path.join(work, "try", folder, f".{name}.qmeld")
         self.template, self.dir = os.path.join(work, "template"), os.path.join(work, "try")
         self.argv, self.shim = [qmeld, "commit", *setup.args], shim
         os.mkdir(self.template)
@@ -239,7 +264,7 @@ class Mode:
         self.look("undisturbed", clean=True)
         self.new_child = Qcow2(os.path.join(self.dir, self.setup.child)).backing() \
             if self.setup.child else None
-        self.kept = sorted(os.listdir(self.dir))
+        self.kept = files(self.dir)
         self.flags = self.bitmap_flags() if self.setup.base_fmt == "qcow2" else {}
 
     def look(self, when, clean=False):
@@ -278,6 +303,10 @@ class Mode:
         if done and not journal:
             self.settled(when)  # the chain no longer has the layers that the command names
             return
+        if not os.path.exists(os.path.join(self.dir, s.active)):
+            told = oracle.run([self.argv[0], "status", s.active], self.dir)
+            if os.path.basename(self.journal) not in told.out:
+                raise Fail(f"{when}: status of the removed layer tells of no journal: {told.out}{told.err}")
         r = oracle.run(self.argv, self.dir, env=s.env)
         if r.rc != 0:
             raise Fail(f"{when}: the same command again: rc {r.rc}: {r.err}")
@@ -290,8 +319,8 @@ class Mode:
         diff = oracle.first_difference(self.final, oracle.view(s.base, s.base_fmt, self.dir))
         if diff:
             raise Fail(f"{when}: base reads wrong: {diff}")
-        if sorted(os.listdir(self.dir)) != self.kept:
-            raise Fail(f"{when}: the files are {sorted(os.listdir(self.dir))}, not {self.kept}")
+        if files(self.dir) != self.kept:
+            raise Fail(f"{when}: the files are {files(self.dir)}, not {self.kept}")
         if s.child and Qcow2(os.path.join(self.dir, s.child)).backing() != self.new_child:
             raise Fail(f"{when}: the child was not repointed")
         if s.base_fmt == "qcow2" and self.bitmap_flags() != self.flags:
@@ -328,8 +357,8 @@ class Mode:
             raise Fail(f"{when}: after revert the base is not what it was")
         if s.child and Qcow2(os.path.join(self.dir, s.child)).backing() != self.old_child:
             raise Fail(f"{when}: after revert the child stands on something else")
-        if sorted(os.listdir(self.dir)) != sorted(os.listdir(self.template)):
-            raise Fail(f"{when}: after revert the files are {sorted(os.listdir(self.dir))}")
+        if files(self.dir) != files(self.template):
+            raise Fail(f"{when}: after revert the files are {files(self.dir)}")
         self.look(f"{when}, taken back", clean=True)
 
 
