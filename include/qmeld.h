@@ -133,6 +133,11 @@ QMELD_API void qmeld_chain_close(struct qmeld_chain *chain);
 /* Number of layers, at least 1. */
 QMELD_API size_t qmeld_chain_depth(const struct qmeld_chain *chain);
 
+/* The layer that name names, as in the options of qmeld_commit: "[N]", counted from the base, which is [1]; a path to its
+ * file; or its name in the overlay's header.  *out: 0 = base.  USAGE: none, or two. */
+QMELD_API int qmeld_chain_find(const struct qmeld_chain *chain, const char *name, size_t *out,
+                               struct qmeld_error *err) QMELD_CHECK;
+
 struct qmeld_snapshot_info {
     const char *id;
     const char *name;
@@ -207,6 +212,13 @@ typedef int qmeld_extent_fn(const struct qmeld_extent *extent, void *opaque);
  * are joined as `qemu-img map` joins them.  Memory is bounded, whatever the image. */
 QMELD_API int qmeld_map(struct qmeld_chain *chain, uint64_t start, uint64_t length,
                         qmeld_extent_fn *fn, void *opaque, struct qmeld_error *err) QMELD_CHECK;
+
+/* The same for the layers from bottom to top, 0 = base, as if there were no others: what a layer itself holds
+ * (bottom == top), or what the chain reads as from a layer in the middle (bottom == 0).  Depths count from this top,
+ * and what lies past its end is not walked.  USAGE: there are no such layers. */
+QMELD_API int qmeld_map_layers(struct qmeld_chain *chain, size_t bottom, size_t top, uint64_t start,
+                               uint64_t length, qmeld_extent_fn *fn, void *opaque,
+                               struct qmeld_error *err) QMELD_CHECK;
 
 /* Reads len bytes of the top's view at off.  Reading past the virtual end is USAGE. */
 QMELD_API int qmeld_read(struct qmeld_chain *chain, uint64_t off, void *buf, size_t len,

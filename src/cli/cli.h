@@ -117,6 +117,9 @@ char *qm_cli_quote(const char *name);
 /* The same, and as a word of a shell's command line. */
 char *qm_cli_shell_word(const char *name);
 
+/* Says that there is none, and ends the process: for what only prints. */
+void qm_cli_no_memory(void) __attribute__((noreturn));
+
 /* Frees what these two returned at the end of the scope. */
 #define QM_CLI_FREE __attribute__((cleanup(qm_cli_free)))
 void qm_cli_free(char **text);

@@ -21,6 +21,7 @@ static const char help[] =
     "    qmeld map disk.qcow2\n"
     "    qmeld map --format=strip disk.qcow2           draw the chain\n"
     "    qmeld map --format=strip -s 1G -l 64M disk.qcow2\n"
+    "    qmeld map --format=svg --base='[2]' disk.qcow2 > disk.svg\n"
     "    qmeld map --output=json disk.qcow2            as qemu-img map --output=json\n"
     "\n"
     "usage: qmeld map [OPTIONS] IMAGE\n"
@@ -28,9 +29,16 @@ static const char help[] =
     "Takes no lock and writes nothing, so it may be run beside a virtual machine; what it then\n"
     "tells may be a moment old.\n"
     "\n"
-    "        --format=table|strip    table: the extents that hold data, as qemu-img map lists\n"
+    "        --format=table|strip|svg\n"
+    "                                table: the extents that hold data, as qemu-img map lists\n"
     "                                them; strip: a picture, a row for each layer, a column for\n"
-    "                                so many bytes, as wide as the terminal (or COLUMNS)\n"
+    "                                so many bytes, as wide as the terminal (or COLUMNS; 100 in\n"
+    "                                a pipe), in letters if NO_COLOR is set or the locale has no\n"
+    "                                UTF-8; svg: the picture as a file\n"
+    "        --base=LAYER            with a picture: what a merge into LAYER would move, by path "
+    "or\n"
+    "                                as [N]; the bottom one, if only --top is given\n"
+    "        --top=LAYER             of this one and those above the base (IMAGE)\n"
     "    -s, --start-offset=OFFSET   begin here; suffixes k, M, G, T, P, E are understood\n"
     "    -l, --max-length=LENGTH     so many bytes at most\n"
     "    -f, --image-format=FMT      format of IMAGE; found by content otherwise\n"
@@ -48,7 +56,9 @@ struct request {
     uint64_t start;
     uint64_t length;
     enum qm_cli_output output;
-    bool strip;
+    enum format { FORMAT_TABLE, FORMAT_STRIP, FORMAT_SVG } format;
+    const char *base; /* of a range; NULL: as commit has it */
+    const char *top;
 };
 
 /* ---- JSON ---- */
@@ -169,18 +179,48 @@ show_table(struct qmeld_chain *chain, const struct request *request, struct qmel
 
 /* ---- the command ---- */
 
-static size_t
-terminal_width(void)
+/* The layers that a merge would be of, as commit understands --base and --top. */
+static int
+find_range(struct qmeld_chain *chain, const struct request *request,
+           struct qm_picture_options *options, struct qmeld_error *err)
 {
-    const char *columns = getenv("COLUMNS");
-    struct winsize size;
-    uint64_t width;
+    options->has_range = request->base || request->top;
+    options->top = qmeld_chain_depth(chain) - 1;
+    if (request->top && qmeld_chain_find(chain, request->top, &options->top, err) < 0)
+        return -1;
+    if (request->base && qmeld_chain_find(chain, request->base, &options->base, err) < 0)
+        return -1;
+    if (!options->has_range || options->base < options->top)
+        return 0;
+    *err = (struct qmeld_error){.code = QMELD_USAGE};
+    snprintf(err->what, sizeof err->what,
+             "[%zu] does not lie below [%zu]: --base names the lower one, --top the upper",
+             options->base + 1, options->top + 1);
+    return -1;
+}
 
-    if (columns && qm_cli_parse_number(columns, 10000, &width) && width > 0)
-        return (size_t)width;
-    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
-        return size.ws_col;
-    return 80;
+static int
+draw(struct qmeld_chain *chain, const struct request *request, struct qmeld_error *err)
+{
+    const struct qm_draw_style style = qm_draw_style_of_stdout();
+    struct qm_picture_options options = {
+        .start = request->start, .length = request->length, .most_runs = QM_DRAW_PAGE_RUNS};
+    struct qm_picture picture;
+
+    if (find_range(chain, request, &options, err) < 0)
+        return -1;
+    options.columns = qm_draw_svg_columns(qmeld_chain_depth(chain));
+    if (request->format == FORMAT_STRIP &&
+        qm_draw_strip_columns(chain, options.has_range, &style, &options.columns, err) < 0)
+        return -1;
+    if (qm_picture_take(chain, &options, &picture, err) < 0)
+        return -1;
+    if (request->format == FORMAT_STRIP)
+        qm_draw_strip(&picture, &style);
+    else
+        qm_draw_svg(&picture);
+    qm_picture_release(&picture);
+    return 0;
 }
 
 static int
@@ -194,8 +234,8 @@ show(const struct request *request)
         return qm_cli_fail(&err);
     if (request->output == QM_OUTPUT_JSON)
         result = show_json(chain, request, &err);
-    else if (request->strip)
-        result = qm_cli_draw_strip(chain, request->start, request->length, terminal_width(), &err);
+    else if (request->format != FORMAT_TABLE)
+        result = draw(chain, request, &err);
     else
         result = show_table(chain, request, &err);
     qmeld_chain_close(chain);
@@ -207,15 +247,18 @@ show(const struct request *request)
 static bool
 take_format(struct request *request, const char *arg)
 {
-    if (strcmp(arg, "strip") != 0 && strcmp(arg, "table") != 0) {
-        qm_cli_usage("map",
-                     "--format is table or strip, not \"%s\"; an image's format is told by "
-                     "--image-format",
-                     arg);
-        return false;
-    }
-    request->strip = arg[0] == 's';
-    return true;
+    static const char *const names[] = {"table", "strip", "svg"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(arg, names[i]) == 0) {
+            request->format = (enum format)i;
+            return true;
+        }
+    qm_cli_usage("map",
+                 "--format is table, strip or svg, not \"%s\"; an image's format is told by "
+                 "--image-format",
+                 arg);
+    return false;
 }
 
 static bool
@@ -227,7 +270,7 @@ take_size(const char *what, const char *arg, uint64_t *out)
     return false;
 }
 
-enum { OPT_FORMAT = QM_OPT_FIRST, OPT_BACKING_FORMAT };
+enum { OPT_FORMAT = QM_OPT_FIRST, OPT_BACKING_FORMAT, OPT_BASE, OPT_TOP };
 
 /* False after a complaint. */
 static bool
@@ -243,6 +286,12 @@ take_option(struct request *request, int c)
         return true;
     case OPT_FORMAT:
         return take_format(request, optarg);
+    case OPT_BASE:
+        request->base = optarg;
+        return true;
+    case OPT_TOP:
+        request->top = optarg;
+        return true;
     case OPT_BACKING_FORMAT:
         request->open.backing_format = optarg;
         return true;
@@ -263,6 +312,8 @@ run(int argc, char **argv)
         QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, OPT_FORMAT},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
+        {"base", required_argument, NULL, OPT_BASE},
+        {"top", required_argument, NULL, OPT_TOP},
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -281,8 +332,12 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
         return QM_EXIT_REFUSED;
     }
-    if (request.strip && request.output == QM_OUTPUT_JSON) {
-        qm_cli_usage(argv[0], "--format=strip is for people, --output=json for programs: choose");
+    if (request.format != FORMAT_TABLE && request.output == QM_OUTPUT_JSON) {
+        qm_cli_usage(argv[0], "--format is for people, --output=json for programs: choose");
+        return QM_EXIT_REFUSED;
+    }
+    if (request.format == FORMAT_TABLE && (request.base || request.top)) {
+        qm_cli_usage(argv[0], "--base and --top belong to a picture: add --format=strip or svg");
         return QM_EXIT_REFUSED;
     }
     request.path = argv[optind];

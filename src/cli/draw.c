@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * draw.c - a chain as a picture of letters.
+ * draw.c - a chain as a picture of letters, or of blocks.
  *
  * A column stands for a power of two of bytes, so that the picture of a chain keeps its scale
  * from one run to the next.  A column that holds several things shows the rarest news: data
@@ -9,16 +9,18 @@
 #include "draw.h"
 
 #include <inttypes.h>
+#include <langinfo.h>
+#include <locale.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 enum {
     MIN_CELLS = 8,    /* narrower says nothing; the line then is wider than the terminal */
     MAX_CELLS = 4096, /* no terminal is wider */
     MAX_LABEL = 28,   /* columns of a name */
     TICK_CELLS = 10,  /* columns from one offset of the ruler to the next, at least */
-    ABSENT = '.',
-    ZERO = '0',
 };
 
 /* What the legend has to explain. */
@@ -28,33 +30,122 @@ enum seen {
     SEEN_ABSENT,
     SEEN_PAST_END,
     SEEN_MIXED,
+    SEEN_PARTLY,
+    SEEN_HIDDEN,
     N_SEEN,
 };
 
-struct strip {
-    uint64_t start;
-    uint64_t length;
-    uint64_t unit; /* bytes a cell stands for, a power of two */
-    size_t n_cells;
-    size_t n_label; /* columns left of the cells */
-    size_t depth;
-    bool seen[N_SEEN];
-    /* the row being filled */
-    char *cells;  /* n_cells + 1 */
-    size_t layer; /* whose own content is walked; SIZE_MAX: the view of the top */
+struct cell {
+    uint64_t bytes[QM_CELL_KINDS];
+    uint64_t best;  /* bytes of the data that has most of it */
+    uint32_t layer; /* whose that is */
 };
 
-static int
-rank(char cell)
+struct strip {
+    const struct qm_picture *picture;
+    const struct qm_draw_style *style;
+    size_t n_cells;
+    size_t n_label; /* columns left of the cells */
+    bool told[N_SEEN];
+    struct cell *row;  /* the one that is drawn */
+    struct cell *seen; /* of what the layer of this row has, what the top reads */
+};
+
+#define ALL_LAYERS SIZE_MAX
+
+/* ---- cells ---- */
+
+static void
+put_part(struct cell *cell, const struct qm_part *part, uint64_t bytes)
 {
-    if (cell == ' ')
-        return 0;
-    if (cell == ABSENT)
-        return 1;
-    if (cell == ZERO)
-        return 2;
-    return cell >= 'a' ? 3 : 4;
+    cell->bytes[part->kind] += bytes;
+    if ((part->kind == QM_CELL_DATA || part->kind == QM_CELL_COMPRESSED) && bytes > cell->best) {
+        cell->best = bytes;
+        cell->layer = part->layer;
+    }
 }
+
+static bool
+is_of(const struct qm_part *part, size_t only)
+{
+    return only == ALL_LAYERS || part->kind == QM_CELL_MANY || part->layer == only;
+}
+
+/* only: a layer, whose parts are looked at (and those of which nobody knows whose they are). */
+static void
+fill(const struct strip *strip, const struct qm_runs *runs, size_t only, struct cell *cells)
+{
+    const uint64_t unit = strip->picture->grain, start = strip->picture->start;
+
+    memset(cells, 0, strip->n_cells * sizeof *cells);
+    for (size_t i = 0; i < runs->n; i++) {
+        const struct qm_run *run = &runs->run[i];
+        uint64_t at = run->start;
+        const uint64_t end = run->start + run->length;
+
+        for (size_t k = 0; run->n_parts > 1 && k < run->n_parts; k++)
+            if (is_of(&run->parts[k], only))
+                put_part(&cells[(at - start) / unit], &run->parts[k], run->parts[k].bytes);
+        while (run->n_parts == 1 && is_of(&run->parts[0], only) && at < end) { /* many cells */
+            const size_t cell = (at - start) / unit;
+            const uint64_t next = end - at > unit - at % unit ? at + (unit - at % unit) : end;
+
+            put_part(&cells[cell], &run->parts[0], next - at);
+            at = next;
+        }
+    }
+}
+
+static enum qm_cell_kind
+kind_of(const struct cell *cell)
+{
+    if (cell->bytes[QM_CELL_DATA] || cell->bytes[QM_CELL_MANY])
+        return QM_CELL_DATA;
+    if (cell->bytes[QM_CELL_COMPRESSED])
+        return QM_CELL_COMPRESSED;
+    return cell->bytes[QM_CELL_ZERO] ? QM_CELL_ZERO : QM_CELL_ABSENT;
+}
+
+static uint64_t
+total_of(const struct cell *cell)
+{
+    uint64_t total = 0;
+
+    for (size_t i = 0; i < QM_CELL_KINDS; i++)
+        total += cell->bytes[i];
+    return total;
+}
+
+/* ---- colours ---- */
+
+/* Light and dark in turn, and no two of them alike for those who do not tell red from green: the colours of
+ * page/chain.css, as near as 256 of them come. */
+static const struct {
+    unsigned char back, fore;
+} colours[] = {{26, 231},  {215, 16}, {29, 231}, {117, 16},
+               {130, 231}, {218, 16}, {97, 231}, {185, 16}};
+
+static void
+colour_on(const struct strip *strip, size_t layer, bool fill_back, bool dim)
+{
+    const size_t c = layer % (sizeof colours / sizeof *colours);
+
+    if (!strip->style->colour)
+        return;
+    if (fill_back)
+        printf("\033[48;5;%um\033[38;5;%um", colours[c].back, colours[c].fore);
+    else
+        printf("\033[%s38;5;%um", dim ? "2;" : "", colours[c].back);
+}
+
+static void
+colour_off(const struct strip *strip)
+{
+    if (strip->style->colour)
+        fputs("\033[0m", stdout);
+}
+
+/* ---- rows ---- */
 
 /* Layer 0 is A; after Z it begins again, the rows tell which is meant. */
 static char
@@ -63,50 +154,89 @@ letter_of(size_t layer, bool compressed)
     return (char)((compressed ? 'a' : 'A') + layer % 26);
 }
 
-static char
-cell_of(const struct strip *strip, const struct qmeld_extent *extent)
+static void
+note_seen(struct strip *strip, const struct cell *cell)
 {
-    if (extent->data)
-        return letter_of(strip->layer == SIZE_MAX ? strip->depth - 1 - extent->depth : strip->layer,
-                         extent->compressed);
-    return extent->present && extent->zero ? ZERO : ABSENT;
+    unsigned kinds = 0;
+
+    kinds += cell->bytes[QM_CELL_ABSENT] > 0;
+    kinds += cell->bytes[QM_CELL_ZERO] > 0;
+    kinds += cell->bytes[QM_CELL_COMPRESSED] > 0;
+    kinds += cell->bytes[QM_CELL_DATA] > 0;
+    if (kinds > 1)
+        strip->told[SEEN_MIXED] = true;
+    if (kinds == 0)
+        strip->told[SEEN_PAST_END] = true;
+    else if (kind_of(cell) != QM_CELL_DATA)
+        strip->told[kind_of(cell) == QM_CELL_COMPRESSED ? SEEN_COMPRESSED
+                    : kind_of(cell) == QM_CELL_ZERO     ? SEEN_ZERO
+                                                        : SEEN_ABSENT] = true;
 }
 
-static int
-paint(const struct qmeld_extent *extent, void *opaque)
+static void
+print_quiet(const struct strip *strip, enum qm_cell_kind kind)
 {
-    struct strip *strip = opaque;
-    const char cell = cell_of(strip, extent);
-    size_t first, last;
-
-    if (extent->length == 0 || extent->start < strip->start)
-        return 0;
-    first = (extent->start - strip->start) / strip->unit;
-    last = (extent->start - strip->start + (extent->length - 1)) / strip->unit;
-    for (size_t i = first; i <= last && i < strip->n_cells; i++) {
-        if (strip->cells[i] != ' ' && rank(strip->cells[i]) != rank(cell))
-            strip->seen[SEEN_MIXED] = true;
-        if (rank(cell) > rank(strip->cells[i]))
-            strip->cells[i] = cell;
-    }
-    return 0;
+    if (strip->style->colour)
+        fputs("\033[2m", stdout);
+    if (strip->style->blocks)
+        fputs(kind == QM_CELL_ZERO ? "\u25e6" : "\u00b7", stdout);
+    else
+        putchar(kind == QM_CELL_ZERO ? '0' : '.');
+    colour_off(strip);
 }
 
-static int
-fill_row(struct strip *strip, struct qmeld_chain *chain, struct qmeld_error *err)
+static void
+print_letters(struct strip *strip, bool of_view)
 {
-    memset(strip->cells, ' ', strip->n_cells);
-    strip->cells[strip->n_cells] = '\0';
-    if (qmeld_map(chain, strip->start, strip->length, paint, strip, err) < 0)
-        return -1;
     for (size_t i = 0; i < strip->n_cells; i++) {
-        static const enum seen kinds[] = {SEEN_PAST_END, SEEN_ABSENT, SEEN_ZERO, SEEN_COMPRESSED};
-        const int kind = rank(strip->cells[i]);
+        const struct cell *cell = &strip->row[i];
+        const enum qm_cell_kind kind = kind_of(cell);
 
-        if (kind < 4) /* plain letters are always explained */
-            strip->seen[kinds[kind]] = true;
+        note_seen(strip, cell);
+        if (total_of(cell) == 0) {
+            putchar(' ');
+        } else if (kind == QM_CELL_DATA || kind == QM_CELL_COMPRESSED) {
+            colour_on(strip, cell->layer, of_view, false);
+            putchar(letter_of(cell->layer, kind == QM_CELL_COMPRESSED));
+            colour_off(strip);
+        } else {
+            print_quiet(strip, kind);
+        }
     }
-    return 0;
+}
+
+/* How much of the column is data; all of it hidden by layers above; compressed. */
+static void
+print_blocks(struct strip *strip, size_t layer)
+{
+    static const char *const heights[] = {"\u2581", "\u2582", "\u2583", "\u2584",
+                                          "\u2585", "\u2586", "\u2587", "\u2588"};
+
+    for (size_t i = 0; i < strip->n_cells; i++) {
+        const struct cell *cell = &strip->row[i];
+        const uint64_t total = total_of(cell);
+        const uint64_t some = cell->bytes[QM_CELL_DATA] + cell->bytes[QM_CELL_COMPRESSED];
+        const bool hidden = kind_of(&strip->seen[i]) < QM_CELL_COMPRESSED;
+
+        note_seen(strip, cell);
+        if (some == 0 || total == 0) {
+            if (total == 0)
+                putchar(' ');
+            else
+                print_quiet(strip, kind_of(cell));
+            continue;
+        }
+        colour_on(strip, layer, false, hidden);
+        if (hidden)
+            fputs("\u2591", stdout);
+        else if (kind_of(cell) == QM_CELL_COMPRESSED)
+            fputs("\u2592", stdout);
+        else
+            fputs(heights[some / (total / 8 + 1) > 7 ? 7 : some / (total / 8 + 1)], stdout);
+        colour_off(strip);
+        strip->told[SEEN_HIDDEN] |= hidden;
+        strip->told[SEEN_PARTLY] |= !hidden && some < total;
+    }
 }
 
 /* Columns of UTF-8 text on a terminal, near enough: one a character. */
@@ -120,20 +250,11 @@ columns_of(const char *text)
     return n;
 }
 
-static char *
-name_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return qm_cli_quote(slash && slash[1] ? slash + 1 : path);
-}
-
 /* "[3] top.qcow2      ": the end of a long name says more than its beginning. */
 static void
-print_label(const struct strip *strip, size_t layer, const char *path)
+print_label(const struct strip *strip, size_t layer)
 {
-    QM_CLI_FREE char *name = name_of(path);
-    const char *shown = name;
+    const char *name = strip->picture->layers[layer].name, *shown = name;
     size_t n_columns = columns_of(name), room;
     bool cut = false;
     char number[32];
@@ -150,188 +271,259 @@ print_label(const struct strip *strip, size_t layer, const char *path)
     printf("%s%s%s%*s", number, cut ? "~" : "", shown, (int)(room + 2 - n_columns - cut), "");
 }
 
-static int
-draw_layer(struct strip *strip, const struct qmeld_layer_info *info, size_t layer,
-           struct qmeld_error *err)
-{
-    const struct qmeld_open_options options = {.format = info->format, .single = true};
-    struct qmeld_chain *alone = NULL;
-    int result;
-
-    if (qmeld_chain_open(info->path, &options, &alone, err) < 0)
-        return -1;
-    strip->layer = layer;
-    result = fill_row(strip, alone, err);
-    qmeld_chain_close(alone);
-    if (result < 0)
-        return -1;
-    print_label(strip, layer, info->path);
-    puts(strip->cells);
-    return 0;
-}
-
-/* "640K": a whole number of the largest unit that divides it; offsets of cells are round. */
 static void
-short_offset(uint64_t offset, char *out, size_t n_out)
+draw_layer(struct strip *strip, size_t layer)
 {
-    static const char units[] = " KMGTPE";
-    unsigned unit = 0;
+    const struct qm_picture *p = strip->picture;
 
-    while (offset && offset % 1024 == 0 && unit < 6) {
-        offset /= 1024;
-        unit++;
+    fill(strip, &p->layers[layer].own.runs, ALL_LAYERS, strip->row);
+    print_label(strip, layer);
+    if (strip->style->blocks) {
+        fill(strip, &p->view.runs, layer, strip->seen);
+        print_blocks(strip, layer);
+    } else {
+        print_letters(strip, false);
     }
-    if (unit == 0)
-        snprintf(out, n_out, "%" PRIu64, offset);
-    else
-        snprintf(out, n_out, "%" PRIu64 "%c", offset, units[unit]);
+    putchar('\n');
 }
 
 /* Two lines: offsets, and ticks under their first digit. */
 static void
 print_ruler(const struct strip *strip)
 {
+    const struct qm_picture *p = strip->picture;
     size_t step = TICK_CELLS, column = 0;
-    char text[32];
 
     while (step & (step - 1)) /* a power of two keeps the offsets round */
         step++;
     printf("%*s", (int)strip->n_label, "");
     for (size_t i = 0; i < strip->n_cells; i += step) {
-        short_offset(strip->start + i * strip->unit, text, sizeof text);
-        if (i > 0 && i + strlen(text) > strip->n_cells)
+        const struct qm_cli_size text = qm_picture_offset(p->start + i * p->grain);
+
+        if (i > 0 && i + strlen(text.text) > strip->n_cells)
             break;
-        column += (size_t)printf("%*s%s", i > column ? (int)(i - column) : i > 0, "", text);
+        column += (size_t)printf("%*s%s", i > column ? (int)(i - column) : i > 0, "", text.text);
     }
     printf("\n%*s", (int)strip->n_label, "");
     for (size_t i = 0; i < strip->n_cells; i++)
-        putchar(i % step == 0 ? '|' : '-');
+        fputs(!strip->style->blocks ? (i % step ? "-" : "|")
+              : i % step            ? "\u2500"
+                                    : "\u252c",
+              stdout);
     putchar('\n');
+}
+
+static void
+print_rule(const struct strip *strip)
+{
+    printf("%*s", (int)strip->n_label, "");
+    for (size_t i = 0; i < strip->n_cells; i++)
+        fputs(strip->style->blocks ? "\u2500" : "-", stdout);
+    putchar('\n');
+}
+
+static void
+draw_view(struct strip *strip)
+{
+    fill(strip, &strip->picture->view.runs, ALL_LAYERS, strip->row);
+    printf("%-*s", (int)strip->n_label, "reads as");
+    print_letters(strip, true);
+    putchar('\n');
+}
+
+/* What is the base's own already stays where it is: it is not drawn. */
+static void
+draw_moves(struct strip *strip)
+{
+    const struct qm_picture *p = strip->picture;
+    char label[48];
+
+    memset(strip->row, 0, strip->n_cells * sizeof *strip->row);
+    fill(strip, &p->merged.runs, ALL_LAYERS, strip->row);
+    fill(strip, &p->merged.runs, p->base, strip->seen);
+    for (size_t i = 0; i < strip->n_cells; i++) {
+        struct cell *cell = &strip->row[i];
+        uint64_t stays = 0;
+
+        for (size_t k = QM_CELL_ZERO; k < QM_CELL_MANY; k++) {
+            stays += strip->seen[i].bytes[k];
+            cell->bytes[k] -= strip->seen[i].bytes[k];
+        }
+        cell->bytes[QM_CELL_ABSENT] += stays;
+    }
+    snprintf(label, sizeof label, "goes to [%zu]", p->base + 1);
+    printf("%-*s", (int)strip->n_label, label);
+    print_letters(strip, true);
+    putchar('\n');
+}
+
+/* ---- legend ---- */
+
+static void
+print_blocks_legend(const struct strip *strip)
+{
+    if (strip->told[SEEN_PARTLY])
+        puts("\u2581 to \u2588  data: how much of the column it is");
+    else
+        puts("\u2588       data");
+    if (strip->told[SEEN_COMPRESSED])
+        puts("\u2592       compressed data");
+    if (strip->told[SEEN_HIDDEN])
+        puts("\u2591       data that is hidden by layers above");
+    if (strip->told[SEEN_ZERO])
+        puts("\u25e6       zeros");
 }
 
 /* Only what the picture shows is explained. */
 static void
 print_legend(const struct strip *strip)
 {
-    const char last = letter_of(strip->depth > 26 ? 25 : strip->depth - 1, false);
+    const struct qm_picture *p = strip->picture;
+    const size_t depth = p->n_layers;
+    const char *pad = strip->style->blocks ? "   " : "";
 
-    printf("\none column: %s (%" PRIu64 " bytes)\n", qm_cli_size(strip->unit).text, strip->unit);
-    if (strip->depth > 1)
-        printf("A-%c  data of [1]-[%zu]%s", last, strip->depth,
-               strip->depth > 26 ? ", again from A after Z" : "");
+    printf("\none column: %s (%" PRIu64 " bytes)\n", qm_cli_size(p->grain).text, p->grain);
+    if (strip->style->blocks)
+        print_blocks_legend(strip);
+    if (depth > 1)
+        printf("A-%c%s  data of [1]-[%zu]%s", letter_of(depth > 26 ? 25 : depth - 1, false), pad,
+               depth, depth > 26 ? ", again from A after Z" : "");
     else
-        printf("A    data");
-    puts(strip->seen[SEEN_COMPRESSED] ? "; small letters: compressed" : "");
-    if (strip->seen[SEEN_ZERO])
+        printf("A%s    data", pad);
+    puts(strip->told[SEEN_COMPRESSED] ? "; small letters: compressed" : "");
+    if (strip->told[SEEN_ZERO] && !strip->style->blocks)
         puts("0    zeros");
-    if (strip->seen[SEEN_ABSENT])
-        puts(".    nothing here: the layer below answers; below the base, zeros");
-    if (strip->seen[SEEN_PAST_END])
-        puts("     blank: past the layer's end, and what lies below cannot be seen there");
-    if (strip->seen[SEEN_MIXED])
-        puts("     where a column holds several, data goes before zeros, zeros before nothing");
+    if (strip->told[SEEN_ABSENT])
+        printf("%s%s    nothing here: the layer below answers; below the base, zeros\n",
+               strip->style->blocks ? "\u00b7" : ".", pad);
+    if (strip->told[SEEN_PAST_END])
+        printf("%s     blank: past the layer's end, and what lies below cannot be seen there\n",
+               pad);
+    if (strip->told[SEEN_MIXED])
+        printf(
+            "%s     where a column holds several, data goes before zeros, zeros before nothing\n",
+            pad);
 }
 
-/* Begins at a whole column, so that the ruler shows round numbers. */
 static void
-choose_scale(struct strip *strip, uint64_t smallest, size_t columns)
+print_range(const struct strip *strip)
 {
-    uint64_t before, cells;
+    const struct qm_picture *p = strip->picture;
+    uint64_t data = 0, zeros = 0;
 
-    strip->unit = smallest;
-    for (;;) {
-        before = strip->start & (strip->unit - 1);
-        cells = (before + (strip->length - 1)) / strip->unit + 1;
-        if (cells <= columns)
-            break;
-        strip->unit <<= 1;
+    for (size_t i = p->base + 1; i <= p->top; i++) {
+        data += p->layers[i].merging[QM_CELL_DATA] + p->layers[i].merging[QM_CELL_COMPRESSED];
+        zeros += p->layers[i].merging[QM_CELL_ZERO];
     }
-    strip->start -= before;
-    strip->length += before;
-    strip->n_cells = (size_t)cells;
+    printf("\na merge of [%zu]..[%zu] into [%zu] moves %s (%" PRIu64
+           " bytes) of data, and %s (%" PRIu64 " bytes) of zeros\n",
+           p->base + 2, p->top + 1, p->base + 1, qm_cli_size(data).text, data,
+           qm_cli_size(zeros).text, zeros);
 }
 
-/* The width of the labels on a terminal of width columns, and the smallest cluster. */
-static int
-survey(struct strip *strip, struct qmeld_chain *chain, size_t width, uint64_t *smallest,
-       struct qmeld_error *err)
-{
-    size_t widest = strlen("reads as");
-    uint64_t cluster = UINT64_MAX;
-    char number[32];
+/* ---- the whole ---- */
 
-    for (size_t i = 0; i < strip->depth; i++) {
+/* Room left of the cells, on a terminal of that width. */
+static size_t
+label_columns(size_t depth, size_t widest, bool has_range, size_t width)
+{
+    const size_t least = strlen("reads as");
+    size_t columns, moves;
+    char text[48];
+
+    if (widest < least)
+        widest = least;
+    if (widest > MAX_LABEL)
+        widest = MAX_LABEL;
+    if (widest > width / 3) /* the picture needs the room more than the name */
+        widest = width / 3 > least ? width / 3 : least;
+    columns = (size_t)snprintf(text, sizeof text, "[%zu] ", depth) + widest + 2;
+    moves = (size_t)snprintf(text, sizeof text, "goes to [%zu]", depth) + 2;
+    return has_range && columns < moves ? moves : columns;
+}
+
+int
+qm_draw_strip_columns(struct qmeld_chain *chain, bool has_range, const struct qm_draw_style *style,
+                      size_t *out, struct qmeld_error *err)
+{
+    const size_t depth = qmeld_chain_depth(chain);
+    size_t widest = 0, label;
+
+    for (size_t i = 0; i < depth; i++) {
         struct qmeld_layer_info info;
         QM_CLI_FREE char *name = NULL;
 
         if (qmeld_chain_layer(chain, i, &info, err) < 0)
             return -1;
-        name = name_of(info.path);
+        name = qm_picture_name(info.path);
         if (columns_of(name) > widest)
             widest = columns_of(name);
-        if (info.cluster_size && info.cluster_size < cluster)
-            cluster = info.cluster_size;
     }
-    *smallest = cluster == UINT64_MAX ? 65536 : cluster;
-    if (widest > MAX_LABEL)
-        widest = MAX_LABEL;
-    if (widest > width / 3) /* the picture needs the room more than the name */
-        widest = width / 3 > strlen("reads as") ? width / 3 : strlen("reads as");
-    strip->n_label = (size_t)snprintf(number, sizeof number, "[%zu] ", strip->depth) + widest + 2;
+    label = label_columns(depth, widest, has_range, style->width);
+    *out = style->width > label + MIN_CELLS ? style->width - label : MIN_CELLS;
+    if (*out > MAX_CELLS)
+        *out = MAX_CELLS;
     return 0;
 }
 
-static int
-draw_rows(struct strip *strip, struct qmeld_chain *chain, struct qmeld_error *err)
+void
+qm_draw_strip(const struct qm_picture *picture, const struct qm_draw_style *style)
 {
-    print_ruler(strip);
-    for (size_t i = strip->depth; i-- > 0;) {
-        struct qmeld_layer_info info;
+    struct strip strip = {.picture = picture, .style = style};
+    size_t widest = 0;
 
-        if (qmeld_chain_layer(chain, i, &info, err) < 0 || draw_layer(strip, &info, i, err) < 0)
-            return -1;
-    }
-    strip->layer = SIZE_MAX;
-    if (fill_row(strip, chain, err) < 0)
-        return -1;
-    printf("%*s", (int)strip->n_label, "");
-    for (size_t i = 0; i < strip->n_cells; i++)
-        putchar('-');
-    printf("\n%-*s%s\n", (int)strip->n_label, "reads as", strip->cells);
-    print_legend(strip);
-    return 0;
-}
-
-int
-qm_cli_draw_strip(struct qmeld_chain *chain, uint64_t start, uint64_t length, size_t width,
-                  struct qmeld_error *err)
-{
-    struct strip strip = {.depth = qmeld_chain_depth(chain)};
-    struct qmeld_layer_info top;
-    size_t columns = MIN_CELLS;
-    uint64_t smallest;
-    int result;
-
-    if (qmeld_chain_layer(chain, strip.depth - 1, &top, err) < 0 ||
-        survey(&strip, chain, width, &smallest, err) < 0)
-        return -1;
-    strip.start = start < top.virtual_size ? start : top.virtual_size;
-    strip.length = top.virtual_size - strip.start;
-    if (strip.length > length)
-        strip.length = length;
-    if (width > strip.n_label + MIN_CELLS)
-        columns = width - strip.n_label;
-    if (strip.length == 0) {
+    if (picture->start >= picture->end) {
         puts("there is nothing to draw: the image, or the part asked for, is empty");
-        return 0;
+        return;
     }
-    choose_scale(&strip, smallest, columns < MAX_CELLS ? columns : MAX_CELLS);
-    strip.cells = malloc(strip.n_cells + 1);
-    if (!strip.cells) {
-        *err = (struct qmeld_error){.code = QMELD_NOMEM, .what = "out of memory"};
-        return -1;
-    }
-    result = draw_rows(&strip, chain, err);
-    free(strip.cells);
-    return result;
+    for (size_t i = 0; i < picture->n_layers; i++)
+        if (columns_of(picture->layers[i].name) > widest)
+            widest = columns_of(picture->layers[i].name);
+    strip.n_label = label_columns(picture->n_layers, widest, picture->has_range, style->width);
+    strip.n_cells =
+        (size_t)((picture->end - 1) / picture->grain - picture->start / picture->grain + 1);
+    strip.row = calloc(strip.n_cells, 2 * sizeof *strip.row);
+    if (!strip.row)
+        qm_cli_no_memory();
+    strip.seen = strip.row + strip.n_cells;
+    print_ruler(&strip);
+    for (size_t i = picture->n_layers; i-- > 0;)
+        draw_layer(&strip, i);
+    print_rule(&strip);
+    draw_view(&strip);
+    if (picture->has_range)
+        draw_moves(&strip);
+    print_legend(&strip);
+    if (picture->has_range)
+        print_range(&strip);
+    free(strip.row);
+}
+
+static size_t
+terminal_width(void)
+{
+    const char *columns = getenv("COLUMNS");
+    struct winsize size;
+    uint64_t width;
+
+    if (columns && qm_cli_parse_number(columns, 10000, &width) && width > 0)
+        return (size_t)width;
+    if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+        return size.ws_col;
+    return QM_DRAW_PIPE_WIDTH;
+}
+
+struct qm_draw_style
+qm_draw_style_of_stdout(void)
+{
+    const char *no_colour = getenv("NO_COLOR"), *term = getenv("TERM");
+    const bool plain = no_colour && *no_colour; /* no-color.org */
+    const locale_t locale = newlocale(LC_CTYPE_MASK, "", (locale_t)0);
+    struct qm_draw_style style = {.width = terminal_width()};
+
+    style.blocks = !plain && locale && strcmp(nl_langinfo_l(CODESET, locale), "UTF-8") == 0;
+    style.colour = !plain && isatty(STDOUT_FILENO) && term && *term && strcmp(term, "dumb") != 0;
+    if (locale)
+        freelocale(locale);
+    return style;
 }

@@ -42,15 +42,20 @@ utf8_length(const unsigned char *s)
     return n;
 }
 
+void
+qm_cli_no_memory(void)
+{
+    fputs("qmeld: out of memory\n", stderr);
+    exit(QM_EXIT_FAILED);
+}
+
 static void *
 allocate(size_t length)
 {
     void *memory = malloc(length);
 
-    if (!memory) {
-        fputs("qmeld: out of memory\n", stderr);
-        exit(QM_EXIT_FAILED);
-    }
+    if (!memory)
+        qm_cli_no_memory();
     return memory;
 }
 

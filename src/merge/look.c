@@ -118,6 +118,14 @@ qmeld_chain_depth(const struct qmeld_chain *chain)
     return chain->c->n;
 }
 
+int
+qmeld_chain_find(const struct qmeld_chain *chain, const char *name, size_t *out,
+                 struct qmeld_error *err)
+{
+    memset(err, 0, sizeof *err);
+    return qm_chain_find(chain->c, name, out, err);
+}
+
 /* ---- one layer ---- */
 
 static int
@@ -266,6 +274,8 @@ qmeld_chain_layer(struct qmeld_chain *chain, size_t layer, struct qmeld_layer_in
 
 struct walk {
     struct qmeld_chain *chain;
+    size_t bottom; /* of the layers that are looked at; */
+    size_t top;    /* depths count from here */
     qmeld_extent_fn *fn;
     void *opaque;
     struct qmeld_extent held; /* not given to fn yet: the next may join it */
@@ -353,7 +363,7 @@ put_unanswered(struct walk *w, size_t layer, guest_off from, uint64_t len, struc
 {
     struct qm_image *img = w->chain->c->layers[layer].img;
     const struct qm_qcow2 *q = qm_qcow2_of(img);
-    const size_t depth = w->chain->c->n - 1 - layer;
+    const size_t depth = w->top - layer;
 
     while (len) {
         struct qmeld_extent e = {.start = from.g, .length = len, .depth = depth, .zero = true};
@@ -383,10 +393,10 @@ put_span(struct walk *w, const struct qm_map_span *s, struct qmeld_error *err)
     bool preallocated;
 
     if (s->layer == QM_NO_LAYER)
-        return put_unanswered(w, 0, s->guest, s->len, err);
+        return put_unanswered(w, w->bottom, s->guest, s->len, err);
     if (s->past_end)
         return put_unanswered(w, s->layer + 1, s->guest, s->len, err);
-    e.depth = c->n - 1 - s->layer;
+    e.depth = w->top - s->layer;
     /* what lies there is not what is read: QEMU tells no offset of what is encrypted */
     e.has_offset =
         s->ext.has_host && s->ext.kind != QM_COMPRESSED && !c->layers[s->layer].img->cipher;
@@ -413,24 +423,34 @@ check_readable(struct qmeld_chain *chain, struct qmeld_error *err)
 }
 
 int
-qmeld_map(struct qmeld_chain *chain, uint64_t start, uint64_t length, qmeld_extent_fn *fn,
-          void *opaque, struct qmeld_error *err)
+qmeld_map_layers(struct qmeld_chain *chain, size_t bottom, size_t top, uint64_t start,
+                 uint64_t length, qmeld_extent_fn *fn, void *opaque, struct qmeld_error *err)
 {
-    struct walk w = {.chain = chain, .fn = fn, .opaque = opaque, .held = {.start = start}};
+    struct walk w = {chain, bottom, top, fn, opaque, .held = {.start = start}};
     struct qm_map_span s;
     struct qm_map *m;
     bool done = false;
     int r;
 
     memset(err, 0, sizeof *err);
+    if (bottom > top || top >= chain->c->n)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(), "no layers %zu to %zu: there are %zu",
+                       bottom, top, chain->c->n);
     if (check_readable(chain, err) < 0 ||
-        qm_map_open(chain->c, 0, chain->c->n - 1, qm_guest(start), length, &m, err) < 0)
+        qm_map_open(chain->c, bottom, top, qm_guest(start), length, &m, err) < 0)
         return -1;
     while ((r = qm_map_next(m, &s, &done, err)) == 0 && !done)
         if ((r = put_span(&w, &s, err)) < 0)
             break;
     qm_map_close(m);
     return r < 0 ? -1 : w.held.length ? give(&w, err) : 0;
+}
+
+int
+qmeld_map(struct qmeld_chain *chain, uint64_t start, uint64_t length, qmeld_extent_fn *fn,
+          void *opaque, struct qmeld_error *err)
+{
+    return qmeld_map_layers(chain, 0, chain->c->n - 1, start, length, fn, opaque, err);
 }
 
 int
