@@ -17,6 +17,9 @@ if(NOT QMELD_STATIC) # one file, and nothing beside it
   install(DIRECTORY include/ TYPE INCLUDE COMPONENT dev FILES_MATCHING PATTERN "*.h")
 endif()
 install(TARGETS qmeld RUNTIME COMPONENT cli)
+# By this name it means what qemu-img means (docs/from-qemu-img.md).
+file(CREATE_LINK qmeld ${CMAKE_BINARY_DIR}/qmeld-img SYMBOLIC)
+install(FILES ${CMAKE_BINARY_DIR}/qmeld-img TYPE BIN COMPONENT cli)
 if(TARGET qmeld-live)
   install(TARGETS qmeld-live LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/qmeld COMPONENT live)
 endif()

@@ -49,7 +49,7 @@ struct qm_cli_command {
 extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli_create,
     qm_cli_commit, qm_cli_plan, qm_cli_measure, qm_cli_blockcommit, qm_cli_snapshot_delete,
     qm_cli_status, qm_cli_resume, qm_cli_revert, qm_cli_finalize, qm_cli_recover, qm_cli_compare,
-    qm_cli_flatten, qm_cli_verify, qm_cli_rebase, qm_cli_fold;
+    qm_cli_flatten, qm_cli_convert, qm_cli_verify, qm_cli_rebase, qm_cli_fold;
 
 /* ---- options ---- */
 
@@ -59,6 +59,8 @@ enum {
     QM_OPT_ALLOW_PATH, /* never returned: qm_cli_getopt keeps its values */
     QM_OPT_SECRET,
     QM_OPT_SECRET_FD,
+    QM_OPT_OBJECT, /* of qemu-img: qemu_words.h */
+    QM_OPT_IMAGE_OPTS,
     QM_OPT_FIRST, /* a command's own begin here */
 };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_commit.c - `qmeld commit`: merge layers down. */
 #include "delegate.h"
+#include "qemu_words.h"
 
 #include <string.h>
 
@@ -12,6 +13,8 @@ static const char help[] =
     "    qmeld commit --base=[1] --top=[3] top.qcow2\n"
     "                                             layers 2 and 3 into 1; 4 then stands on 1\n"
     "    qmeld commit --overlays=delete top.qcow2 and remove what was merged\n"
+    "    qmeld commit -f qcow2 -b base.qcow2 top.qcow2\n"
+    "                                             in the words of qemu-img commit\n"
     "\n"
     "usage: qmeld commit [OPTIONS] IMAGE\n"
     "\n"
@@ -62,6 +65,13 @@ static const char help[] =
     "        --journal-dir=DIR      where the journal lies while the merge runs: beside the base,\n"
     "                               or, if that is a device or an export, beside IMAGE\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
+    "    -b LAYER                   as qemu-img has it: --base=LAYER, and IMAGE stays as it is\n"
+    "    -d                         as qemu-img has it: IMAGE stays as it is; without -b the base\n"
+    "                               is the layer under it.  -b and -d: --live=never\n"
+    "    -t MODE                    none and directsync: --cache=none; writeback, writethrough,\n"
+    "                               unsafe: --cache=writeback.  All is durable at the end anyway\n"
+    "    -r RATE                    --bandwidth=RATE\n"
+    "    -p                         a progress bar, unless -q\n"
     "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
     "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
@@ -105,11 +115,68 @@ take_live(struct qm_cli_merging *merging, const char *arg)
     return false;
 }
 
+/* What was said in the words of qemu-img commit, and what in ours. */
+struct words {
+    bool base_of_qemu; /* -b */
+    bool stays;        /* -d */
+    bool range;        /* --base, --shallow */
+    bool overlays;
+    bool live;
+};
+
+/* The letters of qemu-img commit. */
+static bool
+take_qemu_option(struct qm_cli_merging *merging, struct words *words, int c)
+{
+    switch (c) {
+    case 'b':
+        words->base_of_qemu = true;
+        merging->options.base = optarg;
+        return true;
+    case 'd':
+        words->stays = true;
+        return true;
+    case 't':
+        return qm_cli_parse_cache(merging->command, c, optarg, &merging->options.direct);
+    case 'p':
+        merging->bar = true;
+        return true;
+    default:
+        return qm_cli_refuse_qemu_option(merging->command, c);
+    }
+}
+
+/* What qemu-img commit means by what it is given and not given (img_commit() in its qemu-img.c): without -b
+ * the base is the layer under the image, and without -b and -d that is emptied. */
+static bool
+apply_words(struct qm_cli_merging *merging, const struct words *words)
+{
+    struct qmeld_commit_options *o = &merging->options;
+    const bool as_qemu = qm_cli_is_qmeld_img() && strcmp(merging->command, qm_cli_commit.name) == 0;
+
+    if (words->stays && o->overlays != QMELD_OVERLAYS_KEEP) {
+        qm_cli_usage(merging->command,
+                     "-d leaves the image as it is: leave out that or --overlays");
+        return false;
+    }
+    if ((words->stays || as_qemu) && !words->base_of_qemu && !words->range)
+        o->shallow = true;
+    if (as_qemu && !words->stays && !words->base_of_qemu && !words->overlays)
+        o->overlays = QMELD_OVERLAYS_EMPTY;
+    if ((words->stays || words->base_of_qemu || as_qemu) && !words->live)
+        merging->never_live = true; /* the machine would go on on the base */
+    return true;
+}
+
 /* False after a complaint. */
 static bool
-take_option(struct qm_cli_merging *merging, int c)
+take_option(struct qm_cli_merging *merging, struct words *words, int c)
 {
     struct qmeld_commit_options *options = &merging->options;
+
+    words->range |= c == OPT_BASE || c == OPT_SHALLOW;
+    words->overlays |= c == QM_OPT_OVERLAYS;
+    words->live |= c == OPT_LIVE;
 
     switch (c) {
     case OPT_BASE:
@@ -128,8 +195,15 @@ take_option(struct qm_cli_merging *merging, int c)
         return true;
     case OPT_LIVE:
         return take_live(merging, optarg);
+    case 'b':
+    case 'd':
+    case 't':
+    case 'p':
+    case QM_OPT_OBJECT:
+    case QM_OPT_IMAGE_OPTS:
+        return take_qemu_option(merging, words, c);
     default:
-        return qm_cli_merging_take(merging, c);
+        return qm_cli_merging_take(merging, c == 'r' ? (int)QM_OPT_BANDWIDTH : c);
     }
 }
 
@@ -146,19 +220,21 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         QM_CLI_MERGE_KIND_OPTIONS,
         QM_CLI_MERGING_OPTIONS,
+        QM_CLI_QEMU_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
     const struct option *mine = options + (strcmp(argv[0], qm_cli_commit.name) == 0 ? 0 : 1);
+    struct words words = {.live = false};
     int c;
 
     *merging = (struct qm_cli_merging){.command = argv[0]};
-    while ((c = qm_cli_getopt(argc, argv, ":f:h" QM_CLI_MERGING_LETTERS, mine)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":b:df:hpr:t:" QM_CLI_MERGING_LETTERS, mine)) != -1) {
         if (c == 'h') {
             fputs(text, stdout);
             return QM_EXIT_DONE;
         }
-        if (!take_option(merging, c))
+        if (!take_option(merging, &words, c))
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != 1) {
@@ -166,7 +242,7 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         return QM_EXIT_REFUSED;
     }
     merging->options.allow_paths = qm_cli_allow_paths();
-    return -1;
+    return apply_words(merging, &words) ? -1 : QM_EXIT_REFUSED;
 }
 
 static int

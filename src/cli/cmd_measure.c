@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_measure.c - `qmeld measure`: how long a file will be, of a new image or of a merge's base. */
 #include "create_options.h"
+#include "qemu_words.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -49,8 +50,6 @@ enum {
     OPT_TOP,
     OPT_BACKING_FORMAT,
     OPT_SIZE,
-    OPT_IMAGE_OPTS,
-    OPT_OBJECT,
 };
 
 struct asked {
@@ -100,14 +99,9 @@ take_option(struct asked *asked, int c)
         return true;
     case 'U':
         return true;
-    case OPT_IMAGE_OPTS:
-        qm_cli_usage(asked->command, "--image-opts describes block devices of QEMU: name the image "
-                                     "by its path, and its format with -f");
-        return false;
-    case OPT_OBJECT:
-        qm_cli_usage(asked->command,
-                     "--object makes objects of QEMU, which nothing here could use: leave it out");
-        return false;
+    case QM_OPT_IMAGE_OPTS:
+    case QM_OPT_OBJECT:
+        return qm_cli_refuse_qemu_option(asked->command, c);
     case OPT_BACKING_FORMAT:
         asked->options.backing_format = optarg;
         return true;
@@ -188,8 +182,7 @@ run(int argc, char **argv)
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"snapshot", required_argument, NULL, 'l'},
         {"force-share", no_argument, NULL, 'U'},
-        {"image-opts", no_argument, NULL, OPT_IMAGE_OPTS},
-        {"object", required_argument, NULL, OPT_OBJECT},
+        QM_CLI_QEMU_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };

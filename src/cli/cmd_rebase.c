@@ -2,6 +2,7 @@
 /* cmd_rebase.c - `qmeld rebase`: another backing file, the same content. */
 #include "merging.h"
 #include "outcome.h"
+#include "qemu_words.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -47,7 +48,9 @@ static const char help[] =
     "        --threads=N            use N threads (as many as processors, at most 16)\n"
     "        --deadline=TIME        stop after so long, as a signal would do; seconds, or 30m,\n"
     "                               2h, 1d\n"
-    "    -p                         a progress bar\n"
+    "    -p                         a progress bar, unless -q\n"
+    "    -t MODE                    a cache mode of qemu-img: accepted, and makes no difference\n"
+    "    -T MODE                    likewise\n"
     "        --progress=auto|bar|json|none\n"
     "                               on stderr; auto: a bar if that is a terminal\n"
     "    -q, --quiet                no report, no bar; errors only\n"
@@ -161,6 +164,7 @@ static bool
 take_option(struct request *request, int c)
 {
     struct qmeld_rebase_options *o = &request->options;
+    bool past_cache; /* data goes through the cache, whatever is asked: it is durable in the end */
 
     switch (c) {
     case 'b':
@@ -173,8 +177,19 @@ take_option(struct request *request, int c)
         o->unsafe = true;
         return true;
     case 'p':
-        request->merging.mode = QM_PROGRESS_BAR;
+        request->merging.bar = true;
         return true;
+    case 't':
+    case 'T':
+        return qm_cli_parse_cache(request->merging.command, c, optarg, &past_cache);
+    case 'U':
+        qm_cli_usage(
+            request->merging.command,
+            "-U would change an image that somebody uses: stop who does, and leave it out");
+        return false;
+    case QM_OPT_OBJECT:
+    case QM_OPT_IMAGE_OPTS:
+        return qm_cli_refuse_qemu_option(request->merging.command, c);
     case 'f':
         o->format = optarg;
         return true;
@@ -241,6 +256,8 @@ run(int argc, char **argv)
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
+        {"force-share", no_argument, NULL, 'U'},
+        QM_CLI_QEMU_OPTIONS,
         QM_CLI_SECRET_OPTIONS,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
@@ -248,7 +265,7 @@ run(int argc, char **argv)
     struct request request = {.merging = {.command = argv[0], .rebase = true}};
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":b:F:f:uphq", options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":b:F:f:t:T:Uuphq", options)) != -1) {
         if (c == 'h') {
             fputs(help, stdout);
             return QM_EXIT_DONE;

@@ -6,6 +6,7 @@
  * must be taken, or an image could be opened as number 2 and get our error messages written
  * into it; and a chain of a thousand layers needs more descriptors than a shell grants.
  */
+#include "qemu_words.h"
 #include "tell.h"
 
 #include <fcntl.h>
@@ -19,7 +20,7 @@ static const struct qm_cli_command *const commands[] = {
     &qm_cli_recover, &qm_cli_info,        &qm_cli_map,     &qm_cli_check,
     &qm_cli_create,  &qm_cli_plan,        &qm_cli_measure, &qm_cli_snapshot_delete,
     &qm_cli_revert,  &qm_cli_finalize,    &qm_cli_compare, &qm_cli_flatten,
-    &qm_cli_verify,  &qm_cli_rebase,      &qm_cli_fold,
+    &qm_cli_verify,  &qm_cli_rebase,      &qm_cli_fold,    &qm_cli_convert,
 };
 
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
@@ -56,6 +57,7 @@ static const char overview[] =
     "Make and change images:\n"
     "    create FILE [SIZE]    make a new image\n"
     "    flatten IMAGE OUT     write what IMAGE reads as to a new image; IMAGE stays as it is\n"
+    "    convert IMAGE OUT     the same, as qemu-img convert spells it\n"
     "    rebase IMAGE          give it another backing file, or none; IMAGE reads the same\n"
     "    check --repair=leaks|all IMAGE\n"
     "\n"
@@ -118,6 +120,7 @@ run(int argc, char **argv, bool *changes)
 {
     const struct qm_cli_command *command;
 
+    qm_cli_set_name(argv[0]);
     *changes = false;
     if (argc < 2) {
         fputs(overview, stderr);

@@ -284,8 +284,8 @@ show_progress(const struct qmeld_progress *now, void *opaque)
 void
 qm_cli_merging_begin(struct qm_cli_merging *merging)
 {
-    if (merging->quiet && merging->mode == QM_PROGRESS_AUTO)
-        merging->mode = QM_PROGRESS_NONE;
+    if (merging->mode == QM_PROGRESS_AUTO && (merging->quiet || merging->bar)) /* -q overrides -p */
+        merging->mode = merging->quiet ? QM_PROGRESS_NONE : QM_PROGRESS_BAR;
     merging->options.scan = merging->scan;
     merging->options.progress = show_progress;
     merging->options.opaque = merging;

@@ -25,6 +25,7 @@ struct qm_cli_merging {
     enum qm_cli_output output;
     bool quiet;
     bool verbose; /* how the bytes of each layer went is told, too */
+    bool bar;     /* -p: a progress bar, unless -q */
     bool rebase;  /* not a merge, but stopped and told of like one */
     bool
         never_live; /* of commit: a running machine's image is refused, not merged through libvirt */
