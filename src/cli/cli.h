@@ -132,7 +132,10 @@ void qm_cli_complain(const struct qmeld_error *err);
 /* The exit code that err stands for. */
 int qm_cli_exit_code(const struct qmeld_error *err);
 
-/* Both of the above: `return qm_cli_fail(&err);` */
+/* How a report calls the end of a work: "done" (err is NULL), "stopped" or "failed". */
+const char *qm_cli_result_word(const struct qmeld_error *err);
+
+/* Complains, and is the exit code: `return qm_cli_fail(&err);` */
 int qm_cli_fail(const struct qmeld_error *err);
 
 /* ---- JSON ---- */

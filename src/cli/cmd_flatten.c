@@ -305,10 +305,7 @@ print_json(const struct request *r, const struct qmeld_flatten_report *report,
     struct json_object *object = json_object_new_object();
 
     qm_cli_json_add(object, "filename", qm_cli_json_string(r->out));
-    qm_cli_json_add(object, "result",
-                    qm_cli_json_string(!err                          ? "done"
-                                       : err->code == QMELD_CANCELED ? "stopped"
-                                                                     : "failed"));
+    qm_cli_json_add(object, "result", qm_cli_json_string(qm_cli_result_word(err)));
     if (err)
         qm_cli_json_add(object, "error", qm_cli_json_error(err));
     qm_cli_json_add_u64(object, "virtual-size", report->size);

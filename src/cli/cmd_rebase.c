@@ -100,10 +100,9 @@ print_json(const struct request *request, const struct qmeld_rebase_report *r,
            const struct qmeld_error *err)
 {
     struct json_object *o = json_object_new_object();
-    const char *result = request->options.dry_run ? "would-be-done" : "done";
+    const char *result =
+        request->options.dry_run && !err ? "would-be-done" : qm_cli_result_word(err);
 
-    if (err)
-        result = err->code == QMELD_CANCELED ? "stopped" : "failed";
     qm_cli_json_add(o, "result", json_object_new_string(result));
     if (err)
         qm_cli_json_add(o, "error", qm_cli_json_error(err));

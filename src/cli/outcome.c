@@ -329,15 +329,13 @@ qm_cli_outcome_json(const struct qmeld_commit_report *report, const struct qmeld
 {
     struct json_object *object = json_object_new_object();
     struct json_object *layers = json_object_new_array();
-    const char *result = "done";
+    const char *result = qm_cli_result_word(err);
 
-    if (err)
-        result = err->code == QMELD_CANCELED ? "stopped" : "failed";
-    else if (report->reverted)
+    if (!err && report->reverted)
         result = "reverted";
-    else if (report->nothing_to_do)
+    else if (!err && report->nothing_to_do)
         result = "nothing-to-do";
-    else if (report->already_merged)
+    else if (!err && report->already_merged)
         result = "already-merged";
     qm_cli_json_add(object, "result", json_object_new_string(result));
     if (err)

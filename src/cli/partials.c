@@ -172,7 +172,7 @@ report_json(const char *out, const struct qmeld_flatten_report *report,
 {
     qm_cli_json_add(object, "work", json_object_new_string("flatten"));
     qm_cli_json_add(object, "filename", qm_cli_json_string(out));
-    qm_cli_json_add(object, "status", qm_cli_json_string(err ? "failed" : "done"));
+    qm_cli_json_add(object, "result", qm_cli_json_string(qm_cli_result_word(err)));
     if (err)
         qm_cli_json_add(object, "error", qm_cli_json_error(err));
     qm_cli_json_add_bool(object, "resumed", report->resumed);

@@ -167,6 +167,14 @@ qm_cli_exit_code(const struct qmeld_error *err)
     return QM_EXIT_REFUSED;
 }
 
+const char *
+qm_cli_result_word(const struct qmeld_error *err)
+{
+    if (!err)
+        return "done";
+    return err->code == QMELD_CANCELED ? "stopped" : "failed";
+}
+
 int
 qm_cli_fail(const struct qmeld_error *err)
 {
