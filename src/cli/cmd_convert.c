@@ -295,4 +295,4 @@ run(int argc, char **argv)
     return code;
 }
 
-const struct qm_cli_command qm_cli_convert = {"convert", help, run, true};
+const struct qm_cli_command qm_cli_convert = {"convert", help, "image file", run, true};

@@ -59,9 +59,23 @@ static const struct {
     /* letters that have no long name */
     {"compare", "f", "words:qcow2,raw", NULL},
     {"compare", "F", "words:qcow2,raw", NULL},
+    {"commit", "b", "layer", NULL},
+    {"commit", "r", "size", NULL},
+    {"commit", "t", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
+    {"convert", "f", "words:qcow2,raw", NULL},
+    {"convert", "m", "number", NULL},
+    {"convert", "O", "words:raw,qcow2", NULL},
+    {"convert", "S", "size", NULL},
+    {"convert", "t", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
+    {"convert", "T", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
     {"measure", "O", "words:raw,qcow2", NULL},
+    {"plan", "b", "layer", NULL},
+    {"plan", "r", "size", NULL},
+    {"plan", "t", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
     {"rebase", "b", "file", NULL},
     {"rebase", "F", "words:qcow2,raw", NULL},
+    {"rebase", "t", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
+    {"rebase", "T", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
 };
 
 enum { N_VALUES = sizeof values / sizeof *values };
