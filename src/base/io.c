@@ -84,7 +84,8 @@ qm_pread(const struct qm_file *file, uint64_t off, void *buf, size_t len, struct
 
     if (!qm_inside(off, len, QM_MAX_OFF))
         return qm_fail(err, QMELD_CORRUPT, qm_at(file->path, off),
-                       "offset %" PRIu64 " is beyond what a file can have", off);
+                       "offset %" PRIu64 " is beyond what a file can have: run `qmeld check` on it",
+                       off);
     if (read_some(file, off, buf, len, &got, err) < 0)
         return -1;
     if (got < len)

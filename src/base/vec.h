@@ -58,6 +58,6 @@ qm_vec_grow_(void **at, size_t *room, size_t need, size_t elem)
     } while (0)
 
 /* for (each element pointer e of v) */
-#define QM_VEC_EACH(e, v) for (__typeof__(&*(v)->at) e = (v)->at; e && e < (v)->at + (v)->n; e++)
+#define QM_VEC_EACH(e, v) for (__auto_type e = &*(v)->at; e && e < (v)->at + (v)->n; e++)
 
 #endif

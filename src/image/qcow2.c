@@ -73,7 +73,8 @@ load_slice(const struct qm_qcow2 *q, struct slice *s, uint64_t table, uint64_t l
     s->n = 0;
     if (is_cut_off(q, q->img.file, from, n))
         return qm_fail(err, QMELD_IO, qm_at(q->img.file->path, off),
-                       "the file ends before this table does");
+                       "the file ends before this table does: it was cut off, copy it again, or "
+                       "read what is left with `qmeld flatten --salvage`");
     if (qm_pread_padded(q->img.file, from, s->word, n, err) < 0)
         return -1;
     s->off = from;

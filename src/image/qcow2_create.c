@@ -403,7 +403,8 @@ qm_qcow2_create(struct qm_file *file, const struct qm_qcow2_create *want, struct
         return -1;
     if (file->blockdev && p.end > file->size)
         return qm_fail(err, QMELD_NOSPACE, qm_in(file->path),
-                       "the %s has %" PRIu64 " bytes, the image's tables need %" PRIu64,
+                       "the %s has %" PRIu64 " bytes, the image's tables need %" PRIu64
+                       ": give it a larger one",
                        qm_file_kind(file), file->size, p.end);
     header = malloc(want->cluster_size);
     if (!header)

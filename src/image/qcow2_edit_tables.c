@@ -162,7 +162,8 @@ qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *out_
         return 0;
     if (l2.h % e->geo->cluster_size != 0)
         return qm_fail(err, QMELD_CORRUPT, qm_at(e->q->img.file->path, e->q->hdr.l1_off),
-                       "L1 entry %" PRIu64 " points at offset %#" PRIx64 ", which is no cluster",
+                       "L1 entry %" PRIu64 " points at offset %#" PRIx64
+                       ", which is no cluster: run `qmeld check --repair=all`",
                        l1_of(e, idx), l2.h);
     if (e->slice_off != qm_align_down(off, SLICE_BYTES)) {
         e->slice_off = UINT64_MAX;

@@ -494,9 +494,11 @@ qm_refs_raise(struct qm_refs *refs, uint64_t cluster, struct qmeld_error *err)
         return -1;
     assert(count > 0);
     if (count >= qcow2_refcount_max(refs->q->geo.refcount_order))
-        return qm_fail(err, QMELD_NOSPACE, qm_at(path(refs), cluster << refs->q->geo.cluster_bits),
-                       "a refcount of %u bits cannot count another reference",
-                       1u << refs->q->geo.refcount_order);
+        return qm_fail(
+            err, QMELD_NOSPACE, qm_at(path(refs), cluster << refs->q->geo.cluster_bits),
+            "a refcount of %u bits cannot count another reference: flatten the image into "
+            "a new one, whose refcounts have 16",
+            1u << refs->q->geo.refcount_order);
     if (own_block(refs, cluster, &b, err) < 0)
         return -1;
     set_in(refs, b, cluster, count + 1);

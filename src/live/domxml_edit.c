@@ -224,7 +224,8 @@ qm_domxml_edit_disk(const char *domain, const struct qm_domxml_edit *edit, char 
         if (qm_xml_attr_is(qm_xml_child(disk, "target"), "dev", edit->target))
             break;
     if (!disk || !qm_xml_is(x.root, "domain"))
-        rc = qm_fail(err, QMELD_USAGE, qm_nowhere(), "the domain has no disk %s", edit->target);
+        rc = qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                     "the domain has no disk %s: `virsh domblklist` names them", edit->target);
     else
         rc = edit_disk(&e, disk, err);
     if (rc == 0 && e.changed)

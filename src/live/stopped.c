@@ -601,7 +601,8 @@ qm_stopped_resume(const char *note, const struct qm_live_commit *request,
     if (qm_lib->note_read(note, &text, NULL, err) < 0)
         return -1;
     if (!text)
-        return qm_fail(err, QMELD_USAGE, qm_in(note), "there is no note of an unfinished change");
+        return qm_fail(err, QMELD_USAGE, qm_in(note),
+                       "there is no note of an unfinished change: `qmeld status` finds those");
     rc = qm_change_read(note, text, &s.change, err);
     if (rc == 0)
         rc = go_on(&s, err);

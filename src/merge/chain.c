@@ -141,7 +141,8 @@ check_data_alone(const struct qm_layer *layers, size_t n, const struct qm_layer 
                  const struct qm_file *data, struct qmeld_error *err)
 {
     if (qm_file_same(mine->img->file, data))
-        return qm_fail(err, QMELD_CORRUPT, qm_in(mine->path), "it says it is its own data file");
+        return qm_fail(err, QMELD_CORRUPT, qm_in(mine->path),
+                       "it says it is its own data file: its header is damaged, or forged");
     for (size_t i = 0; i < n; i++)
         if (&layers[i] != mine && qm_image_is_in(layers[i].img, data))
             return qm_fail(err, QMELD_CORRUPT, qm_in(mine->path),

@@ -136,7 +136,8 @@ open_chain(struct qm_flatten *f, struct qmeld_error *err)
     top = f->chain->layers[f->chain->n - 1].img;
     q = qm_qcow2_of(top);
     if (f->opts->snapshot && !q)
-        return qm_fail(err, QMELD_USAGE, qm_in(f->path), "a raw image has no internal snapshots");
+        return qm_fail(err, QMELD_USAGE, qm_in(f->path),
+                       "a raw image has no internal snapshots: leave out their name");
     if (f->opts->snapshot && qm_qcow2_view_snapshot(q, f->opts->snapshot, err) < 0)
         return -1;
     f->size = f->report->size = top->size;

@@ -310,7 +310,8 @@ qmeld_flatten_abandon(const char *path, struct qmeld_error *err)
         return -1;
     rc = qm_output_look(out, &left, err);
     if (rc == 0 && !left.note && !left.partial)
-        rc = qm_fail(err, QMELD_USAGE, qm_in(out), "nothing unfinished lies beside it");
+        rc = qm_fail(err, QMELD_USAGE, qm_in(out),
+                     "nothing unfinished lies beside it: `qmeld status` finds what there is");
     if (rc == 0)
         rc = qm_output_abandon(out, err);
     if (rc == 0 && left.request && read_request(left.request, &r)) {

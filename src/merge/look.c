@@ -43,7 +43,8 @@ view_snapshot(struct qmeld_chain *chain, const char *name, struct qmeld_error *e
     struct qm_qcow2 *q = qm_qcow2_of(top->img);
 
     if (!q)
-        return qm_fail(err, QMELD_USAGE, qm_in(top->path), "a raw image has no internal snapshots");
+        return qm_fail(err, QMELD_USAGE, qm_in(top->path),
+                       "a raw image has no internal snapshots: leave out their name");
     return qm_qcow2_view_snapshot(q, name, err);
 }
 

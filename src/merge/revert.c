@@ -44,8 +44,10 @@ check_all_there(const struct qm_merge *m, struct qmeld_error *err)
     for (size_t i = intent->base; i < intent->layers.n && i <= intent->top + 1; i++)
         if (!qm_nbd_is_name(intent->layers.at[i].path) &&
             access(intent->layers.at[i].path, F_OK) < 0)
-            return qm_fail(err, QMELD_STALE, qm_in(intent->layers.at[i].path),
-                           "it is not there any more, and going back needs it");
+            return qm_fail(
+                err, QMELD_STALE, qm_in(intent->layers.at[i].path),
+                "it is not there any more, and going back needs it: put it back, or finish "
+                "the merge with `qmeld resume`");
     return 0;
 }
 

@@ -186,8 +186,9 @@ judge_file(const struct qm_shadow_sum *f, struct qmeld_error *err)
     if (!why)
         return 0;
     return qm_fail(err, QMELD_NOSPACE, qm_in(f->path),
-                   "it would become %" PRIu64 " bytes long, and %s is %" PRIu64, f->reach, why,
-                   limit);
+                   "it would become %" PRIu64 " bytes long, and %s is %" PRIu64
+                   ": raise the limit, or use another file system",
+                   f->reach, why, limit);
 }
 
 int

@@ -184,7 +184,8 @@ open_inputs(struct verify *v, struct json_object *j, struct qmeld_error *err)
     struct qm_image *top;
 
     if (!path)
-        return qm_fail(err, QMELD_USAGE, qm_nowhere(), "the manifest does not name it");
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "the manifest does not name it: is it the manifest of this image?");
     if (qm_chain_open(path, &look, &v->inputs, err) < 0) {
         if (err->code != QMELD_CORRUPT && err->code != QMELD_IO)
             return -1;
