@@ -35,6 +35,10 @@ foreach(page ${manuals})
   install(FILES ${page} DESTINATION ${CMAKE_INSTALL_MANDIR}/man${section} COMPONENT ${component})
 endforeach()
 
+# README.md finds docs/ beside itself, as in the sources.
+install(FILES README.md DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT cli)
+install(DIRECTORY docs DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT cli FILES_MATCHING PATTERN "*.md" PATTERN man EXCLUDE)
+
 # For programs that use the library: pkg-config, and find_package(qmeld).
 if(QM_ISAL)
   set(QM_PC_ISAL ", libisal >= 2.30")
