@@ -18,6 +18,9 @@ include(CheckCCompilerFlag)
 include(CheckLinkerFlag)
 include(CheckPIESupported)
 check_pie_supported(LANGUAGES C) # CMAKE_POSITION_INDEPENDENT_CODE alone links no -pie
+if(QMELD_STATIC)
+  set(CMAKE_C_LINK_OPTIONS_PIE -fPIE -static-pie) # beside -pie the linker would take the last of the two
+endif()
 
 function(qm_harden target)
   if(NOT QMELD_HARDENING OR QMELD_SANITIZE)

@@ -15,13 +15,18 @@
 
 #ifndef QM_NBD
 
+#ifdef QM_STATIC
+#define WITHOUT "is no part of this static qmeld: install the package qmeld, and libnbd"
+#else
+#define WITHOUT "this qmeld was built without: build it where libnbd-dev is installed"
+#endif
+
 int
 qm_nbd_open(const char *path, struct qm_remote **out, struct qmeld_error *err)
 {
     *out = NULL;
     return qm_fail(err, QMELD_UNSUPPORTED, qm_in(path),
-                   "images behind NBD servers need libnbd, which this qmeld was built without: "
-                   "build it where libnbd-dev is installed");
+                   "images behind NBD servers need libnbd, which " WITHOUT);
 }
 
 #else

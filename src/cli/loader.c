@@ -7,6 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
+static void
+fail(struct qmeld_error *err, const char *format, const char *what)
+{
+    memset(err, 0, sizeof *err);
+    err->code = QMELD_UNSUPPORTED;
+    snprintf(err->what, sizeof err->what, format, what);
+}
+
+#ifndef QM_STATIC
 static const struct qm_live_host host = {
     .abi = QM_LIVE_ABI,
     .chain_open = qmeld_chain_open,
@@ -24,14 +33,6 @@ static const struct qm_live_host host = {
     .note_remove = qmeld_note_remove,
     .notes = qmeld_notes,
 };
-
-static void
-fail(struct qmeld_error *err, const char *format, const char *what)
-{
-    memset(err, 0, sizeof *err);
-    err->code = QMELD_UNSUPPORTED;
-    snprintf(err->what, sizeof err->what, format, what);
-}
 
 /* NULL with *err filled: it is there, and is of no use. */
 static const struct qm_live_module *
@@ -100,3 +101,15 @@ qm_cli_live(struct qmeld_error *err)
              "libvirt-dev and libxml2-dev");
     return module;
 }
+
+#else /* no libvirt is part of it, and a static program can load none */
+
+const struct qm_live_module *
+qm_cli_live(struct qmeld_error *err)
+{
+    fail(err, "live mode is no part of this static qmeld: install %s",
+         "the packages qmeld and qmeld-live");
+    return NULL;
+}
+
+#endif

@@ -140,17 +140,21 @@ run(int argc, char **argv, bool *changes)
     return command->run(argc - 1, argv + 1);
 }
 
+/* A descriptor of 0 to 2 that is closed would be an image's.  Where there is no /dev, a folder is as dead an end. */
 static bool
 take_standard_descriptors(void)
 {
-    int fd;
+    for (int wanted = STDIN_FILENO; wanted <= STDERR_FILENO; wanted++) {
+        int fd;
 
-    do {
+        if (fcntl(wanted, F_GETFD) >= 0)
+            continue;
         fd = open("/dev/null", O_RDWR); /* gets the lowest number that is free */
-    } while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd < 0)
-        return false;
-    close(fd);
+        if (fd < 0)
+            fd = open("/", O_RDONLY | O_DIRECTORY);
+        if (fd != wanted)
+            return false;
+    }
     return true;
 }
 
