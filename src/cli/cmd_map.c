@@ -21,6 +21,7 @@ static const char help[] =
     "    qmeld map disk.qcow2\n"
     "    qmeld map --format=strip disk.qcow2           draw the chain\n"
     "    qmeld map --format=strip -s 1G -l 64M disk.qcow2\n"
+    "    qmeld map --format=html disk.qcow2 > disk.html    a page to look around in\n"
     "    qmeld map --format=svg --base='[2]' disk.qcow2 > disk.svg\n"
     "    qmeld map --output=json disk.qcow2            as qemu-img map --output=json\n"
     "\n"
@@ -29,12 +30,13 @@ static const char help[] =
     "Takes no lock and writes nothing, so it may be run beside a virtual machine; what it then\n"
     "tells may be a moment old.\n"
     "\n"
-    "        --format=table|strip|svg\n"
+    "        --format=table|strip|svg|html\n"
     "                                table: the extents that hold data, as qemu-img map lists\n"
     "                                them; strip: a picture, a row for each layer, a column for\n"
     "                                so many bytes, as wide as the terminal (or COLUMNS; 100 in\n"
     "                                a pipe), in letters if NO_COLOR is set or the locale has no\n"
-    "                                UTF-8; svg: the picture as a file\n"
+    "                                UTF-8; svg: the picture as a file; html: a page that zooms,\n"
+    "                                and needs no network\n"
     "        --base=LAYER            with a picture: what a merge into LAYER would move, by path "
     "or\n"
     "                                as [N]; the bottom one, if only --top is given\n"
@@ -56,7 +58,7 @@ struct request {
     uint64_t start;
     uint64_t length;
     enum qm_cli_output output;
-    enum format { FORMAT_TABLE, FORMAT_STRIP, FORMAT_SVG } format;
+    enum format { FORMAT_TABLE, FORMAT_STRIP, FORMAT_SVG, FORMAT_HTML } format;
     const char *base; /* of a range; NULL: as commit has it */
     const char *top;
 };
@@ -209,7 +211,8 @@ draw(struct qmeld_chain *chain, const struct request *request, struct qmeld_erro
 
     if (find_range(chain, request, &options, err) < 0)
         return -1;
-    options.columns = qm_draw_svg_columns(qmeld_chain_depth(chain));
+    if (request->format == FORMAT_SVG)
+        options.columns = qm_draw_svg_columns(qmeld_chain_depth(chain));
     if (request->format == FORMAT_STRIP &&
         qm_draw_strip_columns(chain, options.has_range, &style, &options.columns, err) < 0)
         return -1;
@@ -217,8 +220,10 @@ draw(struct qmeld_chain *chain, const struct request *request, struct qmeld_erro
         return -1;
     if (request->format == FORMAT_STRIP)
         qm_draw_strip(&picture, &style);
-    else
+    else if (request->format == FORMAT_SVG)
         qm_draw_svg(&picture);
+    else
+        qm_draw_page(&picture, NULL);
     qm_picture_release(&picture);
     return 0;
 }
@@ -247,7 +252,7 @@ show(const struct request *request)
 static bool
 take_format(struct request *request, const char *arg)
 {
-    static const char *const names[] = {"table", "strip", "svg"};
+    static const char *const names[] = {"table", "strip", "svg", "html"};
 
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(arg, names[i]) == 0) {
@@ -255,7 +260,7 @@ take_format(struct request *request, const char *arg)
             return true;
         }
     qm_cli_usage("map",
-                 "--format is table, strip or svg, not \"%s\"; an image's format is told by "
+                 "--format is table, strip, svg or html, not \"%s\"; an image's format is told by "
                  "--image-format",
                  arg);
     return false;
@@ -337,7 +342,8 @@ run(int argc, char **argv)
         return QM_EXIT_REFUSED;
     }
     if (request.format == FORMAT_TABLE && (request.base || request.top)) {
-        qm_cli_usage(argv[0], "--base and --top belong to a picture: add --format=strip or svg");
+        qm_cli_usage(argv[0],
+                     "--base and --top belong to a picture: add --format=strip, svg or html");
         return QM_EXIT_REFUSED;
     }
     request.path = argv[optind];

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_plan.c - `qmeld plan`: what commit with the same options would do and cost. */
+#include "draw.h"
 #include "merging.h"
 #include "others_report.h"
 #include "outcome.h"
@@ -13,6 +14,7 @@ static const char help[] =
     "\n"
     "    qmeld plan top.qcow2                     everything into the bottom layer\n"
     "    qmeld plan --overlays=delete top.qcow2   the same command with plan for commit\n"
+    "    qmeld plan --format=html top.qcow2 > plan.html\n"
     "    qmeld plan --output=json top.qcow2 | jq .peak\n"
     "\n"
     "usage: qmeld plan [OPTIONS] IMAGE\n"
@@ -39,6 +41,7 @@ static const char help[] =
     "        --bitmaps=merge|keep|drop\n"
     "        --keep-relative\n"
     "        --journal-dir=DIR      space there counts, too\n"
+    "        --format=html          print a page that shows the chain before and after\n"
     "    -f, --format=FMT\n"
     "    -b LAYER\n"
     "    -d\n"
@@ -51,51 +54,6 @@ static const char help[] =
     "75 stopped by a signal or at the deadline.\n";
 
 /* ---- for people ---- */
-
-static void
-print_fate(const struct qmeld_plan_report *r, size_t i)
-{
-    switch (r->layers[i].fate) {
-    case QMELD_FATE_MERGED_INTO:
-        printf("will hold the merged data");
-        if (r->layers[i].moved_to) {
-            QM_CLI_FREE char *to = qm_cli_quote(r->layers[i].moved_to);
-
-            printf(", and be %s", to);
-        }
-        if (r->base_new_size != r->base_old_size)
-            printf(", grown from %s to %s", qm_cli_size(r->base_old_size).text,
-                   qm_cli_size(r->base_new_size).text);
-        break;
-    case QMELD_FATE_UNTOUCHED:
-        printf("untouched");
-        break;
-    case QMELD_FATE_REDUNDANT:
-        printf("will read as before, and not be needed any more");
-        break;
-    case QMELD_FATE_INVALID:
-        printf("will read wrong by itself, and not be needed any more");
-        break;
-    case QMELD_FATE_EMPTIED:
-        printf("will be emptied, and read as before from [%zu]", r->base_layer + 1);
-        break;
-    case QMELD_FATE_DELETED:
-        printf("will be deleted");
-        break;
-    case QMELD_FATE_QUARANTINED: {
-        QM_CLI_FREE char *to = qm_cli_quote(r->layers[i].moved_to);
-
-        printf("will be renamed to %s", to);
-        break;
-    }
-    case QMELD_FATE_REPLACED:
-        printf("will be moved up; its name will lead to the merged data");
-        break;
-    case QMELD_FATE_REPOINTED:
-        printf("will read as before, with [%zu] as its backing file", r->base_layer + 1);
-        break;
-    }
-}
 
 static void
 print_number(const char *what, uint64_t before, uint64_t after)
@@ -115,9 +73,10 @@ print_layers(const struct qmeld_plan_report *r)
         const struct qmeld_plan_layer *l = &r->layers[i];
         QM_CLI_FREE char *path = qm_cli_quote(l->path);
 
-        printf("  [%zu] %s: ", i + 1, path);
-        print_fate(r, i);
-        putchar('\n');
+        QM_CLI_FREE char *fate = qm_cli_outcome_future(r, i);
+        QM_CLI_FREE char *shown = qm_cli_quote(fate);
+
+        printf("  [%zu] %s: %s\n", i + 1, path, shown);
         if (l->nbd && l->fate != QMELD_FATE_UNTOUCHED)
             puts("      behind an NBD server, where nothing locks: see to it that nobody else has "
                  "it");
@@ -360,6 +319,35 @@ plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
 
 /* ---- the command ---- */
 
+/* The chain as it is, with what the plan would move. */
+static int
+draw_page(const char *path, const struct qmeld_commit_options *options,
+          const struct qmeld_plan_report *report, struct qmeld_error *err)
+{
+    const struct qmeld_open_options how = {.format = options->format,
+                                           .backing_format = options->backing_format,
+                                           .secrets = options->secrets,
+                                           .allow_paths = options->allow_paths};
+    struct qm_picture_options what = {.length = UINT64_MAX, .most_runs = QM_DRAW_PAGE_RUNS};
+    struct qmeld_chain *chain = NULL;
+    struct qm_picture picture;
+    int result;
+
+    if (qmeld_chain_open(path, &how, &chain, err) < 0)
+        return -1;
+    what.has_range = !report->nothing_to_do && report->base_layer < report->top_layer &&
+                     report->n_layers == qmeld_chain_depth(chain);
+    what.base = report->base_layer;
+    what.top = report->top_layer;
+    result = qm_picture_take(chain, &what, &picture, err);
+    qmeld_chain_close(chain);
+    if (result < 0)
+        return -1;
+    qm_draw_page(&picture, report);
+    qm_picture_release(&picture);
+    return 0;
+}
+
 static int
 run(int argc, char **argv)
 {
@@ -370,11 +358,22 @@ run(int argc, char **argv)
 
     if (code >= 0)
         return code;
+    if (merging.page && merging.output == QM_OUTPUT_JSON) {
+        qm_cli_usage(argv[0], "--format=html is for people, --output=json for programs: choose");
+        return QM_EXIT_REFUSED;
+    }
     qm_cli_merging_begin(&merging);
     qm_cli_progress_begin(&merging.progress, merging.mode);
     rc = qmeld_plan(argv[optind], &merging.options, &report, &err);
     qm_cli_progress_end(&merging.progress);
-    if (merging.output == QM_OUTPUT_JSON)
+    if (merging.page && report.complete && !merging.quiet) {
+        struct qmeld_error drawn;
+
+        if (draw_page(argv[optind], &merging.options, &report, &drawn) < 0 && rc == 0) {
+            err = drawn;
+            rc = -1;
+        }
+    } else if (merging.output == QM_OUTPUT_JSON)
         qm_cli_json_print(plan_json(&report, rc < 0 ? &err : NULL));
     else if (report.complete && !merging.quiet)
         print_plan(&report, merging.verbose);

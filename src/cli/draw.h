@@ -44,4 +44,10 @@ size_t qm_draw_svg_columns(size_t n_layers);
 /* A picture of that many columns at most, as a file of its own. */
 void qm_draw_svg(const struct qm_picture *picture);
 
+struct qmeld_plan_report;
+
+/* A page that looks at it closer, of a picture with as many columns as it takes.  plan: NULL, or what a merge of the
+ * picture's range comes to.  Afterwards the picture is as coarse as an SVG. */
+void qm_draw_page(struct qm_picture *picture, const struct qmeld_plan_report *plan);
+
 #endif

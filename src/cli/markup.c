@@ -78,19 +78,36 @@ qm_markup_json(const char *text)
     putchar('"');
 }
 
+static char *
+format_text(const char *format, va_list args)
+{
+    char *text;
+
+    if (vasprintf(&text, format, args) < 0)
+        qm_cli_no_memory();
+    return text;
+}
+
 void
 qm_markup_textf(const char *format, ...)
 {
     QM_CLI_FREE char *text = NULL;
     va_list args;
-    int n;
 
     va_start(args, format);
-    n = vasprintf(&text, format, args);
+    text = format_text(format, args);
     va_end(args);
-    if (n < 0) {
-        text = NULL;
-        qm_cli_no_memory();
-    }
     qm_markup_text(text);
+}
+
+void
+qm_markup_jsonf(const char *format, ...)
+{
+    QM_CLI_FREE char *text = NULL;
+    va_list args;
+
+    va_start(args, format);
+    text = format_text(format, args);
+    va_end(args);
+    qm_markup_json(text);
 }

@@ -18,7 +18,8 @@ void qm_markup_text(const char *text);
 /* A string of JSON, quotes included, that may stand inside of <script>. */
 void qm_markup_json(const char *text);
 
-/* printf, of text that is made harmless as a whole. */
+/* The same of what printf would make. */
 void qm_markup_textf(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void qm_markup_jsonf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

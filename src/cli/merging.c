@@ -112,6 +112,13 @@ qm_cli_take_bitmaps(const char *command, struct qmeld_commit_options *options, c
     return false;
 }
 
+/* No image has that format; map calls its page so, too. */
+static bool
+is_page(const struct qm_cli_merging *merging, const char *format)
+{
+    return strcmp(merging->command, qm_cli_plan.name) == 0 && strcmp(format, "html") == 0;
+}
+
 /* False: it is none of these, or there was a complaint. */
 static bool
 take_kind(struct qm_cli_merging *merging, int c)
@@ -156,7 +163,10 @@ take_kind(struct qm_cli_merging *merging, int c)
         options->backing_format = optarg;
         return true;
     case 'f':
-        options->format = optarg;
+        if (is_page(merging, optarg))
+            merging->page = true;
+        else
+            options->format = optarg;
         return true;
     default:
         return false;

@@ -26,6 +26,7 @@ struct qm_cli_merging {
     bool quiet;
     bool verbose; /* how the bytes of each layer went is told, too */
     bool bar;     /* -p: a progress bar, unless -q */
+    bool page;    /* of plan: a page is printed */
     bool rebase;  /* not a merge, but stopped and told of like one */
     bool
         never_live; /* of commit: a running machine's image is refused, not merged through libvirt */

@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <json-c/json.h>
+#include <stdarg.h>
 
 /* ---- success ---- */
 
@@ -32,6 +33,58 @@ qm_cli_outcome_fate(enum qmeld_fate fate)
         return "replaced";
     }
     return "unknown";
+}
+
+static char *
+say(const char *format, ...)
+{
+    va_list args;
+    char *text;
+    int n;
+
+    va_start(args, format);
+    n = vasprintf(&text, format, args);
+    va_end(args);
+    if (n < 0)
+        qm_cli_no_memory();
+    return text;
+}
+
+static char *
+say_merged_into(const struct qmeld_plan_report *r, size_t i)
+{
+    const char *to = r->layers[i].moved_to;
+    const bool grows = r->base_new_size != r->base_old_size;
+
+    return say("will hold the merged data%s%s%s%s%s%s", to ? ", and be " : "", to ? to : "",
+               grows ? ", grown from " : "", grows ? qm_cli_size(r->base_old_size).text : "",
+               grows ? " to " : "", grows ? qm_cli_size(r->base_new_size).text : "");
+}
+
+char *
+qm_cli_outcome_future(const struct qmeld_plan_report *r, size_t i)
+{
+    switch (r->layers[i].fate) {
+    case QMELD_FATE_MERGED_INTO:
+        return say_merged_into(r, i);
+    case QMELD_FATE_UNTOUCHED:
+        return say("untouched");
+    case QMELD_FATE_REDUNDANT:
+        return say("will read as before, and not be needed any more");
+    case QMELD_FATE_INVALID:
+        return say("will read wrong by itself, and not be needed any more");
+    case QMELD_FATE_EMPTIED:
+        return say("will be emptied, and read as before from [%zu]", r->base_layer + 1);
+    case QMELD_FATE_DELETED:
+        return say("will be deleted");
+    case QMELD_FATE_QUARANTINED:
+        return say("will be renamed to %s", r->layers[i].moved_to);
+    case QMELD_FATE_REPLACED:
+        return say("will be moved up; its name will lead to the merged data");
+    case QMELD_FATE_REPOINTED:
+        return say("will read as before, with [%zu] as its backing file", r->base_layer + 1);
+    }
+    return say("unknown");
 }
 
 const char *

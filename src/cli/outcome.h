@@ -31,6 +31,9 @@ struct json_object *qm_cli_outcome_json(const struct qmeld_commit_report *report
 /* "merged-into", ... */
 const char *qm_cli_outcome_fate(enum qmeld_fate fate);
 
+/* What a plan says is to become of layer i, 0 = base: names in it are as they are.  The caller's. */
+char *qm_cli_outcome_future(const struct qmeld_plan_report *report, size_t i);
+
 /* "up" or "down" */
 const char *qm_cli_outcome_direction(enum qmeld_direction direction);
 

@@ -8,8 +8,12 @@
 #define QM_CLI_PAGE_H
 
 extern const char qm_page_chain_css[]; /* of SVG and page: colours and patterns */
+extern const char qm_page_page_css[];
+extern const char qm_page_page_js[];
 
 /* "sha256-...", as Content-Security-Policy has it (CSP level 3, section 2.3.1) */
 extern const char qm_page_chain_css_digest[];
+extern const char qm_page_page_css_digest[];
+extern const char qm_page_page_js_digest[];
 
 #endif
