@@ -11,6 +11,7 @@
  *                    then qmeld_chain_close.
  *            Change: qmeld_commit, qmeld_check (with a repair), qmeld_create; each
  *                    opens, locks, works, makes durable and closes by itself.
+ *            Options are set to zeros, then to what is wanted; where they may be NULL, all is as by default.
  * Threads    The library has no global state and installs no signal handler.  Different
  *            chains may be used from different threads; one chain by one thread at a
  *            time.  Progress callbacks run on the thread that made the call.

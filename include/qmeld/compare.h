@@ -51,7 +51,7 @@ struct qmeld_compare_report {
 typedef int qmeld_difference_fn(uint64_t start, uint64_t length, void *opaque);
 
 /* Do two images, each with all under it, read the same?  What lies behind the end of the shorter one must be zeros
- * in the other.  Looks as qmeld_chain_open does: no lock, nothing written.  0 also if they differ: see
+ * in the other.  opts and fn may be NULL.  Looks as qmeld_chain_open does: no lock, nothing written.  0 also if they differ: see
  * *report.  Up to the first difference, or, with fn, all of it. */
 QMELD_API int qmeld_compare(const char *a, const char *b, const struct qmeld_compare_options *opts,
                             qmeld_difference_fn *fn, void *fn_opaque,

@@ -31,7 +31,7 @@ struct qmeld_create_options {
     bool unsafe_backing;       /* do not open the backing file (needs has_size) */
 };
 
-/* Makes a new image.  An existing file is overwritten, as qemu-img create does, unless
+/* Makes a new image, durable on return.  opts must not be NULL.  An existing file is overwritten, as qemu-img create does, unless
  * somebody holds it (BUSY). */
 QMELD_API int qmeld_create(const char *path, const struct qmeld_create_options *opts,
                            struct qmeld_error *err) QMELD_CHECK;

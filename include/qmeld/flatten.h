@@ -80,7 +80,7 @@ struct qmeld_flatten_report {
 /* Writes what path reads as, through all its layers, to a new image without any backing file.  The layers are only
  * read, and locked as a reader locks them.  out has its name when it is complete and durable: until
  * then the file is called .NAME.qmeld-partial, and the same call goes on with it.  A block device is written to as it
- * is. *report may be NULL. */
+ * is.  out is NULL if opts->sink takes the bytes (USAGE: both, or neither).  opts and report may be NULL. */
 QMELD_API int qmeld_flatten(const char *path, const char *out,
                             const struct qmeld_flatten_options *opts,
                             struct qmeld_flatten_report *report,
@@ -110,7 +110,7 @@ QMELD_API int qmeld_partials(const char *path, qmeld_partial_fn *fn, void *opaqu
 
 /* Goes on with one (path as above) as qmeld_flatten does when it is called again: what is to be done is in the note.  Of how,
  * which may be NULL, threads, secrets, progress, opaque and command count.  USAGE: there is no note.  STALE: what it
- * reads has changed.  *report may be NULL. */
+ * reads has changed.  report may be NULL. */
 QMELD_API int qmeld_flatten_resume(const char *path, const struct qmeld_flatten_options *how,
                                    struct qmeld_flatten_report *report,
                                    struct qmeld_error *err) QMELD_CHECK;

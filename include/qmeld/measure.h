@@ -32,7 +32,8 @@ QMELD_API int qmeld_measure_new(const char *path, const struct qmeld_open_option
                                 const struct qmeld_create_options *opts, struct qmeld_measure *out,
                                 struct qmeld_error *err) QMELD_CHECK;
 
-/* What the base of such a merge will take. */
+/* How long the file of the base will be after the merge that qmeld_commit with the same path and opts, which may be NULL,
+ * would make: exact.  Which layers others stand on does not matter.  USAGE: a merge up. */
 QMELD_API int qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
                                  struct qmeld_measure *out, struct qmeld_error *err) QMELD_CHECK;
 

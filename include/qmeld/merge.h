@@ -230,8 +230,8 @@ struct qmeld_commit_report {
 /* Merges the layers above base up to top into base, path being the chain's active layer.
  * At every instant, a crash included, the active layer reads as it did before.  QEMU's image
  * locks are held on all layers from before anything is read until everything is durable.
- * * If an interrupted merge is found that was begun by the same call, it is gone on with.
- * *report may be NULL; otherwise release it with qmeld_commit_report_free, also after
+ * If an interrupted merge is found that was begun by the same call, it is gone on with.
+ * opts may be NULL.  report may be NULL; otherwise release it with qmeld_commit_report_free, also after
  * a failure. */
 QMELD_API int qmeld_commit(const char *path, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;

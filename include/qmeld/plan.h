@@ -100,7 +100,7 @@ struct qmeld_plan_report {
 /* What qmeld_commit with the same options would do and cost, to the byte, as long as nobody changes a layer: it
  * is done with everything but the disk (the allocator is the real one).  Refuses what commit would refuse, in
  * the same words, except that layers may be in use or read-only: that is told.  Takes no lock and writes
- * nothing.  Release *report with qmeld_plan_report_free, also after a failure. */
+ * nothing.  opts may be NULL.  Release *report with qmeld_plan_report_free, also after a failure. */
 QMELD_API int qmeld_plan(const char *path, const struct qmeld_commit_options *opts,
                          struct qmeld_plan_report *report, struct qmeld_error *err) QMELD_CHECK;
 QMELD_API void qmeld_plan_report_free(struct qmeld_plan_report *report);

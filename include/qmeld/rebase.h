@@ -57,7 +57,7 @@ struct qmeld_rebase_report {
 /* Gives a qcow2 image another backing file.  The image reads the same at every instant, a crash included: first it
  * gets what reads differently there, then its header is changed, in one sector.  The image is locked as by a
  * writer, both chains as by readers, until everything is durable.  An interrupted one is gone on with by the
- * same call, or by qmeld_resume.  *report may be NULL; otherwise qmeld_rebase_report_free, also after a
+ * same call, or by qmeld_resume.  report may be NULL; otherwise qmeld_rebase_report_free, also after a
  * failure. */
 QMELD_API int qmeld_rebase(const char *path, const struct qmeld_rebase_options *opts,
                            struct qmeld_rebase_report *report, struct qmeld_error *err) QMELD_CHECK;

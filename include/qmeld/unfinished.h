@@ -62,7 +62,8 @@ typedef int qmeld_unfinished_fn(const struct qmeld_unfinished *merge, void *opaq
 QMELD_API int qmeld_status(const char *path, const char *journal_dir, qmeld_unfinished_fn *fn,
                            void *opaque, struct qmeld_error *err) QMELD_CHECK;
 
-/* Finishes the merge whose journal this is.  Of opts only secrets, threads, bandwidth, verify, direct, progress, guard
+/* Finishes the merge whose journal this is.  opts and report may be NULL, also of the next two; a report goes back with
+ * qmeld_commit_report_free.  Of opts only secrets, threads, bandwidth, verify, direct, progress, guard
  * and their opaques count; the rest is in the journal.  STALE, with nothing done, if a layer changed. */
 QMELD_API int qmeld_resume(const char *journal, const struct qmeld_commit_options *opts,
                            struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;

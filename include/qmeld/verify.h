@@ -38,7 +38,7 @@ struct qmeld_verify_result {
 };
 
 /* Derives all that a manifest says anew, from the image and the inputs at the paths that it names.  Takes no lock and
- * writes nothing.  0 also if something differs: see *out.  USAGE: path is no manifest. */
+ * writes nothing.  opts may be NULL.  0 also if something differs: see *out.  USAGE: path is no manifest. */
 QMELD_API int qmeld_verify(const char *path, const struct qmeld_verify_options *opts,
                            struct qmeld_verify_result *out, struct qmeld_error *err) QMELD_CHECK;
 

@@ -260,13 +260,14 @@ int
 qmeld_measure_onto(const char *path, const struct qmeld_commit_options *opts,
                    struct qmeld_measure *out, struct qmeld_error *err)
 {
-    struct qmeld_commit_options alone = *opts;
+    static const struct qmeld_commit_options defaults;
+    struct qmeld_commit_options alone = opts ? *opts : defaults;
     struct dry d = {.shadow = NULL};
     int rc;
 
     memset(out, 0, sizeof *out);
     memset(err, 0, sizeof *err);
-    if (opts->direction != QMELD_DIRECTION_DOWN)
+    if (alone.direction != QMELD_DIRECTION_DOWN)
         return qm_fail(err, QMELD_USAGE, qm_in(path),
                        "only merges down into the base are measured: leave the direction out");
     alone.no_scan = true; /* how long a file will be depends on nobody else */

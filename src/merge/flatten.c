@@ -375,14 +375,18 @@ int
 qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_options *opts,
               struct qmeld_flatten_report *report, struct qmeld_error *err)
 {
+    static const struct qmeld_flatten_options defaults;
     struct qmeld_flatten_report unheard;
-    struct qm_flatten f = {.path = path, .opts = opts, .report = report ? report : &unheard};
+    struct qm_flatten f = {
+        .path = path, .opts = opts ? opts : &defaults, .report = report ? report : &unheard};
     const uint64_t began = now_ms();
     int rc;
 
     memset(err, 0, sizeof *err);
     memset(f.report, 0, sizeof *f.report);
-    assert(!out == (opts->sink != NULL));
+    if (!out != (f.opts->sink != NULL))
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "either a file or a sink takes the image: name one of them");
     rc = flatten(&f, out, err);
     qm_stream_free(f.stream);
     for (size_t i = 0; f.chain && i < f.chain->n; i++)

@@ -281,6 +281,21 @@ flatten__a_manifest_looks_into_what_is_passed_on(void **state)
 }
 
 static void
+flatten__no_options_are_the_defaults_and_an_image_has_one_place(void **state)
+{
+    static const struct qmeld_create_options raw;
+    struct crash c = {.opts = {.target = &raw, .format = "raw"}};
+    struct qmeld_error told;
+
+    (void)state;
+    OK(qmeld_flatten(source, out, NULL, NULL, err));
+    check_out(&c);
+    unlink(out);
+    assert_int_equal(qmeld_flatten(source, NULL, NULL, NULL, &told), -1);
+    assert_int_equal(told.code, QMELD_USAGE);
+}
+
+static void
 flatten__what_is_shared_survives_power_cuts(void **state)
 {
     static const struct qmeld_create_options raw, small = {.format = "qcow2", .cluster_size = 4096};
@@ -536,6 +551,7 @@ main(void)
         cmocka_unit_test(flatten__an_image_that_is_replaced_is_there_until_the_new_one_is),
         cmocka_unit_test(flatten__clusters_that_are_passed_on_survive_power_cuts),
         cmocka_unit_test(flatten__a_manifest_looks_into_what_is_passed_on),
+        cmocka_unit_test(flatten__no_options_are_the_defaults_and_an_image_has_one_place),
         cmocka_unit_test(flatten__what_is_shared_survives_power_cuts),
         cmocka_unit_test(flatten__every_failure_tells_the_truth_and_is_gone_on_from),
         cmocka_unit_test(flatten__what_is_refused_is_copied),
