@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_commit.c - `qmeld commit`: merge layers down. */
 #include "delegate.h"
+#include "machines.h"
 #include "qemu_words.h"
 
 #include <string.h>
@@ -251,10 +252,14 @@ run(int argc, char **argv)
     struct qm_cli_merging merging;
     int code = qm_cli_commit_options(argc, argv, help, &merging);
 
-    if (code < 0)
-        code = qm_cli_delegate(&merging, argv[optind]);
     if (code >= 0)
         return code;
+    qm_cli_machines_ask(&merging);
+    code = qm_cli_delegate(&merging, argv[optind]);
+    if (code >= 0)
+        return code;
+    if (!qm_cli_machines_let(&merging, argv[optind]))
+        return QM_EXIT_REFUSED;
     qm_cli_merging_begin(&merging);
     return qm_cli_merging_run_and_report(&merging, argv[optind], qmeld_commit);
 }

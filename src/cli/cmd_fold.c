@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_fold.c - `qmeld fold`: rolling fulls of backup chains. */
+#include "machines.h"
 #include "merging.h"
 
 #include <string.h>
@@ -109,6 +110,9 @@ run(int argc, char **argv)
         return QM_EXIT_REFUSED;
     }
     merging.options.allow_paths = qm_cli_allow_paths();
+    qm_cli_machines_ask(&merging);
+    if (!qm_cli_machines_let(&merging, argv[optind]))
+        return QM_EXIT_REFUSED;
     qm_cli_merging_begin(&merging);
     return qm_cli_merging_run_and_report(&merging, argv[optind], fold);
 }

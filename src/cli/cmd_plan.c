@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_plan.c - `qmeld plan`: what commit with the same options would do and cost. */
 #include "draw.h"
+#include "machines.h"
 #include "merging.h"
 #include "others_report.h"
 #include "outcome.h"
@@ -362,6 +363,7 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "--format=html is for people, --output=json for programs: choose");
         return QM_EXIT_REFUSED;
     }
+    qm_cli_machines_ask(&merging); /* a machine that runs is told of by its locks */
     qm_cli_merging_begin(&merging);
     qm_cli_progress_begin(&merging.progress, merging.mode);
     rc = qmeld_plan(argv[optind], &merging.options, &report, &err);

@@ -2,6 +2,7 @@
 #include "delegate.h"
 
 #include "loader.h"
+#include "machines.h"
 
 #include <string.h>
 
@@ -133,7 +134,7 @@ qm_cli_delegate(const struct qm_cli_merging *merging, const char *path)
     struct qmeld_error err = {0};
     int code = -1;
 
-    if (!may_be_a_machines(merging, path))
+    if (!may_be_a_machines(merging, path) && !qm_cli_machines_running(merging, path))
         return -1;
     module = qm_cli_live(&err);
     if (!module || module->uses(NULL, path, &uses, &err) < 0) {

@@ -296,7 +296,7 @@ qm_cli_merging_begin(struct qm_cli_merging *merging)
 {
     if (merging->mode == QM_PROGRESS_AUTO && (merging->quiet || merging->bar)) /* -q overrides -p */
         merging->mode = merging->quiet ? QM_PROGRESS_NONE : QM_PROGRESS_BAR;
-    merging->options.scan = merging->scan;
+    merging->options.scan = merging->scan_all ? merging->scan_all : merging->scan;
     merging->options.progress = show_progress;
     merging->options.opaque = merging;
     merging->ends = now_seconds() + (double)merging->seconds;

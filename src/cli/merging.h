@@ -31,6 +31,7 @@ struct qm_cli_merging {
     bool
         never_live; /* of commit: a running machine's image is refused, not merged through libvirt */
     const char *scan[QM_CLI_MAX_SCAN]; /* options.n_scan of them */
+    const char *const *scan_all;       /* those and what libvirt told (machines.h); NULL: those */
     bool has_deadline;
     uint64_t seconds; /* until the deadline, from begin on */
     double ends;      /* that, by the monotonic clock */

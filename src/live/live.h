@@ -23,7 +23,7 @@
 #include "qmeld.h"
 
 /* Raised with every change of the structs below: program and module are installed together. */
-enum { QM_LIVE_ABI = 3 };
+enum { QM_LIVE_ABI = 4 };
 
 #define QM_LIVE_SYMBOL "qm_live_module"
 
@@ -166,6 +166,19 @@ struct qm_live_uses {
     struct qm_live_notes notes; /* hypervisors that could not be asked, and why */
 };
 
+/* A file of this machine that a definition of a domain names, and that is there. */
+struct qm_live_image {
+    char *path;
+    char *domain;
+    bool running; /* the definition is the one that runs */
+};
+
+struct qm_live_images {
+    size_t n;
+    struct qm_live_image *at;   /* one file may be named by several, or by several names */
+    struct qm_live_notes notes; /* who could not be asked, and why */
+};
+
 /* ---- the module ---- */
 
 struct qm_live_module {
@@ -196,6 +209,13 @@ struct qm_live_module {
     int (*uses)(const char *uri, const char *path, struct qm_live_uses *out,
                 struct qmeld_error *err);
     void (*uses_free)(struct qm_live_uses *uses);
+
+    /* All regular files that definitions of all domains name anywhere: running, kept, saved ones, those of
+     * snapshots.  uri as above.  Who does not answer within so many seconds, in all, is noted, and so is who
+     * cannot be asked: no failure. */
+    int (*images)(const char *uri, unsigned seconds, struct qm_live_images *out,
+                  struct qmeld_error *err);
+    void (*images_free)(struct qm_live_images *images);
 };
 
 /* QM_LIVE_SYMBOL.  NULL: program and module are of different versions. */

@@ -25,6 +25,8 @@ static const struct qm_live_module table = {
     .domain_free = qm_show_domain_free,
     .uses = qm_scan_uses,
     .uses_free = qm_scan_uses_free,
+    .images = qm_scan_images,
+    .images_free = qm_scan_images_free,
 };
 
 QMELD_API qm_live_module_fn qm_live_module;

@@ -60,4 +60,9 @@ int qm_scan_uses(const char *uri, const char *path, struct qm_live_uses *out,
                  struct qmeld_error *err) QM_CHECK;
 void qm_scan_uses_free(struct qm_live_uses *uses);
 
+/* Likewise: which files any definition names (uses.c). */
+int qm_scan_images(const char *uri, unsigned seconds, struct qm_live_images *out,
+                   struct qmeld_error *err) QM_CHECK;
+void qm_scan_images_free(struct qm_live_images *images);
+
 #endif

@@ -10,8 +10,10 @@ import difflib
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 
 from rig import DISK, DOMAIN, Fail, case, main, wait_for
@@ -339,6 +341,64 @@ def shared(m):
     m.commit("--shallow", "--protect")
     is_source(m, "a.qcow2")
     m.img("compare", "-f", "qcow2", "-F", "raw", m.path("other.qcow2"), m.path("other"))
+
+
+def define_other(m, path, fmt="qcow2"):
+    with open(m.path("other.xml"), "w", encoding="utf-8") as f:
+        f.write(DOMAIN.format(name="other", serial=m.path("s2"), disks=DISK.format(
+            path=path, fmt=fmt, target="vda", more="")))
+    m.virsh("define", m.path("other.xml"))
+
+
+@case("asked", "plain commit asks libvirt for images elsewhere: kept, in a snapshot, running; a daemon that hangs is not waited for")
+def asked(m):
+    os.mkdir(m.path("far"))
+    m.own(m.path("far"))
+    drawn(m, "a", "b")
+    far = m.path("far/other.qcow2")
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", far)
+    for name in ("base.raw", "b.qcow2", "far/other.qcow2"):
+        m.own(m.path(name))
+    commit = (m.lab.qmeld, "commit", "--overlays=keep", m.path("b.qcow2"))
+    define_other(m, far)
+    try:
+        m.has(m.run(*commit, rc=2), "other.qcow2")
+        m.has(m.run(m.lab.qmeld, "fold", "--keep=1", m.path("b.qcow2"), rc=2), "other.qcow2")
+        told = m.run(m.lab.qmeld, "plan", "--output=json", m.path("b.qcow2"), rc=2).out
+        if far not in told:
+            raise Fail(f"plan does not tell of {far}: {told}")
+        # only a snapshot knows the image: the machine itself stands on another
+        m.virsh("snapshot-create-as", "other", "s", "--disk-only", "--diskspec", f"vda,file={m.path('far/s')}")
+        m.virsh("undefine", "other", "--snapshots-metadata")
+        m.img("rebase", "-u", "-b", "", m.path("far/s"))
+        define_other(m, m.path("far/s"))
+        m.has(m.run(*commit, rc=0, env={"LIBVIRT_DEFAULT_URI": ""}), "merged")  # nobody is asked
+    finally:
+        m.virsh("undefine", "other", "--snapshots-metadata", rc=None)
+
+
+@case("asked-running", "a machine that runs on a layer refuses a plain commit; so does no silence of the daemon")
+def asked_running(m):
+    drawn(m, "a", "b")
+    m.own(m.path("base.raw"))
+    m.own(m.path("b.qcow2"))
+    define_other(m, m.path("base.raw"), "raw")
+    try:
+        m.virsh("start", "other", "--paused")
+        m.has(m.run(m.lab.qmeld, "commit", m.path("b.qcow2"), rc=2), "other", "blockcommit")
+        m.virsh("destroy", "other")
+        m.lab.daemon.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            r = m.run(m.lab.qmeld, "commit", "-v", m.path("b.qcow2"))
+        finally:
+            m.lab.daemon.send_signal(signal.SIGCONT)
+        if time.monotonic() - began > 30:
+            raise Fail(f"a daemon that hangs is waited for {time.monotonic() - began} s")
+        m.has(r, "libvirt was not asked")
+    finally:
+        m.virsh("destroy", "other", rc=None)
+        m.virsh("undefine", "other", rc=None)
 
 
 @case("disagree", "definition and headers that tell different chains are refused")
