@@ -203,7 +203,7 @@ deregister_run(void *opaque)
     virConnectPtr connection = virDomainGetConnect(args->domain);
 
     for (int i = 0; i < CALLBACKS; i++)
-        if (args->ids[i] >= 0 && i < 2)
+        if (i < 2 && args->ids[i] >= 0)
             (void)virConnectDomainEventDeregisterAny(connection, args->ids[i]);
         else if (args->ids[i] >= 0)
             (void)virConnectDomainQemuMonitorEventDeregister(connection, args->ids[i]);

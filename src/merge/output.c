@@ -348,11 +348,8 @@ qm_output_fail(struct qm_output *o, struct qmeld_error *err)
 
     if (!o->owned || o->complete)
         return;
-    if (o->file->blockdev)
-        qm_err_disk(err, QMELD_DISK_OPEN);
-    else if (o->noted && worth && o->done > 0)
-        qm_err_disk(err, QMELD_DISK_OPEN);
-    else if (remove_left(o, &unheard) < 0)
+    /* what is left is gone on with, or could not be removed */
+    if (o->file->blockdev || (o->noted && worth && o->done > 0) || remove_left(o, &unheard) < 0)
         qm_err_disk(err, QMELD_DISK_OPEN);
 }
 

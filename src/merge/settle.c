@@ -253,10 +253,10 @@ qm_settle_mark_leftovers(const struct qm_settle *s)
 
     for (size_t i = c->base + 1; i <= c->top; i++) {
         const enum qmeld_fate fate = qm_settle_fate(c, i);
+        const bool left = i < c->top ? fate == QMELD_FATE_INVALID || fate == QMELD_FATE_EMPTIED
+                                     : fate == QMELD_FATE_REDUNDANT && c->top + 1 < c->chain->n;
 
-        if (c->chain->layers[i].img &&
-            (i < c->top ? fate == QMELD_FATE_INVALID || fate == QMELD_FATE_EMPTIED
-                        : fate == QMELD_FATE_REDUNDANT && c->top + 1 < c->chain->n))
+        if (left && c->chain->layers[i].img)
             qm_leftover_mark(c->chain->layers[i].path);
     }
 }
