@@ -22,6 +22,16 @@ struct harness_option {
 /* The last one has no name. */
 void harness_parse(const struct harness_option *options, int argc, char **argv);
 
+/* "2/5": every fifth of what comes, from the second on.  NULL: all of it. */
+struct harness_part {
+    const char *text;
+    size_t seen;
+};
+bool harness_is_mine(struct harness_part *part);
+
+/* Where a merge begins in what goes by turns.  By its name, so that it is the same alone, in a part, and among all. */
+size_t harness_turn(const char *name);
+
 /* Into an empty directory, in memory if there is one: a thousand small files, written and synced. */
 void harness_enter(void);
 void harness_leave(void);

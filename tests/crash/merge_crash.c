@@ -9,7 +9,8 @@
  * does.  Some states are shown to qemu-img as well, as reader
  * and check of qmeld share code with its merge; from some, the second commit is cut short, too.
  *
- *     merge_crash [--full] [--seed N] [--states N] [--random N] [--first N] [--only TEXT] [--keep DIR]
+ *     merge_crash [--full] [--seed N] [--states N] [--random N] [--first N] [--part K/N] [--only TEXT]
+ *                 [--keep DIR]
  */
 #include "harness.h"
 #include "stage_files.h"
@@ -34,7 +35,11 @@ struct harness {
     uint64_t n_random;
     const char *only;
     const char *keep;
+    struct harness_part part;
     bool qemu;
+    uint64_t first;
+    /* by which turn, of this merge: going on or back, by the commit or the journal, asking qemu-img, twice */
+    size_t turn, turn_twice;
     struct stage *stage;
     size_t n_states, n_twice, n_qemu, n_merges, n_refused, n_failed, failed_before;
 };
@@ -77,9 +82,10 @@ try_second_state(const struct qm_torn_state *state, void *opaque)
         return;
     stage_files_put(s, state, ".");
     s->qemu = false;
-    s->by_journal = h->n_twice % BY_JOURNAL_ONE_IN == 0;
+    s->by_journal = h->turn_twice % BY_JOURNAL_ONE_IN == 0;
+    h->turn_twice++;
     h->n_twice++;
-    back = stage_has_way_back(s) && h->n_twice % 2 == 0;
+    back = stage_has_way_back(s) && h->turn_twice % 2 == 0;
     if (!stage_reads(s) || !stage_sound(s) || !(back ? stage_back(s) : stage_again(s)))
         complain(h, state, back ? "second time, back, " : "second time, ");
 }
@@ -125,14 +131,15 @@ try_state(const struct qm_torn_state *state, void *opaque)
     if (h->n_failed >= h->failed_before + MAX_FAILED)
         return;
     stage_files_put(s, state, ".");
-    s->by_journal = h->n_states % BY_JOURNAL_ONE_IN == 0;
-    s->qemu = h->qemu && !s->encrypted && h->n_states % QEMU_ONE_IN == 0;
+    s->by_journal = h->turn % BY_JOURNAL_ONE_IN == 0;
+    s->qemu = h->qemu && !s->encrypted && h->turn % QEMU_ONE_IN == 0;
+    h->turn++;
     h->n_states++;
     h->n_qemu += s->qemu;
-    back = stage_has_way_back(s) && h->n_states % 2 == 0;
+    back = stage_has_way_back(s) && h->turn % 2 == 0;
     if (!stage_reads(s) || !stage_sound(s) || !(back ? stage_back(s) : stage_again(s)))
         complain(h, state, back ? "back, " : "");
-    else if (h->n_states % TWICE_ONE_IN == 0)
+    else if (h->turn % TWICE_ONE_IN == 0)
         cut_short_again(h, state);
 }
 
@@ -171,6 +178,7 @@ run_stage(struct harness *h, struct stage *s, bool may_refuse)
 
     h->stage = s;
     h->failed_before = h->n_failed;
+    h->turn = h->turn_twice = harness_turn(s->name) + h->first;
     stage_files_drop(s);
     stage_write(s);
     h->n_merges++;
@@ -195,7 +203,7 @@ run_recipe(struct harness *h, const char *name, const char *text, bool random)
     struct stage s;
 
     for (size_t i = 0; stage_open(&s, name, text, i); i++) {
-        if (!h->only || strstr(s.name, h->only))
+        if (harness_is_mine(&h->part) && (!h->only || strstr(s.name, h->only)))
             run_stage(h, &s, random);
         stage_files_drop(&s);
         stage_close(&s);
@@ -271,14 +279,17 @@ int
 main(int argc, char **argv)
 {
     struct harness h = {.seed = 1, .states = 60, .n_random = 8};
-    uint64_t first =
-        0; /* by which turn: going on or back, by the commit or the journal, asking qemu-img, twice */
     bool full = false;
     const struct harness_option options[] = {
-        {"--full", .flag = &full},         {"--seed", .number = &h.seed},
-        {"--states", .number = &h.states}, {"--random", .number = &h.n_random},
-        {"--first", .number = &first},     {"--only", .text = &h.only},
-        {"--keep", .text = &h.keep},       {.name = NULL},
+        {"--full", .flag = &full},
+        {"--seed", .number = &h.seed},
+        {"--states", .number = &h.states},
+        {"--random", .number = &h.n_random},
+        {"--first", .number = &h.first},
+        {"--part", .text = &h.part.text},
+        {"--only", .text = &h.only},
+        {"--keep", .text = &h.keep},
+        {.name = NULL},
     };
 
     harness_parse(options, argc, argv);
@@ -287,7 +298,6 @@ main(int argc, char **argv)
         h.random_sets = 80;
         h.n_random = 40;
     }
-    h.n_states = h.n_twice = first;
     harness_enter();
     h.qemu = system("qemu-img --version >/dev/null 2>&1") == 0;
     printf("seed %" PRIu64 "\n", h.seed);
@@ -297,6 +307,10 @@ main(int argc, char **argv)
     printf(
         "%zu states of %zu merges, %zu of merges cut short twice, %zu seen by qemu-img, %zu merges "
         "refused, %zu states failed\n",
-        h.n_states - first, h.n_merges, h.n_twice - first, h.n_qemu, h.n_refused, h.n_failed);
+        h.n_states, h.n_merges, h.n_twice, h.n_qemu, h.n_refused, h.n_failed);
+    if (h.n_merges == 0) {
+        puts("FAIL: no merge is meant");
+        return 1;
+    }
     return h.n_failed ? 1 : 0;
 }

@@ -10,7 +10,7 @@
  * A change fails once, or, as on a disk that is gone, with all that follow.  A read fails, also one through a mapping.
  * A read or a write that does a part only is no failure: the rest has to be done.
  *
- *     merge_faults [--full] [--only TEXT]
+ *     merge_faults [--full] [--part K/N] [--only TEXT]
  */
 #include "harness.h"
 #include "space.h"
@@ -69,6 +69,8 @@ struct fault {
 struct harness {
     bool full;
     const char *only;
+    struct harness_part part;
+    size_t turn; /* of what goes by turns, in this job */
     size_t n_faults, n_jobs, n_failed;
     size_t n_of[N_VICTIMS];
     char why[1024];
@@ -292,15 +294,16 @@ run_job(struct harness *h, struct job *j)
     const size_t failed = h->n_failed, before = h->n_faults;
 
     remember_files(j);
-    qm_io_always_map = h->n_jobs % 2 == 0;
-    qm_space_never_ample = h->n_jobs % 3 == 0;
+    h->turn = harness_turn(j->name);
+    qm_io_always_map = h->turn % 2 == 0;
+    qm_space_never_ample = h->turn % 3 == 0;
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
         const size_t n_kinds = groups[g].n;
         const size_t close_look = j->glance ? GLANCE : groups[g].close_look;
 
         for (size_t k = 0; k < (h->full ? n_kinds : 1); k++) {
             for (size_t n = 0;; n += h->full || n < close_look ? 1 : n / 4) {
-                struct fault f = {.kind = &groups[g].kinds[(k + n + h->n_jobs) % n_kinds],
+                struct fault f = {.kind = &groups[g].kinds[(k + n + h->turn) % n_kinds],
                                   .after = n};
 
                 if (h->n_failed >= failed + MAX_FAILED || !run_once(h, j, &f))
@@ -413,7 +416,8 @@ static void
 try_going_on(struct harness *h, struct stage *s)
 {
     char name[600];
-    const bool recover = h->n_jobs % 3 == 0, late = h->n_jobs / 2 % 2;
+    const size_t turn = harness_turn(s->name) / 6;
+    const bool recover = turn % 3 == 0, late = turn / 3 % 2;
     struct job j = {.name = name,
                     .files = s->files,
                     .n_files = s->n_files,
@@ -423,7 +427,7 @@ try_going_on(struct harness *h, struct stage *s)
                     .journal = s->journal,
                     .glance = true};
 
-    s->by_journal = h->n_jobs % 3 == 1;
+    s->by_journal = turn % 3 == 1;
     snprintf(name, sizeof name, "%s, gone on with%s", s->name,
              recover         ? " by recover"
              : s->by_journal ? " by its journal"
@@ -468,7 +472,7 @@ try_recipe(const char *name, const char *text, void *opaque)
     struct stage s;
 
     for (size_t i = 0; stage_open(&s, name, text, i); i++) {
-        if (!h->only || strstr(s.name, h->only))
+        if (harness_is_mine(&h->part) && (!h->only || strstr(s.name, h->only)))
             try_merge(h, &s);
         stage_files_drop(&s);
         stage_close(&s);
@@ -541,7 +545,7 @@ try_creates(struct harness *h)
         o.has_size = true;
         if (list[i].over)
             qm_torn_save("new", (const unsigned char *)"what was here", 13);
-        if (!h->only || strstr(j.name, h->only))
+        if (harness_is_mine(&h->part) && (!h->only || strstr(j.name, h->only)))
             run_job(h, &j);
         unlink("new");
     }
@@ -637,7 +641,7 @@ try_repairs(struct harness *h)
         struct qmeld_error err = {0};
         struct qm_forge *forge;
 
-        if (h->only && !strstr(j.name, h->only))
+        if (!harness_is_mine(&h->part) || (h->only && !strstr(j.name, h->only)))
             continue;
         if (qm_forge_parse(list[i].recipe, j.name, &forge, &err) < 0 ||
             qm_forge_write(forge, ".", &err) < 0 || !view_of("image", &r.view)) {
@@ -655,8 +659,10 @@ int
 main(int argc, char **argv)
 {
     struct harness h = {0};
-    const struct harness_option options[] = {
-        {"--full", .flag = &h.full}, {"--only", .text = &h.only}, {.name = NULL}};
+    const struct harness_option options[] = {{"--full", .flag = &h.full},
+                                             {"--part", .text = &h.part.text},
+                                             {"--only", .text = &h.only},
+                                             {.name = NULL}};
 
     harness_parse(options, argc, argv);
     harness_enter();
@@ -668,6 +674,10 @@ main(int argc, char **argv)
            "failed\n",
            h.n_faults, h.n_jobs, h.n_of[CHANGE], h.n_of[READ], h.n_of[MAPPED], h.n_of[WRITE],
            h.n_failed);
+    if (h.n_jobs == 0) {
+        puts("FAIL: no job is meant");
+        return 1;
+    }
     if (!h.only && (!h.n_of[CHANGE] || !h.n_of[READ] || !h.n_of[MAPPED] || !h.n_of[WRITE])) {
         puts("FAIL: a kind of fault was never met");
         return 1;
