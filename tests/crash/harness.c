@@ -13,8 +13,8 @@
 #ifdef __SANITIZE_ADDRESS__
 const char *__asan_default_options(void);
 
-/* Thousands of merges in one program: 256 MiB of freed memory that waits, and thirty frames noted with each
- * allocation, are a sixth of their time.  One merge frees less than 16 MiB, so use after free is still seen in it. */
+/* Thousands of merges in one program: 256 MiB of freed memory that waits to be used again, and thirty frames noted
+ * with each allocation, are a sixth of their time.  16 MiB are what a small merge frees in all. */
 const char *
 __asan_default_options(void)
 {
