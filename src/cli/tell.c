@@ -11,7 +11,7 @@ static const struct {
     const char *takes;
     const char *what; /* NULL: help says it in the first clause */
 } values[] = {
-    {"map", "format", "words:table,strip,svg", "a list, or a picture"},
+    {"map", "format", "words:table,strip,svg,html", "a list, or a picture"},
     {NULL, "allow-path", "file", NULL},
     {NULL, "backing", "file", NULL},
     {NULL, "backing-format", "words:qcow2,raw", NULL},
