@@ -6,6 +6,8 @@ Random chains are drawn from recipes by the forge.  Then
     own      what a page says that each layer holds is what the recipe says
     view     who answers, in page and SVG, is what `map --output=json` says, byte for byte
     merged   what a page says that a base holds after a merge is what it holds after that merge
+    readme   docs/chain.svg, the README's picture, is what the program draws now of the chain of tools/quickstart;
+             --picture makes it anew
     busy     of an image with more pieces than a page can hold: the page's length stays within its cap, and
              each of its cells holds as much of everything as is there
 Needs no QEMU.
@@ -230,18 +232,38 @@ def busy():
     print(f"busy: {len(text)} bytes of page for {sum(1 for _ in want)} extents, cells of {grain}")
 
 
+def readme_picture():
+    with open(os.path.join(ROOT, "tools/quickstart"), encoding="utf-8") as f:
+        recipe = f.read().split("<<'END'\n", 1)[1].split("\nEND\n", 1)[0]
+    with open("recipe", "w", encoding="ascii") as f:
+        f.write(recipe + "\n")
+    must(FORGE, "recipe", ".")
+    return must(QMELD, "map", "--format=svg", "three.qcow2")
+
+
+def readme():
+    with open(os.path.join(ROOT, "docs/chain.svg"), encoding="utf-8") as f:
+        assert f.read() == readme_picture(), "docs/chain.svg is not what is drawn now: tests/oracle/pictures.py --picture"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--count", type=int, default=40)
+    p.add_argument("--picture", action="store_true", help="make docs/chain.svg, and nothing else")
     args = p.parse_args()
     failed = merges = 0
-    for seed in range(args.seed, args.seed + args.count + 1):
+    last = {args.seed + args.count: busy, args.seed + args.count + 1: readme}
+    for seed in range(args.seed, args.seed + args.count + 2):
         with tempfile.TemporaryDirectory(prefix="qmeld-pictures.") as folder:
             os.chdir(folder)
             try:
-                if seed == args.seed + args.count:
-                    busy()
+                if args.picture:
+                    with open(os.path.join(ROOT, "docs/chain.svg"), "w", encoding="utf-8") as f:
+                        f.write(readme_picture())
+                    return 0
+                if seed in last:
+                    last[seed]()
                 else:
                     merges += case(seed)
             except AssertionError as e:

@@ -100,20 +100,21 @@
       { runs, take: (c) => filter(c) && isData(c) && extra + colour(c) },
       { runs, take: (c) => filter(c) && is(KIND.packed)(c) && extra + 'packed' },
       { runs, take: (c) => filter(c) && is(KIND.zero)(c) && extra + 'zero' },
-      { runs, take: (c) => is(KIND.many)(c) && 'many' },
+      { runs, take: (c) => filter(c) && is(KIND.many)(c) && 'many' },
     ];
     const yes = () => true;
     if (row.row === 'view') return all(view, '', yes);
-    const moves = (c) => layerOf(c) > range.base && layerOf(c) <= range.top && kindOf(c) !== KIND.absent;
+    const told = (c) => kindOf(c) !== KIND.absent && kindOf(c) !== KIND.many;
+    const moves = (c) => told(c) && layerOf(c) > range.base && layerOf(c) <= range.top;
     const hatch = (alone, filter) => ({ runs: merged, alone, take: (c) => filter(c) && kindOf(c) !== KIND.many && 'hatch' });
     if (row.row === 'moves')
       return [...all(merged, '', moves).map((p) => ({ ...p, alone: true })), hatch(true, moves)];
     if (row.row === 'merged') {
-      const seen = (c) => layerOf(c) >= range.base && layerOf(c) <= range.top;
+      const seen = (c) => told(c) && layerOf(c) >= range.base && layerOf(c) <= range.top;
       return [...all(merged, 'pale ', yes), ...all(view, '', seen).map((p) => ({ ...p, alone: true })),
         hatch(false, moves)];
     }
-    const mine = (c) => layerOf(c) === row.layer && kindOf(c) !== KIND.absent;
+    const mine = (c) => told(c) && layerOf(c) === row.layer;
     const list = [...all(own[row.layer], 'pale ', yes), ...all(view, '', mine).map((p) => ({ ...p, alone: true }))];
     if (row.hatched) list.push(hatch(true, (c) => mine(c) && moves(c)));
     return list;
@@ -503,8 +504,19 @@
   document.getElementById('all').addEventListener('click', () => look(start, end));
   addEventListener('resize', () => { drawOverview(); ask(); });
   addEventListener('scroll', ask, { passive: true });
-  addEventListener('beforeprint', () => { printing = true; draw(); });
-  addEventListener('afterprint', () => { printing = false; });
+  // Paper has another width: what is painted is stretched to that.
+  const wide = (svg, width) => {
+    if (width) svg.setAttribute('viewBox', '0 0 ' + width + ' ' + svg.getAttribute('height'));
+    else svg.removeAttribute('viewBox');
+    svg.setAttribute('preserveAspectRatio', 'none');
+  };
+  const paper = (on) => {
+    printing = on;
+    draw();
+    for (const svg of [...rulers, ...rows.map((state) => state.strip)]) wide(svg, on && svg.clientWidth);
+  };
+  addEventListener('beforeprint', () => paper(true));
+  addEventListener('afterprint', () => paper(false));
   document.body.classList.add('alive');
   if (reduced) document.body.classList.add('calm');
   draw();
