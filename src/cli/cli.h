@@ -57,6 +57,7 @@ extern const struct qm_cli_command qm_cli_info, qm_cli_map, qm_cli_check, qm_cli
 enum {
     QM_OPT_OUTPUT = 256,
     QM_OPT_ALLOW_PATH, /* never returned: qm_cli_getopt keeps its values */
+    QM_OPT_NO_SANDBOX, /* likewise: qm_cli_getopt does what it says */
     QM_OPT_SECRET,
     QM_OPT_SECRET_FD,
     QM_OPT_OBJECT, /* of qemu-img: qemu_words.h */
@@ -74,6 +75,12 @@ enum {
 #define QM_CLI_ALLOW_PATH_OPTION                                                                   \
     {                                                                                              \
         "allow-path", required_argument, NULL, QM_OPT_ALLOW_PATH                                   \
+    }
+
+/* Of every command that enters the sandbox (sandbox.h). */
+#define QM_CLI_SANDBOX_OPTION                                                                      \
+    {                                                                                              \
+        "no-sandbox", no_argument, NULL, QM_OPT_NO_SANDBOX                                         \
     }
 
 /* The values of --allow-path, ended by NULL; NULL if there were none. */

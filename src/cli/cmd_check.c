@@ -6,6 +6,7 @@
  * why wrong usage exits 1 here and not 2, which means corruption.
  */
 #include "cli.h"
+#include "sandbox.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -43,6 +44,7 @@ static const char help[] =
     "    -f, --format=FMT         format of IMAGE; found by content otherwise\n"
     "        --output=human|json  json: the keys of qemu-img check\n"
     "    -q, --quiet              only the exit code\n"
+    "        --no-sandbox         keep what the command does not need, to debug it\n"
     "    -h, --help               this text\n"
     "\n"
     "Exit codes: 0 sound; 1 could not be checked, or not repaired, or wrong usage; 2 corrupt;\n"
@@ -285,6 +287,17 @@ parse_repair(const char *command, const char *arg, enum qmeld_repair *out)
     return true;
 }
 
+static void
+confine(const struct request *request)
+{
+    const bool writes = request->repair != QMELD_REPAIR_NONE || request->extract_dir;
+
+    qm_cli_sandbox_enter(writes ? QM_SANDBOX_WRITES : QM_SANDBOX_READS);
+    qm_cli_sandbox_peek(request->path,
+                        &(struct qmeld_open_options){.format = request->format, .single = true});
+    qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
+}
+
 static int
 run(int argc, char **argv)
 {
@@ -295,6 +308,7 @@ run(int argc, char **argv)
         {"quiet", no_argument, NULL, 'q'},
         {"report", no_argument, NULL, OPT_REPORT},
         {"extract-unreferenced", required_argument, NULL, OPT_EXTRACT},
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -339,6 +353,7 @@ run(int argc, char **argv)
         return CHECK_FAILED;
     }
     request.path = argv[optind];
+    confine(&request);
     return check(&request);
 }
 

@@ -211,7 +211,8 @@ take_option(struct qm_cli_merging *merging, struct words *words, int c)
 int
 qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_merging *merging)
 {
-    static const struct option options[] = {
+    static const struct option only_plan = QM_CLI_SANDBOX_OPTION;
+    static struct option options[] = {
         {"live", required_argument, NULL, OPT_LIVE}, /* of commit alone */
         {"base", required_argument, NULL, OPT_BASE},
         {"top", required_argument, NULL, OPT_TOP},
@@ -225,12 +226,13 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
-    const struct option *mine = options + (strcmp(argv[0], qm_cli_commit.name) == 0 ? 0 : 1);
     struct words words = {.live = false};
     int c;
 
     *merging = (struct qm_cli_merging){.command = argv[0]};
-    while ((c = qm_cli_getopt(argc, argv, ":b:df:hpr:t:" QM_CLI_MERGING_LETTERS, mine)) != -1) {
+    if (strcmp(argv[0], qm_cli_commit.name) != 0)
+        options[0] = only_plan;
+    while ((c = qm_cli_getopt(argc, argv, ":b:df:hpr:t:" QM_CLI_MERGING_LETTERS, options)) != -1) {
         if (c == 'h') {
             fputs(text, stdout);
             return QM_EXIT_DONE;

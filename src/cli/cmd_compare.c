@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_compare.c - `qmeld compare`: do two images read the same? */
 #include "progress.h"
+#include "sandbox.h"
 #include "secrets.h"
 
 #include <inttypes.h>
@@ -36,6 +37,7 @@ static const char help[] =
     "                               on stderr; auto: a bar if that is a terminal\n"
     "    -q, --quiet                the exit code tells; only errors are printed\n"
     "        --output=human|json\n"
+    "        --no-sandbox           keep what the command does not need, to debug it\n"
     "    -h, --help                 this text\n"
     "\n"
     "Exit codes, as of qemu-img compare: 0 identical; 1 different; 2 an image cannot be opened, "
@@ -255,6 +257,20 @@ take_option(struct request *request, int c)
     }
 }
 
+static void
+confine(const struct request *request, char *const *images)
+{
+    struct qmeld_open_options open = {.format = request->options.format_a,
+                                      .backing_format = request->options.backing_format,
+                                      .allow_paths = request->options.allow_paths};
+
+    qm_cli_sandbox_enter(QM_SANDBOX_READS);
+    qm_cli_sandbox_peek(images[0], &open);
+    open.format = request->options.format_b;
+    qm_cli_sandbox_peek(images[1], &open);
+    qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
+}
+
 static int
 run(int argc, char **argv)
 {
@@ -268,6 +284,7 @@ run(int argc, char **argv)
         {"progress", required_argument, NULL, OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
         QM_CLI_SECRET_OPTIONS,
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -287,6 +304,7 @@ run(int argc, char **argv)
         return CANNOT_OPEN;
     }
     request.options.allow_paths = qm_cli_allow_paths();
+    confine(&request, argv + optind);
     return compare(&request, argv + optind);
 }
 

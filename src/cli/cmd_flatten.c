@@ -2,6 +2,7 @@
 /* cmd_flatten.c - `qmeld flatten`: what a chain reads as becomes one image. */
 #include "create_options.h"
 #include "partials.h"
+#include "sandbox.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -74,6 +75,7 @@ static const char help[] =
     "                                 on stderr; auto: a bar if that is a terminal\n"
     "    -q, --quiet                  no report, no bar; errors only\n"
     "        --output=human|json      form of the report\n"
+    "        --no-sandbox             keep what the command does not need, to debug it\n"
     "    -h, --help                   this text\n"
     "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, 2 refused or wrong usage: nothing is left behind; 3 stopped\n"
@@ -237,6 +239,7 @@ take_options(struct request *r, int argc, char **argv)
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
         QM_CLI_SECRET_OPTIONS,
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -371,6 +374,20 @@ tell_finding(const char *sentence, void *opaque)
     fprintf(stderr, "qmeld: %s\n", shown);
 }
 
+/* To what is out a server's export, the new image is opened after the layers. */
+static void
+confine(const struct request *r)
+{
+    const struct qmeld_open_options open = {.format = r->flatten.format,
+                                            .backing_format = r->flatten.backing_format,
+                                            .allow_paths = r->flatten.allow_paths};
+
+    qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
+    qm_cli_sandbox_peek(r->image, &open);
+    if (!r->out || !strstr(r->out, "nbd"))
+        qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
+}
+
 static int
 run(int argc, char **argv)
 {
@@ -395,6 +412,7 @@ run(int argc, char **argv)
         r.flatten.sink = write_stdout;
         r.flatten.sink_opaque = &r;
     }
+    confine(&r);
     qm_cli_progress_begin(&r.merging.progress, r.merging.mode);
     code = qmeld_flatten(r.image, r.to_stdout ? NULL : r.out, &r.flatten, &report, &err);
     qm_cli_progress_end(&r.merging.progress);

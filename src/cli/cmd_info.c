@@ -8,6 +8,7 @@
  * repeats a "file:" or "json:" name.
  */
 #include "info.h"
+#include "sandbox.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -42,6 +43,8 @@ static const char help[] =
     "        --backing-format=FMT  format of layers for which no overlay stores one\n"
     "        --single              do not open backing files\n"
     "        --output=human|json   json: the keys of qemu-img info --backing-chain, and more\n"
+    "    -v, --verbose             tell on standard error whether there is a sandbox\n"
+    "        --no-sandbox          keep what the command does not need, to debug it\n"
     "    -h, --help                this text\n";
 
 /* ---- human ---- */
@@ -341,14 +344,19 @@ show_human(struct qmeld_chain *chain, struct qmeld_error *err)
 }
 
 static int
-show(const char *path, const struct qmeld_open_options *open_options, enum qm_cli_output output)
+show(const char *path, const struct qmeld_open_options *open_options, enum qm_cli_output output,
+     bool verbose)
 {
     struct qmeld_chain *chain = NULL;
     struct qmeld_error err;
     int result;
 
+    qm_cli_sandbox_enter(QM_SANDBOX_READS);
+    if (verbose)
+        fprintf(stderr, "qmeld: sandbox: %s\n", qm_cli_sandbox_state());
     if (qmeld_chain_open(path, open_options, &chain, &err) < 0)
         return qm_cli_fail(&err);
+    qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES); /* /proc tells who uses a layer */
     result = output == QM_OUTPUT_JSON ? show_json(chain, &err) : show_human(chain, &err);
     qmeld_chain_close(chain);
     return result < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;
@@ -373,15 +381,18 @@ run(int argc, char **argv)
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"single", no_argument, NULL, OPT_SINGLE},
+        {"verbose", no_argument, NULL, 'v'},
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
     struct qmeld_open_options open_options = {0};
     enum qm_cli_output output = QM_OUTPUT_HUMAN;
     const char *uri = NULL;
+    bool verbose = false;
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":c:f:h", options)) != -1)
+    while ((c = qm_cli_getopt(argc, argv, ":c:f:hv", options)) != -1)
         switch (c) {
         case 'c':
             uri = optarg;
@@ -394,6 +405,9 @@ run(int argc, char **argv)
             break;
         case OPT_SINGLE:
             open_options.single = true;
+            break;
+        case 'v':
+            verbose = true;
             break;
         case QM_OPT_OUTPUT:
             if (!qm_cli_parse_output(argv[0], optarg, &output))
@@ -420,7 +434,7 @@ run(int argc, char **argv)
         qm_cli_complain(&err); /* and that it is no file either */
     }
     open_options.allow_paths = qm_cli_allow_paths();
-    return show(argv[optind], &open_options, output);
+    return show(argv[optind], &open_options, output, verbose);
 }
 
 const struct qm_cli_command qm_cli_info = {"info", help, "image", run, false};

@@ -8,6 +8,7 @@
  */
 #include "cli.h"
 #include "draw.h"
+#include "sandbox.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -48,6 +49,7 @@ static const char help[] =
     "                                to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT    format of layers for which no overlay stores one\n"
     "        --output=human|json     json: every extent, one a line\n"
+    "        --no-sandbox            keep what the command does not need, to debug it\n"
     "    -h, --help                  this text\n"
     "\n"
     "Numbers of depth in the JSON count from the top, which is 0, as qemu-img's do.\n";
@@ -235,8 +237,16 @@ show(const struct request *request)
     struct qmeld_error err;
     int result;
 
+    qm_cli_sandbox_enter(QM_SANDBOX_READS);
     if (qmeld_chain_open(request->path, &request->open, &chain, &err) < 0)
         return qm_cli_fail(&err);
+    if (qmeld_read(chain, 0, NULL, 0, &err) < 0) { /* opens external data files */
+        qmeld_chain_close(chain);
+        return qm_cli_fail(&err);
+    }
+    /* pictures ask for the locale */
+    qm_cli_sandbox_opened(request->format == FORMAT_TABLE ? QM_SANDBOX_OPENS_NOTHING
+                                                          : QM_SANDBOX_OPENS_FILES);
     if (request->output == QM_OUTPUT_JSON)
         result = show_json(chain, request, &err);
     else if (request->format != FORMAT_TABLE)
@@ -319,6 +329,7 @@ run(int argc, char **argv)
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"base", required_argument, NULL, OPT_BASE},
         {"top", required_argument, NULL, OPT_TOP},
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };

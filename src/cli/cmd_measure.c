@@ -2,6 +2,7 @@
 /* cmd_measure.c - `qmeld measure`: how long a file will be, of a new image or of a merge's base. */
 #include "create_options.h"
 #include "qemu_words.h"
+#include "sandbox.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -36,6 +37,7 @@ static const char help[] =
     "    -l, --snapshot=NAME|ID     an internal snapshot of IMAGE; also understood:\n"
     "                               snapshot.id=ID,snapshot.name=NAME\n"
     "    -f, --format=FMT           format of IMAGE; found by content otherwise\n"
+    "        --no-sandbox           keep what the command does not need, to debug it\n"
     "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
     "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one\n"
@@ -143,6 +145,10 @@ measure(const struct asked *asked, const char *path)
     struct qmeld_measure found;
     struct qmeld_error err;
 
+    qm_cli_sandbox_enter(QM_SANDBOX_READS);
+    if (path)
+        qm_cli_sandbox_peek(path, &open);
+    qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
     if ((asked->options.base ? qmeld_measure_onto(path, &asked->options, &found, &err)
                              : qmeld_measure_new(path, &open, &asked->create, &found, &err)) < 0)
         return qm_cli_fail(&err);
@@ -183,6 +189,7 @@ run(int argc, char **argv)
         {"snapshot", required_argument, NULL, 'l'},
         {"force-share", no_argument, NULL, 'U'},
         QM_CLI_QEMU_OPTIONS,
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_verify.c - `qmeld verify`: is all still as a manifest says? */
 #include "merging.h"
+#include "sandbox.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -30,6 +31,7 @@ static const char help[] =
     "                               on stderr; auto: a bar if that is a terminal\n"
     "    -q, --quiet                no report, no bar; the exit code tells\n"
     "        --output=human|json    form of the report\n"
+    "        --no-sandbox           keep what the command does not need, to debug it\n"
     "    -h, --help                 this text\n"
     "\n"
     "Exit codes: 0 all is as the manifest says; 1 something differs; 2 wrong usage, or the file "
@@ -166,6 +168,7 @@ run(int argc, char **argv)
         {"progress", required_argument, NULL, QM_OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
         QM_CLI_SECRET_OPTIONS,
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -185,6 +188,7 @@ run(int argc, char **argv)
         return VERIFY_REFUSED;
     }
     r.verify.allow_paths = qm_cli_allow_paths();
+    qm_cli_sandbox_enter(QM_SANDBOX_READS); /* its inputs are known when it is read: servers, too */
     return verify(&r, argv[optind]);
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* options.c - the words and numbers people type after a command. */
+#include "sandbox.h"
 #include "tell.h"
 
 #include <ctype.h>
@@ -40,8 +41,13 @@ qm_cli_getopt(int argc, char **argv, const char *letters, const struct option *o
     if (qm_cli_tell_tables(letters, options))
         return '?';
     opterr = 0;
-    while ((c = getopt_long(argc, argv, letters, options, NULL)) == QM_OPT_ALLOW_PATH)
-        keep_allow_path(optarg);
+    while ((c = getopt_long(argc, argv, letters, options, NULL)) == QM_OPT_ALLOW_PATH ||
+           c == QM_OPT_NO_SANDBOX) {
+        if (c == QM_OPT_ALLOW_PATH)
+            keep_allow_path(optarg);
+        else
+            qm_cli_sandbox_disable();
+    }
     if (c != '?' && c != ':')
         return c;
     if (c == ':') /* letters begins with a colon: a value is missing */
