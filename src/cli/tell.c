@@ -11,6 +11,8 @@ static const struct {
     const char *takes;
     const char *what; /* NULL: help says it in the first clause */
 } values[] = {
+    {"plan", "format", "words:qcow2,raw,html",
+     "format of IMAGE; or html, a page that shows before and after"},
     {"map", "format", "words:table,strip,svg,html", "a list, or a picture"},
     {NULL, "allow-path", "file", NULL},
     {NULL, "backing", "file", NULL},
