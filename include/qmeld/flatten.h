@@ -50,7 +50,7 @@ struct qmeld_flatten_options {
     bool restart;     /* what an interrupted run left is thrown away, not gone on with */
     const char *
         manifest; /* NULL, or a file to be written: of every byte where it is from, and digests of all
-                           * (docs/manifest.md) */
+                           * (qmeld-manifest(5)) */
     uint64_t leaf; /* a digest for each so many bytes: a power of two, 4 KiB to 64 MiB; 0: 1 MiB */
     const char *const
         *command;         /* for the manifest: the command line, NULL-terminated; may be NULL */
