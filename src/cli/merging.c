@@ -4,6 +4,7 @@
 #include "others_report.h"
 #include "outcome.h"
 
+#include <errno.h>
 #include <json-c/json.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -216,12 +217,27 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
 
 static volatile sig_atomic_t stop_asked;
 static volatile sig_atomic_t line_asked;
+static struct timespec stop_time; /* written before stop_asked, by the first signal alone */
 
+/* The second one kills.  But who stops a job often signals its whole group and its leader, which hands it on: what
+ * arrives within a quarter of a second is one request. */
 static void
 ask_to_stop(int number)
 {
-    (void)number;
-    stop_asked = 1;
+    const int before = errno;
+    struct timespec now = {0};
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* async-signal-safe, as the other two: POSIX */
+    if (!stop_asked) {
+        stop_time = now;
+        stop_asked = 1;
+    } else if ((now.tv_sec - stop_time.tv_sec) * 1000 +
+                   (now.tv_nsec - stop_time.tv_nsec) / 1000000 >=
+               250) {
+        (void)signal(number, SIG_DFL);
+        (void)raise(number);
+    }
+    errno = before;
 }
 
 static void
@@ -235,13 +251,15 @@ static void
 catch_signals(void)
 {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
-    /* RESETHAND: the second one kills.  RESTART: none of the library's calls has to end early. */
+    /* RESTART: none of the library's calls has to end early. */
     struct sigaction action = {.sa_handler = ask_to_stop};
     struct sigaction ask = {.sa_handler = ask_for_a_line, .sa_flags = SA_RESTART};
     struct sigaction before;
 
-    action.sa_flags = (int)(SA_RESETHAND | SA_RESTART);
+    action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        sigaddset(&action.sa_mask, numbers[i]); /* one at a time */
     sigemptyset(&ask.sa_mask);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         /* nohup is obeyed.  An ignored SIGINT is only how shells start jobs in the background:
