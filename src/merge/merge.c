@@ -405,6 +405,36 @@ work_in_batches(struct qm_merge *m, struct qm_seal *seal, bool resumed, struct q
     return qm_transfer_run(t, seal, m->journal, err);
 }
 
+/* So that who goes on after a stop in good order need not read what is there already, in each of its windows anew:
+ * without this a merge longer than a few of them would never end.  What fails here only costs that reading. */
+static void
+note_stop(struct qm_merge *m)
+{
+    struct qm_image *target = m->chain->layers[m->transfer.target].img;
+    struct qm_trail trail = qm_journal_trail(m->journal);
+    struct qmeld_error unheard = {0};
+
+    if (qm_journal_cursor(m->journal).phase != QM_PHASE_COPY || !qm_merge_tells_by_look(target))
+        return;
+    if (qm_image_sync(target, &unheard) < 0 ||
+        qm_journal_look(target->file, &trail, &unheard) < 0 ||
+        qm_journal_set_trail(m->journal, &trail, &unheard) < 0)
+        unheard.code = QMELD_OK;
+}
+
+/* Before the cursor moves: a copy of the target that was taken then, and is put back later, has not what will be
+ * below it. */
+static int
+forget_stop(struct qm_merge *m, struct qmeld_error *err)
+{
+    struct qm_trail trail = qm_journal_trail(m->journal);
+
+    if (trail.left.mtime_sec == 0 && trail.left.mtime_nsec == 0)
+        return 0;
+    memset(&trail.left, 0, sizeof trail.left);
+    return qm_journal_set_trail(m->journal, &trail, err);
+}
+
 static int
 transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
 {
@@ -419,13 +449,16 @@ transfer(struct qm_merge *m, bool resumed, struct qmeld_error *err)
                                           .trusted_bitmaps = resumed ? &intent->bitmaps : NULL};
     struct qm_seal *seal;
 
-    if ((!resumed && qm_back_enter(&m->back, err) < 0) || qm_seal_begin(&config, &seal, err) < 0)
+    if (forget_stop(m, err) < 0 || (!resumed && qm_back_enter(&m->back, err) < 0) ||
+        qm_seal_begin(&config, &seal, err) < 0)
         return -1;
     m->transfer.back = &m->back;
     qm_err_disk(err, QMELD_DISK_OPEN); /* until the end of the merge, whatever fails */
     if (qm_carry_import(&m->carry, &intent->orders, qm_seal_bitmaps(seal), err) < 0 ||
         (!m->report->already_merged && work_in_batches(m, seal, resumed, err) < 0)) {
         qm_seal_abandon(seal);
+        if (err->code == QMELD_CANCELED)
+            note_stop(m);
         return -1;
     }
     return qm_seal_finish(seal, err);

@@ -71,4 +71,7 @@ int qm_merge_tell(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 
 int qm_merge_go_back(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 
+/* Has somebody written to the target?  Its length and times tell: it is a file of this machine, and all in one. */
+bool qm_merge_tells_by_look(const struct qm_image *target);
+
 #endif

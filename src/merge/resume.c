@@ -96,6 +96,32 @@ qm_merge_open_whole(struct qm_merge *m, const struct qm_intent *intent, struct q
     return 0;
 }
 
+bool
+qm_merge_tells_by_look(const struct qm_image *target)
+{
+    return target->data == target->file && !target->file->blockdev &&
+           qm_file_is_local(target->file);
+}
+
+/* The target looks as the last run left it when it was stopped: nobody has written to it. */
+static int
+is_as_left(const struct qm_merge *m, bool *out, struct qmeld_error *err)
+{
+    const struct qm_image *target = m->chain->layers[m->transfer.target].img;
+    const struct qm_trail then = qm_journal_trail(m->journal);
+    struct qm_trail now = {.left = {.size = 0}};
+
+    *out = false;
+    if (!qm_merge_tells_by_look(target) ||
+        (then.left.mtime_sec == 0 && then.left.mtime_nsec == 0)) /* nothing was noted */
+        return 0;
+    if (qm_journal_look(target->file, &now, err) < 0)
+        return -1;
+    *out = then.left.size == now.left.size && then.left.mtime_sec == now.left.mtime_sec &&
+           then.left.mtime_nsec == now.left.mtime_nsec;
+    return 0;
+}
+
 /* The journal knows what was in the base; if an older base was put back since, the merge
  * must begin again. */
 static int
@@ -104,7 +130,8 @@ find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
     bool there;
 
     done.g = qm_min(done.g, m->chain->layers[m->transfer.target].img->size);
-    if (qm_transfer_still_there(&m->transfer, done, &there, err) < 0)
+    if (is_as_left(m, &there, err) < 0 ||
+        (!there && qm_transfer_still_there(&m->transfer, done, &there, err) < 0))
         return -1;
     if (!there && m->transfer.give_up)
         return qm_fail(
