@@ -228,16 +228,23 @@ look_at_all(struct finding *f, struct qmeld_error *err)
 
 /* ---- from an image down ---- */
 
-/* The layer of the chain that this file is; SIZE_MAX: none. */
+static bool
+is_file(const struct qm_file *file, const struct identity *id)
+{
+    return file->dev == id->dev && file->ino == id->ino;
+}
+
+/* The layer of the chain that this file is, or holds the data of; SIZE_MAX: none. */
 static size_t
 layer_of(const struct finding *f, const struct identity *id)
 {
     const struct qm_chain *chain = f->cfg->chain;
 
     for (size_t i = 0; i < chain->n; i++) {
-        const struct qm_file *file = chain->layers[i].img ? chain->layers[i].img->file : NULL;
+        const struct qm_image *img = chain->layers[i].img;
 
-        if (file && file->dev == id->dev && file->ino == id->ino)
+        /* a data file that is the disk byte for byte may be somebody's raw backing file, and anybody's data file */
+        if (img && (is_file(img->file, id) || is_file(img->data, id)))
             return i;
     }
     return SIZE_MAX;

@@ -78,9 +78,15 @@ check_image(const struct qm_protect *p, const struct qm_layer *image, size_t lay
                        " internal snapshots, which read through its backing file, too, and cannot "
                        "be protected: delete them first (`qemu-img snapshot -d`)",
                        q->hdr.n_snapshots);
-    if (!image->img->backing_name ||
-        qm_backing_path(image->path, image->img->backing_name, &path, &format, err) < 0 ||
-        !is_file(below->img->file, path))
+    if (image->img->backing_name &&
+        qm_backing_path(image->path, image->img->backing_name, &path, &format, err) < 0)
+        return -1;
+    if (path && below->img->data != below->img->file && is_file(below->img->data, path))
+        return qm_fail(err, QMELD_USAGE, qm_in(image->path),
+                       "it stands on the data file of %.300s, which changes: it cannot be "
+                       "protected, copy it first",
+                       below->path);
+    if (!path || !is_file(below->img->file, path))
         return qm_fail(err, QMELD_STALE, qm_in(image->path),
                        "it does not stand on %.300s any more, as it did when the merge began: put "
                        "the old image back, or remove it",

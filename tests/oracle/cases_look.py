@@ -2,11 +2,12 @@
 """Known cases about names, headers, map and check."""
 
 import os
+import re
 import shutil
 import struct
 
 import oracle
-from cases import case
+from cases import NotHere, case
 
 
 @case("c41", "backing names: relative, file:, with a colon, json")
@@ -274,3 +275,66 @@ def c70(t):
     q = t.q("b")
     q.put(q.header_length, struct.pack(">II", 0x33333333, 1 << 30))
     t.refused("map -f qcow2 b", rc=(1, 2), says="extension")
+
+
+@case("c71", "a file beside the chain costs one open, and one read of 4 KiB at most")
+def c71(t):
+    if not shutil.which("strace"):
+        raise NotHere("strace is not installed")
+    t.create("b 1M")
+    t.create("-b b -F qcow2 t")
+    t.create("lone 1M")
+    t.write("t", "write -P 2 0 64k")
+    for name, content in (("noise", b"\xff" * (1 << 20)), ("empty", b"")):
+        with open(t.path(name), "wb") as f:
+            f.write(content)
+    trace = t.path("../trace-c71")
+    r = oracle.run(["strace", "-f", "-y", "-s", "4", "-o", trace, t.qmeld, "commit", "t"], t.dir,
+                   env={"ASAN_OPTIONS": "detect_leaks=0"})
+    if r.rc != 0 and "ptrace" in r.err:
+        raise NotHere("strace may not trace here")
+    t.ok(r.rc == 0, r.err)
+    with open(trace, encoding="utf-8", errors="backslashreplace") as f:
+        lines = f.read().splitlines()
+    os.unlink(trace)
+    for name, most in (("lone", 1), ("noise", 1), ("empty", 1)):
+        opens = [x for x in lines if re.search(rf'open\w*\(.*/{name}"', x)]
+        reads = [x for x in lines if re.search(rf"\b(p?read\w*|mmap)\(.*/{name}>", x)]
+        t.ok(len(opens) == 1, f"{name} is opened {len(opens)} times: {opens}")
+        t.ok(len(reads) <= most and all(", 4096, 0" in x or "unfinished" in x for x in reads), f"{name} is read: {reads}")
+
+
+def stranger(t, word, *args, rc=2):
+    t.refused(*args, says=word, rc=rc)
+
+
+@case("c72", "what is no image, or names none, is refused in a sentence, and nothing changes")
+def c72(t):
+    os.mkfifo(t.path("fifo"))
+    os.mkdir(t.path("folder"))
+    os.symlink("loop", t.path("loop"))
+    with open(t.path("zero"), "wb"):
+        pass
+    for name in ("fifo", "folder", "/dev/null"):
+        for command in ("commit", "info", "map", "check", "plan"):
+            stranger(t, "neither a regular file nor a block device", command, name, rc=1 if command == "check" else 2)
+    for name, word in (("nothing", "no such file"), ("zero/", "not a directory"), ("loop", "symbolic links")):
+        stranger(t, word, "commit", name, rc=1)
+    for fmt in ("vmdk", "vdi", "vhdx", "qed", "parallels", "vpc"):
+        if oracle.run(["qemu-img", "create", "-q", "-f", fmt, "x." + fmt, "1M"], t.dir).rc != 0:
+            continue
+        t.create(f"-b x.{fmt} -F {fmt} over-{fmt}")
+        stranger(t, f"qemu-img convert -f {fmt}", "commit", "over-" + fmt)
+        stranger(t, f"qemu-img convert -f {fmt}", "info", "x." + fmt)
+    for name in ("http://h/x", "https://h/x", "ftp://h/x", "ftps://h/x", "ssh://h/x", "rbd:p/x", "gluster://h/v/x",
+                 "iscsi://h/x/0", "nfs://h/x", "sheepdog:x", "vxhs://h/x", "nvme://0000:01/1", "fat:/etc",
+                 "blkdebug::x", "blkverify:a:b", "quorum:x", "throttle:x", "null-co://", "null-aio://",
+                 "host_device:/dev/null", "luks:x", "fd:3", "foo:bar"):
+        oracle.must(["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", "t", "1M"], t.dir)
+        for command in ("commit", "map", "flatten"):
+            stranger(t, f'"{name.split(":")[0]}"', command, "t", *(["out"] if command == "flatten" else []))
+    for name, word, rc in (("fifo", "neither a regular", 2), ("folder", "neither a regular", 2), (".", "neither a regular", 2),
+                           ("..", "regular file", 2), ("/dev/null", "--allow-path", 2), ("zero/", "not a directory", 1),
+                           ("nothing", "no such file", 1), ("loop", "symbolic links", 1)):
+        oracle.must(["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", "t", "1M"], t.dir)
+        stranger(t, word, "commit", "t", rc=rc)

@@ -179,6 +179,32 @@ def flatten(rng, qmeld, folder, layers, views):
     return "flattened"
 
 
+def others(qmeld, root):
+    """Whoever reads the data file of a layer that changes is a dependant: over it as raw, or with it as its own."""
+    folder = os.path.join(root, "others")
+    os.mkdir(folder)
+    create = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    oracle.must(create + ["-o", "data_file=data,data_file_raw=on", "b", "1M"], folder)
+    oracle.must(create + ["-b", "b", "-F", "qcow2", "t"], folder)
+    oracle.qemu_io("t", ["write -P 7 0 128k"], "qcow2", folder)
+    for name, options in (("over", ["-b", "data", "-F", "raw", "over"]),
+                          ("with", ["-o", "data_file=data", "-u", "with", "1M"])):
+        shutil.copy(os.path.join(folder, "data"), os.path.join(folder, "saved"))
+        oracle.must(create + options, folder)
+        shutil.copy(os.path.join(folder, "saved"), os.path.join(folder, "data"))  # create empties it
+        before = files_of(folder)
+        done = oracle.run([qmeld, "commit", "t"], folder)
+        if done.rc != 2 or name not in done.err or files_of(folder) != before:
+            raise Fail(f"an image {name} the data file: rc {done.rc}: {done.err}")
+        done = oracle.run([qmeld, "commit", "--protect", "t"], folder)
+        if done.rc != 2 or "data file" not in done.err or files_of(folder) != before:
+            raise Fail(f"an image {name} the data file, protected: rc {done.rc}: {done.err}")
+        os.unlink(os.path.join(folder, name))
+    if oracle.run([qmeld, "commit", "t"], folder).rc != 0:
+        raise Fail("nobody stands on it any more, and it is not merged")
+    shutil.rmtree(folder)
+
+
 def one(seed, qmeld, root):
     rng = random.Random(seed)
     folder = os.path.join(root, str(seed))
@@ -203,6 +229,11 @@ def main():
     qmeld = oracle.qmeld_program()
     root = oracle.scratch()
     bad, seen = [], {}
+    try:
+        others(qmeld, root)
+    except Fail as e:
+        bad.append("others")
+        print(e, flush=True)
     for seed in range(opts.seed, opts.seed + opts.count):
         try:
             what = one(seed, qmeld, root)
