@@ -37,7 +37,11 @@ endforeach()
 
 # README.md finds docs/ beside itself, as in the sources.
 install(FILES README.md DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT cli)
-install(DIRECTORY docs DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT cli FILES_MATCHING PATTERN "*.md" PATTERN man EXCLUDE)
+file(GLOB_RECURSE pages RELATIVE ${CMAKE_SOURCE_DIR} CONFIGURE_DEPENDS docs/*.md docs/*.svg docs/*.c)
+foreach(page ${pages}) # install(DIRECTORY) would make the folders, too, of which it installs nothing
+  get_filename_component(folder ${page} DIRECTORY)
+  install(FILES ${page} DESTINATION ${CMAKE_INSTALL_DOCDIR}/${folder} COMPONENT cli)
+endforeach()
 
 # For programs that use the library: pkg-config, and find_package(qmeld).
 if(QM_ISAL)

@@ -14,7 +14,7 @@ foreach(file ${files})
     file(REMOVE "${file}")
   endif()
   get_filename_component(folder "${file}" DIRECTORY)
-  while(folder MATCHES "/qmeld(/docs(/[a-z]+)?)?$") # lib/qmeld, lib/cmake/qmeld, share/doc/qmeld, ...
+  while(folder MATCHES "/qmeld(/docs(/[a-z]+)*)?$") # lib/qmeld, lib/cmake/qmeld, share/doc/qmeld, ...
     file(GLOB rest "${folder}/*" "${folder}/.?*")
     list(FILTER rest EXCLUDE REGEX "/[.][.]?$")
     if(rest OR NOT IS_DIRECTORY "${folder}")
