@@ -70,6 +70,7 @@ harness_is_mine(struct harness_part *part)
         return true;
     if (sscanf(part->text, "%u/%u%c", &mine, &of, &rest) != 2 || mine < 1 || mine > of) {
         fprintf(stderr, "--part %s: not a part as 2/5 is one\n", part->text);
+        harness_leave();
         exit(2);
     }
     return part->seen++ % of == mine - 1;
