@@ -122,7 +122,7 @@
 
   const main = (row) => row.row === 'view' ? view : row.row === 'own' ? own[row.layer] : merged;
 
-  function columnBoxes(total, parts, x0, x1, paint, put) {
+  function columnBoxes({ total, parts, x0, x1 }, paint, put) {
     let y = HIGH;
     for (const [code, length] of parts) {
       const name = paint.take(code);
@@ -133,40 +133,46 @@
     }
   }
 
-  // Runs that are narrower than a pixel are put together in columns of one.
-  function paintRuns(runs, from, to, width, paint, put) {
-    const scale = width / (to - from);
+  // What is in sight, as { x0, x1, total, parts }: runs that are narrower than a pixel are put together in columns of one.
+  function columnsOf(runs, a, b, width) {
+    const scale = width / (b - a), list = [];
     let column = -1, bin = null;
     const flush = () => {
       if (!bin) return;
-      const parts = [...bin].sort((a, b) => ORDER[kindOf(a[0])] - ORDER[kindOf(b[0])] || a[0] - b[0]);
-      let total = 0;
-      for (const p of parts) total += p[1];
-      columnBoxes(total, parts, column, column + 1, paint, put);
+      const parts = [...bin].sort((p, q) => ORDER[kindOf(p[0])] - ORDER[kindOf(q[0])] || p[0] - q[0]);
+      list.push({ x0: column, x1: column + 1, total: parts.reduce((sum, p) => sum + p[1], 0), parts });
       bin = null;
     };
-    const add = (x, code, length) => {
-      if (x !== column) { flush(); column = x; }
-      bin = bin || new Map();
-      bin.set(code, (bin.get(code) || 0) + length);
-    };
-    let i = Math.max(0, find(runs, Math.max(from, start)));
-    for (; i < runs.parts.length && runs.at[i] < to; i++) {
-      const x0 = (runs.at[i] - from) * scale, x1 = (runs.at[i + 1] - from) * scale;
-      const parts = runs.parts[i];
-      if (x1 - x0 < 1) {
-        for (const [code, length] of parts) add(Math.floor((x0 + x1) / 2), code, length);
+    for (let i = Math.max(0, find(runs, Math.max(a, start))); i < runs.parts.length && runs.at[i] < b; i++) {
+      const x0 = (runs.at[i] - a) * scale, x1 = (runs.at[i + 1] - a) * scale;
+      if (x1 - x0 >= 1) {
+        flush();
+        list.push({ x0: Math.max(-2, x0), x1: Math.min(width + 2, x1), total: runs.at[i + 1] - runs.at[i], parts: runs.parts[i] });
         continue;
       }
-      flush();
-      if (parts.length > 1) {
-        columnBoxes(runs.at[i + 1] - runs.at[i], parts, x0, x1, paint, put);
-      } else {
-        const name = paint.take(parts[0][0]);
-        if (name) put(name, Math.max(-2, x0), Math.min(width + 2, x1), 0, HIGH);
-      }
+      const x = Math.floor((x0 + x1) / 2);
+      if (x !== column) { flush(); column = x; }
+      bin = bin || new Map();
+      for (const [code, length] of runs.parts[i]) bin.set(code, (bin.get(code) || 0) + length);
     }
     flush();
+    return list;
+  }
+
+  // Many strips paint the same runs.
+  let columns = new Map(), columnsFor = '';
+  function paintRuns(runs, a, b, width, paint, put) {
+    const key = a + ' ' + b + ' ' + width;
+    if (key !== columnsFor) { columns = new Map(); columnsFor = key; }
+    if (!columns.has(runs)) columns.set(runs, columnsOf(runs, a, b, width));
+    for (const column of columns.get(runs)) {
+      if (column.parts.length > 1) {
+        columnBoxes(column, paint, put);
+      } else {
+        const name = paint.take(column.parts[0][0]);
+        if (name) put(name, column.x0, column.x1, 0, HIGH);
+      }
+    }
   }
 
   // ---- the charts ----
