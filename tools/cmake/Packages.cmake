@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # Debian packages: `cmake --workflow --preset deb` builds them in build/deb.  CPack stages each component and asks
-# dpkg-shlibdeps what it needs; cmake/PackagesStage.cmake then adds what Debian's policy wants beside the files, and
-# cmake/PackagesSeal.cmake packs by dpkg-deb, which writes the same bytes for the same files.  Other systems: `cpack -G TGZ`.
+# dpkg-shlibdeps what it needs; tools/cmake/PackagesStage.cmake then adds what Debian's policy wants beside the files, and
+# tools/cmake/PackagesSeal.cmake packs by dpkg-deb, which writes the same bytes for the same files.  Other systems: `cpack -G TGZ`.
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME qmeld)
 set(CPACK_PACKAGE_VENDOR qmeld)
@@ -15,8 +15,8 @@ set(QMELD_PACKAGER "qmeld maintainers <maintainers@qmeld.invalid>" CACHE STRING
 set(CPACK_PACKAGE_CONTACT "${QMELD_PACKAGER}")
 set(CPACK_QM_SOURCE ${CMAKE_SOURCE_DIR}) # for the scripts
 set(CPACK_QM_STRIP "${CMAKE_STRIP}")
-set(CPACK_PRE_BUILD_SCRIPTS ${CMAKE_SOURCE_DIR}/cmake/PackagesStage.cmake)
-set(CPACK_POST_BUILD_SCRIPTS ${CMAKE_SOURCE_DIR}/cmake/PackagesSeal.cmake)
+set(CPACK_PRE_BUILD_SCRIPTS ${CMAKE_SOURCE_DIR}/tools/cmake/PackagesStage.cmake)
+set(CPACK_POST_BUILD_SCRIPTS ${CMAKE_SOURCE_DIR}/tools/cmake/PackagesSeal.cmake)
 set(CPACK_COMPONENTS_ALL cli runtime dev)
 if(TARGET qmeld-live)
   list(APPEND CPACK_COMPONENTS_ALL live)

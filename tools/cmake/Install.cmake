@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# What is installed, where, and in which of the four packages (cmake/Packages.cmake):
+# What is installed, where, and in which of the four packages (tools/cmake/Packages.cmake):
 #
 #   cli       qmeld          the program, its manual pages, completion, units
 #   runtime   libqmeld0      libqmeld.so.0
@@ -56,8 +56,8 @@ set(QM_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/qmeld)
 # The .pc file finds its prefix by its own place, so that `cmake --install --prefix` may move it.
 file(RELATIVE_PATH QM_PC_TO_PREFIX /p/${CMAKE_INSTALL_LIBDIR}/pkgconfig /p)
 string(REGEX REPLACE "/$" "" QM_PC_TO_PREFIX "${QM_PC_TO_PREFIX}")
-configure_file(cmake/qmeld.pc.in qmeld.pc @ONLY)
-configure_package_config_file(cmake/qmeldConfig.cmake.in qmeldConfig.cmake INSTALL_DESTINATION ${QM_CMAKE_DIR})
+configure_file(tools/cmake/qmeld.pc.in qmeld.pc @ONLY)
+configure_package_config_file(tools/cmake/qmeldConfig.cmake.in qmeldConfig.cmake INSTALL_DESTINATION ${QM_CMAKE_DIR})
 # While the first number is 0, a higher second one may change what programs see.
 write_basic_package_version_file(qmeldConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 if(NOT QMELD_STATIC)
@@ -70,5 +70,5 @@ if(NOT QMELD_STATIC)
   install(EXPORT qmeldStaticTargets NAMESPACE qmeld:: DESTINATION ${QM_CMAKE_DIR} COMPONENT dev)
 endif()
 
-add_custom_target(uninstall COMMAND ${CMAKE_COMMAND} -DBUILD=${CMAKE_BINARY_DIR} -P ${CMAKE_SOURCE_DIR}/cmake/uninstall.cmake
+add_custom_target(uninstall COMMAND ${CMAKE_COMMAND} -DBUILD=${CMAKE_BINARY_DIR} -P ${CMAKE_SOURCE_DIR}/tools/cmake/uninstall.cmake
   COMMENT "removing what was installed from here" VERBATIM)

@@ -5,7 +5,7 @@
 if(NOT CPACK_GENERATOR STREQUAL "DEB")
   return()
 endif()
-include(${CPACK_QM_SOURCE}/cmake/PackagesEpoch.cmake)
+include(${CPACK_QM_SOURCE}/tools/cmake/PackagesEpoch.cmake)
 execute_process(COMMAND date -u -R -d @${epoch} OUTPUT_VARIABLE date OUTPUT_STRIP_TRAILING_WHITESPACE
   COMMAND_ERROR_IS_FATAL ANY)
 set(version ${CPACK_PACKAGE_VERSION}-${CPACK_DEBIAN_PACKAGE_RELEASE})
@@ -18,7 +18,7 @@ foreach(component ${CPACK_COMPONENTS_ALL})
   file(MAKE_DIRECTORY ${doc})
 
   # [12.5], [12.7]
-  configure_file(${CPACK_QM_SOURCE}/cmake/debian/copyright ${doc}/copyright COPYONLY)
+  configure_file(${CPACK_QM_SOURCE}/tools/cmake/debian/copyright ${doc}/copyright COPYONLY)
   file(WRITE ${doc}/changelog.Debian "qmeld (${version}) stable; urgency=medium\n\n  * See changelog.gz, and \
 README.md of qmeld.\n\n -- ${CPACK_PACKAGE_CONTACT}  ${date}\n")
   configure_file(${CPACK_QM_SOURCE}/NEWS.md ${doc}/changelog COPYONLY)

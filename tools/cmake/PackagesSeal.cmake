@@ -6,7 +6,7 @@
 if(NOT CPACK_GENERATOR STREQUAL "DEB")
   return()
 endif()
-include(${CPACK_QM_SOURCE}/cmake/PackagesEpoch.cmake)
+include(${CPACK_QM_SOURCE}/tools/cmake/PackagesEpoch.cmake)
 foreach(package ${CPACK_PACKAGE_FILES})
   set(root ${package}.root)
   file(REMOVE_RECURSE ${root})
