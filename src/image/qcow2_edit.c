@@ -226,6 +226,8 @@ free_old(struct qm_edit *e, const struct slot *s, struct qmeld_error *err)
         f.len = s->old.payload_len;
     else if (!s->old.has_host || e->geo->data_file)
         return 0;
+    if (e->holder && qm_edit_may_leave(e, s->idx, s->old.host, err) < 0)
+        return -1;
     return qm_vec_push(&e->frees, &f) ? 0 : qm_fail_nomem(err, "clusters to free");
 }
 

@@ -37,6 +37,15 @@ struct qm_edit;
  * holds behind its present virtual size counts as stale: it must be wanted anew. */
 int qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint64_t new_size,
                  struct qm_edit **out, struct qmeld_error *err) QM_CHECK;
+
+/* The same for an internal snapshot (qm_qcow2_open_snapshot) of holder, whose refcounts refs are; its size stays.  A table that
+ * the active view shares with it is given to neither: both get one of their own, in one batch, as the COPIED flag of the
+ * active one, which must say that it is alone, could not change in the instant in which its refcount does.  CORRUPT:
+ * its L1 table is somebody else's, too.  UNSUPPORTED, from qm_edit_want: a cluster of which it has a part is the active
+ * view's, too. */
+int qm_edit_open_snapshot(struct qm_qcow2 *view, struct qm_qcow2 *holder, struct qm_refs *refs,
+                          uint64_t below_size, struct qm_edit **out, struct qmeld_error *err)
+    QM_CHECK;
 void qm_edit_close(struct qm_edit *e); /* NULL is fine */
 
 /* From here on compressed clusters become plain ones.  Without it one that is wanted as a whole, from an

@@ -27,7 +27,8 @@ struct qm_edit_free {
 /* An L2 table that moves or is born in this batch. */
 struct qm_edit_table {
     uint64_t l1_idx;
-    host_off old; /* .h == 0: there was none */
+    bool of_active; /* of the active view, while a snapshot is edited: it gets no entries */
+    host_off old;   /* .h == 0: there was none */
     host_off new;
     size_t from; /* the entries it gets */
     size_t to;
@@ -60,6 +61,10 @@ struct qm_edit {
     bool decompress;
     uint64_t *l1; /* the active table, host order, as on disk */
     uint32_t l1_entries;
+    /* a snapshot is edited: */
+    struct qm_qcow2 *holder; /* the image; NULL: its active view is edited */
+    uint64_t *active;        /* its active L1 table, likewise */
+    uint32_t active_entries;
     /* the cluster whose wants are being collected */
     uint64_t pending_idx;
     QM_VEC(struct qm_want) pending;
@@ -67,7 +72,7 @@ struct qm_edit {
     QM_VEC(struct qm_edit_entry) entries;    /* ascending */
     QM_VEC(struct qm_edit_slot) slots;       /* ascending */
     struct qm_moves moves;                   /* of slots, and in their order */
-    QM_VEC(struct qm_edit_table) tables;     /* ascending */
+    QM_VEC(struct qm_edit_table) tables;     /* ascending; then those of_active, likewise */
     QM_VEC(struct qm_edit_free) frees;       /* since the last release */
     size_t weight;                           /* of all but frees, since the last release */
     QM_VEC(struct qm_edit_payload) payloads; /* ascending */
@@ -85,6 +90,11 @@ int qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *
 /* If there is no L2 table for guest cluster idx and nothing below: the first cluster behind the
  * run of which that is true.  Otherwise 0.  The run is not followed past cluster end. */
 uint64_t qm_edit_zero_run(const struct qm_edit *e, uint64_t idx, uint64_t end);
+
+/* CORRUPT, or UNSUPPORTED, if this data cluster of guest cluster idx, of a snapshot, is the active view's, too: it must keep
+ * its references. */
+int qm_edit_may_leave(struct qm_edit *e, uint64_t idx, host_off host, struct qmeld_error *err)
+    QM_CHECK;
 
 /* Stages an entry. */
 int qm_edit_set(struct qm_edit *e, const struct qm_edit_entry *entry, struct qmeld_error *err)

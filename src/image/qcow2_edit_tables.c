@@ -9,6 +9,10 @@
  * cluster first and becomes live with its L1 entry.  New tables lie side by side and are written so;
  * behind the end the file had they are zeros already, and only the parts that are not are written: a
  * table of scattered clusters is one block of 64 KiB, not all of them.
+ *
+ * While an internal snapshot is edited, a table that the active view shares with it moves for both.  After the snapshot
+ * alone had moved, the old table would have one reference, the active view's, whose COPIED flag would have to appear in the
+ * same instant (specification, "L1 table entry"); a check would call what a crash leaves between the two corrupt.
  */
 #include "qcow2_edit_int.h"
 
@@ -70,16 +74,13 @@ load_l1(struct qm_edit *e, uint64_t want_entries, struct qmeld_error *err)
     return qm_qcow2_read_l1(e->q, e->q->hdr.l1_off, 0, e->l1_entries, e->l1, err);
 }
 
-int
-qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint64_t new_size,
-             struct qm_edit **out, struct qmeld_error *err)
+static struct qm_edit *
+new_edit(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint64_t new_size)
 {
     struct qm_edit *e = calloc(1, sizeof *e);
-    uint64_t want;
 
-    *out = NULL;
     if (!e)
-        return qm_fail_nomem(err, "an edit");
+        return NULL;
     e->q = q;
     e->refs = refs;
     e->geo = &q->geo;
@@ -88,11 +89,22 @@ qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint
     e->new_size = new_size;
     e->slice_off = UINT64_MAX;
     e->slice = malloc(SLICE_BYTES);
-    want = qcow2_l1_needed(&q->geo, new_size);
-    if (!e->slice) {
-        qm_edit_close(e);
+    if (e->slice)
+        return e;
+    qm_edit_close(e);
+    return NULL;
+}
+
+int
+qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint64_t new_size,
+             struct qm_edit **out, struct qmeld_error *err)
+{
+    const uint64_t want = qcow2_l1_needed(&q->geo, new_size);
+    struct qm_edit *e = new_edit(q, refs, below_size, new_size);
+
+    *out = NULL;
+    if (!e)
         return qm_fail_nomem(err, "an edit");
-    }
     if (load_l1(e, want, err) < 0 ||
         ((want > e->l1_entries || !qm_stage_may_write(q, q->hdr.l1_off)) &&
          grow_l1(e, qm_max(qm_max(want, e->l1_entries), 1), err) < 0)) {
@@ -100,6 +112,53 @@ qm_edit_open(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t below_size, uint
         return -1;
     }
     e->l1_entries = q->hdr.l1_entries;
+    *out = e;
+    return 0;
+}
+
+/* It is written in place: by nobody but us, whatever refcounts of its tables say. */
+static int
+check_l1_alone(struct qm_edit *e, struct qmeld_error *err)
+{
+    const struct qcow2_header *hdr = &e->q->hdr;
+    const uint64_t end = hdr->l1_off + (uint64_t)hdr->l1_entries * sizeof(be64);
+
+    for (uint64_t off = hdr->l1_off; off < end; off += e->geo->cluster_size) {
+        uint64_t count;
+
+        if (qm_refs_get(e->refs, off >> e->geo->cluster_bits, &count, err) < 0)
+            return -1;
+        if (count != 1)
+            return qm_fail(err, QMELD_CORRUPT, qm_at(e->q->img.file->path, off),
+                           "the L1 table of an internal snapshot has a refcount of %" PRIu64
+                           ", and must have 1: look at the image with check",
+                           count);
+    }
+    return 0;
+}
+
+int
+qm_edit_open_snapshot(struct qm_qcow2 *view, struct qm_qcow2 *holder, struct qm_refs *refs,
+                      uint64_t below_size, struct qm_edit **out, struct qmeld_error *err)
+{
+    struct qm_edit *e = new_edit(view, refs, below_size, view->img.size);
+
+    *out = NULL;
+    if (!e)
+        return qm_fail_nomem(err, "an edit");
+    e->holder = holder;
+    e->active_entries = holder->hdr.l1_entries;
+    e->active = calloc(e->active_entries ? e->active_entries : 1, sizeof *e->active);
+    if (!e->active) {
+        qm_edit_close(e);
+        return qm_fail_nomem(err, "the L1 table");
+    }
+    assert(!view->stage && qcow2_l1_needed(&view->geo, e->new_size) <= view->hdr.l1_entries);
+    if (load_l1(e, 0, err) < 0 || check_l1_alone(e, err) < 0 ||
+        qm_qcow2_read_l1(holder, holder->hdr.l1_off, 0, e->active_entries, e->active, err) < 0) {
+        qm_edit_close(e);
+        return -1;
+    }
     *out = e;
     return 0;
 }
@@ -123,6 +182,7 @@ qm_edit_close(struct qm_edit *e)
     qm_vec_release(&e->tables);
     qm_vec_release(&e->frees);
     free(e->l1);
+    free(e->active);
     free(e->slice);
     free(e);
 }
@@ -179,6 +239,23 @@ qm_edit_get(struct qm_edit *e, uint64_t idx, uint64_t *out_word0, uint64_t *out_
     return 0;
 }
 
+int
+qm_edit_may_leave(struct qm_edit *e, uint64_t idx, host_off host, struct qmeld_error *err)
+{
+    uint64_t word0, word1, l2;
+
+    if (qm_qcow2_l2_entry(e->holder, idx, &word0, &word1, &l2, err) < 0)
+        return -1;
+    if (word0 & QCOW2_COMPRESSED || (word0 & QCOW2_OFFSET_MASK) != host.h)
+        return 0;
+    return qm_fail(err, QMELD_UNSUPPORTED, qm_in(e->q->img.file->path),
+                   "guest offset %#" PRIx64
+                   ": an internal snapshot has a part of this cluster, which the "
+                   "active view shares, and would need the rest: delete the snapshot first "
+                   "(`qemu-img snapshot -d`)",
+                   idx << e->geo->cluster_bits);
+}
+
 uint64_t
 qm_edit_zero_run(const struct qm_edit *e, uint64_t idx, uint64_t end)
 {
@@ -225,6 +302,26 @@ end_of_table(const struct qm_edit *e, size_t i)
 
 /* ---- before the commit point ---- */
 
+/* The active view has some of the tables that a snapshot leaves. */
+static int
+list_active_tables(struct qm_edit *e, struct qmeld_error *err)
+{
+    const size_t n = e->tables.n;
+
+    for (size_t i = 0; i < n; i++) {
+        struct qm_edit_table t = e->tables.at[i];
+
+        if (t.old.h == 0 || t.l1_idx >= e->active_entries ||
+            (e->active[t.l1_idx] & QCOW2_OFFSET_MASK) != t.old.h)
+            continue;
+        t.of_active = true;
+        t.to = t.from;
+        if (!qm_vec_push(&e->tables, &t))
+            return qm_fail_nomem(err, "new L2 tables");
+    }
+    return 0;
+}
+
 /* Which tables have to be new. */
 static int
 list_tables(struct qm_edit *e, struct qmeld_error *err)
@@ -242,7 +339,7 @@ list_tables(struct qm_edit *e, struct qmeld_error *err)
         if (!qm_vec_push(&e->tables, &t))
             return qm_fail_nomem(err, "new L2 tables");
     }
-    return 0;
+    return e->holder ? list_active_tables(e, err) : 0;
 }
 
 static int
@@ -401,34 +498,47 @@ write_in_place(struct qm_edit *e, host_off l2, size_t from, size_t to, struct qm
     return 0;
 }
 
-/* The L1 entries of all new tables; near ones in one write, with those between them. */
+/* The L1 entries of the new tables [i, end), of the table l1 at l1_off; near ones in one write, with those between
+ * them. */
 static int
-write_l1_entries(struct qm_edit *e, struct qmeld_error *err)
+write_l1_entries(struct qm_edit *e, size_t i, size_t end, const uint64_t *l1, uint64_t l1_off,
+                 struct qmeld_error *err)
 {
     const uint64_t near = NEAR_BYTES / sizeof(be64), room = RUN_BYTES / sizeof(be64);
     const struct qm_edit_table *t = e->tables.at;
     QM_FREE be64 *buf = malloc(RUN_BYTES);
-    size_t i = 0;
 
     if (!buf)
         return qm_fail_nomem(err, "L1 entries");
-    while (i < e->tables.n) {
+    while (i < end) {
         const uint64_t first = t[i].l1_idx;
         uint64_t n = 0;
 
         do {
             while (first + n < t[i].l1_idx) {
-                be64_put(&buf[n], e->l1[first + n]);
+                be64_put(&buf[n], l1[first + n]);
                 n++;
             }
             be64_put(&buf[n++], t[i++].new.h | QCOW2_COPIED);
-        } while (i < e->tables.n && t[i].l1_idx - t[i - 1].l1_idx <= near &&
-                 t[i].l1_idx - first < room);
-        if (qm_pwrite(e->q->img.file, e->q->hdr.l1_off + first * sizeof *buf, buf, n * sizeof *buf,
-                      err) < 0)
+        } while (i < end && t[i].l1_idx - t[i - 1].l1_idx <= near && t[i].l1_idx - first < room);
+        if (qm_pwrite(e->q->img.file, l1_off + first * sizeof *buf, buf, n * sizeof *buf, err) < 0)
             return -1;
     }
     return 0;
+}
+
+static int
+write_all_l1_entries(struct qm_edit *e, struct qmeld_error *err)
+{
+    size_t n = e->tables.n;
+
+    while (n > 0 && e->tables.at[n - 1].of_active)
+        n--;
+    if (write_l1_entries(e, 0, n, e->l1, e->q->hdr.l1_off, err) < 0)
+        return -1;
+    return n < e->tables.n
+               ? write_l1_entries(e, n, e->tables.n, e->active, e->holder->hdr.l1_off, err)
+               : 0;
 }
 
 static int
@@ -437,7 +547,7 @@ note_tables(struct qm_edit *e, struct qmeld_error *err)
     QM_VEC_EACH (t, &e->tables) {
         const struct qm_edit_free old = {.off = t->old, .len = e->geo->cluster_size};
 
-        e->l1[t->l1_idx] = t->new.h | QCOW2_COPIED;
+        (t->of_active ? e->active : e->l1)[t->l1_idx] = t->new.h | QCOW2_COPIED;
         if (t->old.h != 0 && !qm_vec_push(&e->frees, &old))
             return qm_fail_nomem(err, "clusters to free");
     }
@@ -476,7 +586,7 @@ qm_edit_publish(struct qm_edit *e, bool release, struct qmeld_error *err)
         else if (write_in_place(e, l2_of(e, l1_idx), i, end, err) < 0)
             return -1;
     }
-    if (write_l1_entries(e, err) < 0)
+    if (write_all_l1_entries(e, err) < 0)
         return -1;
     if (qm_sync(e->q->img.file, err) < 0 || note_tables(e, err) < 0 ||
         (release && release_frees(e, err) < 0))
@@ -484,5 +594,7 @@ qm_edit_publish(struct qm_edit *e, bool release, struct qmeld_error *err)
     qm_vec_clear(&e->entries);
     e->slice_off = UINT64_MAX;
     qm_image_forget(&e->q->img);
+    if (e->holder)
+        qm_image_forget(&e->holder->img);
     return 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * qcow2_snapshot.c - the table of internal snapshots.
+ * qcow2_snapshot.c - the table of internal snapshots, and one of them as an image.
  *
  * Why.  Everybody who changes or checks an image must know which clusters its snapshots
  * still need.  Only the table is read here; a snapshot's L1 table is looked at by who uses it, as
@@ -8,6 +8,7 @@
  * Source     specification, "Snapshots"; limits: qemu 7.2, block/qcow2-snapshot.c
  *            (qcow2_do_read_snapshots).
  */
+#include "cipher.h"
 #include "qcow2.h"
 
 #include <inttypes.h>
@@ -255,4 +256,38 @@ qm_qcow2_view_snapshot(struct qm_qcow2 *q, const char *name, struct qmeld_error 
         rc = adopt_snapshot(q, found, err);
     qm_snapshots_release(&all);
     return rc;
+}
+
+int
+qm_qcow2_open_snapshot(const struct qm_qcow2 *q, const struct qm_snapshot *s, struct qm_qcow2 **out,
+                       struct qmeld_error *err)
+{
+    struct qm_qcow2 *view;
+
+    *out = NULL;
+    if (q->geo
+            .data_file) /* qemu 7.2, block/qcow2-snapshot.c, qcow2_snapshot_create: none can be made */
+        return qm_fail(err, QMELD_UNSUPPORTED, qm_in(q->img.file->path),
+                       "it has internal snapshots, and an external data file, which QEMU does not "
+                       "make: delete the snapshots first");
+    /* so that the snapshot table, which q has read, is not read again for each of its entries */
+    if (qm_qcow2_open(q->img.file, q->flags | QCOW2_DECODE_FOR_CHECK, &view, err) < 0)
+        return -1;
+    qm_cipher_free(view->img.cipher);
+    view->img.cipher = q->img.cipher;
+    if (adopt_snapshot(view, s, err) < 0) {
+        qm_qcow2_close_snapshot(view);
+        return -1;
+    }
+    *out = view;
+    return 0;
+}
+
+void
+qm_qcow2_close_snapshot(struct qm_qcow2 *view)
+{
+    if (!view)
+        return;
+    view->img.cipher = NULL;
+    view->img.ops->free(&view->img);
 }

@@ -43,7 +43,6 @@ void
 qm_guarded_release(struct qm_guarded *g)
 {
     qm_journal_layer_release(&g->file);
-    qm_bitmap_names_release(&g->bitmaps);
 }
 
 void
@@ -205,7 +204,8 @@ guarded_to_json(const struct qm_intent *i)
 
         json_object_object_add(o, "image", layer_to_json(&g->file));
         json_object_object_add(o, "stands-on", json_object_new_uint64(g->layer));
-        json_object_object_add(o, "bitmaps", names_to_json(&g->bitmaps));
+        if (g->own)
+            json_object_object_add(o, "own-snapshots", json_object_new_boolean(true));
         json_object_array_add(array, o);
     }
     return array;
@@ -448,13 +448,23 @@ guarded_from_json(struct json_object *o, struct qm_intent *i)
     if (json_object_is_type(o, json_type_object) && json_object_object_get_ex(o, "image", &image) &&
         file_from_json(image, &g.file)) {
         if (g.file.backing_name && qm_field_number(o, "stands-on", &layer) && layer >= i->base &&
-            layer <= i->top && names_from_json(o, "bitmaps", &g.bitmaps)) {
+            layer <= i->top && get_if_there(o, "own-snapshots", &g.own) &&
+            (!g.own || layer < i->top)) {
             g.layer = layer;
             if (qm_vec_push(&i->guarded, &g))
                 return true;
         }
         qm_guarded_release(&g);
     }
+    return false;
+}
+
+bool
+qm_intent_guards_layer(const struct qm_intent *i, size_t layer)
+{
+    QM_VEC_EACH (g, &i->guarded)
+        if (g->own && g->layer + 1 == layer)
+            return true;
     return false;
 }
 

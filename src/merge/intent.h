@@ -57,9 +57,10 @@ struct qm_way_back {
 
 /* Somebody else who reads through a layer that changes or goes, and shall not notice (protect.h). */
 struct qm_guarded {
-    struct qm_journal_layer file;   /* as above: the image */
-    size_t layer;                   /* of the chain: what it stands on */
-    struct qm_bitmap_names bitmaps; /* valid when the merge began */
+    struct qm_journal_layer file; /* as above: the image */
+    size_t layer;                 /* of the chain: what it stands on */
+    bool
+        own; /* it is the next layer of the chain itself: its internal snapshots shall not notice */
 };
 
 struct qm_intent {
@@ -107,6 +108,9 @@ bool qm_intent_allow(struct qm_intent *i, const char *const *allow);
 void qm_intent_release(struct qm_intent *i);
 void qm_journal_layer_release(struct qm_journal_layer *l);
 void qm_guarded_release(struct qm_guarded *g);
+
+/* The layer's file changes before the merge does, for the sake of its internal snapshots. */
+bool qm_intent_guards_layer(const struct qm_intent *i, size_t layer);
 
 /* As JSON, NUL-terminated, malloc'd; NULL: no memory. */
 char *qm_intent_text(const struct qm_intent *i);

@@ -30,7 +30,6 @@ struct qm_merge {
         refused; /* in a dry run for who wants to know everything: it would be, for the sake of
                                  * others (others.c); code OK: no */
     const struct qm_chain *opened; /* NULL, or a chain whose keys are taken; borrowed */
-    bool protect_again;            /* an earlier run may have begun to protect others */
     struct qm_chain *chain;
     struct qm_journal *journal;
     struct qm_transfer transfer;

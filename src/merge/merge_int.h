@@ -42,6 +42,12 @@ int qm_merge_open_reclaim(struct qm_merge *m, bool resumed, struct qmeld_error *
 int qm_merge_meet_others(struct qm_merge *m, bool done, struct qm_intent *intent,
                          struct qmeld_error *err) QM_CHECK;
 
+/* In PROTECT, before going on: USAGE if somebody reads through those layers of whom the journal does not tell. */
+int qm_merge_meet_newcomers(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
+
+/* In PROTECT, before going back: images that were being given what they need keep no leaks. */
+int qm_merge_unprotect(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
+
 /* From PROTECT to COPY. */
 int qm_merge_protect(struct qm_merge *m, struct qmeld_error *err) QM_CHECK;
 

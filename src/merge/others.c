@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* So many are named in the sentence; the report has all of them. */
 #define MAX_NAMED 3u
@@ -139,8 +140,9 @@ refuse(const struct qm_merge *m, const struct qm_dependants *found, struct qmeld
     name_them(found, true, names, sizeof names);
     return qm_fail(
         err, QMELD_USAGE, qm_in(snapshot->path),
-        "it has internal snapshots, which would read other data after the merge: %s: delete "
-        "them first (`qemu-img snapshot -d`), or say --force to break them",
+        "it has internal snapshots, which would read other data after the merge: %s: say --protect "
+        "to give them what they need first, or --force to break them, or delete them "
+        "(`qemu-img snapshot -d`)",
         names);
 }
 
@@ -165,14 +167,17 @@ config_of(const struct qm_merge *m, const struct qm_intent *intent)
     const bool go =
         intent->overlays == QMELD_OVERLAYS_DELETE || intent->overlays == QMELD_OVERLAYS_QUARANTINE;
 
-    return (struct qm_protect){.chain = m->chain,
+    return (struct qm_protect){.intent = intent,
+                               .chain = m->chain,
                                .base = m->transfer.base,
                                .top = m->transfer.top,
                                .hidden_end = m->transfer.hidden_end,
                                .gone = go,
                                .emptied = intent->reclaim,
-                               .opts = m->opts,
-                               .resumed = m->protect_again};
+                               .up = intent->target != intent->base,
+                               .top_moves =
+                                   intent->reclaim || intent->overlays == QMELD_OVERLAYS_EMPTY,
+                               .opts = m->opts};
 }
 
 /* ---- the calls ---- */
@@ -192,6 +197,23 @@ find(const struct qm_merge *m, const bool *hurt, struct qm_dependants *found,
     return find_snapshots(m, hurt, found, err);
 }
 
+static int
+guard(struct qm_protect *p, const struct qmeld_dependant *d, struct qm_intent *intent,
+      struct qmeld_error *err)
+{
+    struct qm_guarded g;
+
+    if (d->kind == QMELD_DEPENDANT_SNAPSHOT && qm_intent_guards_layer(intent, d->layer))
+        return 0;
+    if ((d->kind == QMELD_DEPENDANT_SNAPSHOT ? qm_protect_note_own(p, d->layer, &g, err)
+                                             : qm_protect_note(p, d->path, d->layer, &g, err)) < 0)
+        return -1;
+    if (qm_vec_push(&intent->guarded, &g))
+        return 0;
+    qm_guarded_release(&g);
+    return qm_fail_nomem(err, "the list of images");
+}
+
 /* Who can, is protected; the first who cannot is why the merge is refused. */
 static int
 protect(const struct qm_merge *m, struct qm_dependants *found, struct qm_intent *intent,
@@ -200,27 +222,14 @@ protect(const struct qm_merge *m, struct qm_dependants *found, struct qm_intent 
     struct qm_protect p = config_of(m, intent);
 
     QM_VEC_EACH (d, &found->list) {
-        const struct qm_layer *l = &m->chain->layers[d->layer];
-        struct qm_guarded g;
-
         if (d->kind == QMELD_DEPENDANT_DATA_FILE)
             return qm_fail(err, QMELD_USAGE, qm_in(d->path),
                            "its data file is %.300s, which changes: it cannot be protected, copy "
                            "it first",
-                           l->path);
-        if (d->kind == QMELD_DEPENDANT_SNAPSHOT)
-            return qm_fail(err, QMELD_USAGE, qm_in(d->path),
-                           "its internal snapshot \"%.100s\" would read other data, and cannot be "
-                           "protected: delete it first (`qemu-img snapshot -d`)",
-                           d->snapshot_name);
-        if (d->kind == QMELD_DEPENDANT_OVERLAY) {
-            if (qm_protect_note(&p, d->path, d->layer, &g, err) < 0)
-                return -1;
-            if (!qm_vec_push(&intent->guarded, &g)) {
-                qm_guarded_release(&g);
-                return qm_fail_nomem(err, "the list of images");
-            }
-        }
+                           m->chain->layers[d->layer].path);
+        if ((d->kind == QMELD_DEPENDANT_OVERLAY || d->kind == QMELD_DEPENDANT_SNAPSHOT) &&
+            guard(&p, d, intent, err) < 0)
+            return -1;
         d->fate = QMELD_DEPENDANT_PROTECTED; /* what is above one of those reads what it reads */
     }
     return 0;
@@ -268,6 +277,56 @@ qm_merge_meet_others(struct qm_merge *m, bool done, struct qm_intent *intent,
     return rc;
 }
 
+/* ---- later ---- */
+
+static bool
+is_guarded(const struct qm_intent *intent, const struct qmeld_dependant *d)
+{
+    struct stat st;
+
+    if (d->kind == QMELD_DEPENDANT_DEEPER) /* what it stands on is asked about by itself */
+        return true;
+    if (d->kind == QMELD_DEPENDANT_SNAPSHOT)
+        return qm_intent_guards_layer(intent, d->layer);
+    if (d->kind != QMELD_DEPENDANT_OVERLAY || stat(d->path, &st) < 0)
+        return false;
+    QM_VEC_EACH (g, &intent->guarded)
+        if (!g->own && !g->file.blockdev && g->file.ino == st.st_ino)
+            return true;
+    return false;
+}
+
+int
+qm_merge_meet_newcomers(struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
+    QM_FREE bool *hurt = calloc(m->chain->n, sizeof *hurt);
+    struct qm_dependants found = {.files = 0};
+    int rc = 0;
+
+    if (!hurt)
+        return qm_fail_nomem(err, "looking for other images");
+    find_hurt(m, intent->already, hurt);
+    rc = find(m, hurt, &found, err);
+    for (size_t i = 0; rc == 0 && i < found.list.n; i++)
+        if (!is_guarded(intent, &found.list.at[i]))
+            rc = qm_fail(err, QMELD_USAGE, qm_in(found.list.at[i].path),
+                         "it reads through layers of a merge that has begun, and came after: take "
+                         "the merge back (`qmeld revert %.300s`), as no layer has changed so far, "
+                         "and begin again, or remove it",
+                         qm_journal_file(m->journal));
+    qm_dependants_release(&found);
+    return rc;
+}
+
+int
+qm_merge_unprotect(struct qm_merge *m, struct qmeld_error *err)
+{
+    struct qm_protect p = config_of(m, qm_journal_intent(m->journal));
+
+    return qm_protect_tidy(&p, err);
+}
+
 int
 qm_merge_protect(struct qm_merge *m, struct qmeld_error *err)
 {
@@ -276,7 +335,7 @@ qm_merge_protect(struct qm_merge *m, struct qmeld_error *err)
 
     if (qm_journal_cursor(m->journal).phase != QM_PHASE_PROTECT)
         return 0;
-    if (qm_protect_run(&p, intent, err) < 0)
+    if (qm_protect_run(&p, err) < 0)
         return -1;
     m->report->bytes_protected = p.bytes;
     /* COMMIT POINT S12: nobody but the chain reads what changes from here on */
@@ -300,6 +359,8 @@ qm_merge_tell_protected(struct qm_merge *m, struct qmeld_error *err)
                                           .path = g->file.path,
                                           .layer = g->layer};
 
+        if (g->own) /* which ones was told when the merge began */
+            continue;
         if (!qm_dependant_copy(&d, &r->dependants[r->n_dependants]))
             return qm_fail_nomem(err, "the report");
         r->n_dependants++;

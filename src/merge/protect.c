@@ -2,6 +2,7 @@
 #include "protect.h"
 
 #include "lock.h"
+#include "qcow2_check.h"
 #include "qcow2_header.h"
 
 #include <errno.h>
@@ -72,12 +73,6 @@ check_image(const struct qm_protect *p, const struct qm_layer *image, size_t lay
         return qm_fail(err, QMELD_CORRUPT, qm_in(image->path),
                        "the image is marked corrupt, and cannot be protected: run `qmeld check "
                        "--repair=all` on it first");
-    if (q->hdr.n_snapshots > 0)
-        return qm_fail(err, QMELD_USAGE, qm_in(image->path),
-                       "it has %" PRIu32
-                       " internal snapshots, which read through its backing file, too, and cannot "
-                       "be protected: delete them first (`qemu-img snapshot -d`)",
-                       q->hdr.n_snapshots);
     if (image->img->backing_name &&
         qm_backing_path(image->path, image->img->backing_name, &path, &format, err) < 0)
         return -1;
@@ -107,12 +102,31 @@ qm_protect_note(const struct qm_protect *p, const char *path, size_t layer, stru
     rc = check_image(p, &alone->layers[0], layer, err);
     if (rc == 0)
         rc = qm_journal_note(&alone->layers[0], &out->file, err);
-    if (rc == 0)
-        rc = qm_bitmaps_valid_names(qm_qcow2_of(alone->layers[0].img), &out->bitmaps, err);
     qm_chain_close(alone);
     if (rc < 0)
         qm_guarded_release(out);
     return rc;
+}
+
+int
+qm_protect_note_own(const struct qm_protect *p, size_t layer, struct qm_guarded *out,
+                    struct qmeld_error *err)
+{
+    const struct qm_layer *l = &p->chain->layers[layer];
+
+    *out = (struct qm_guarded){.layer = layer - 1, .own = true};
+    if (p->gone)
+        return qm_fail(err, QMELD_USAGE, qm_in(l->path),
+                       "it has internal snapshots, which would go with it: use --overlays=keep, or "
+                       "delete them first (`qemu-img snapshot -d`)");
+    if (p->up)
+        return qm_fail(err, QMELD_USAGE, qm_in(l->path),
+                       "it has internal snapshots, which can be protected only when the merge goes "
+                       "down: say --direction=down");
+    /* who reads it may have its tables in memory, and nobody else may write */
+    if (qm_image_lock(l->img, QM_LOCK_EXCLUSIVE, err) < 0)
+        return -1;
+    return qm_journal_note(l, &out->file, err);
 }
 
 /* ---- views ---- */
@@ -131,13 +145,16 @@ view_now(const struct qm_protect *p, size_t layer, const struct qm_layer *image,
     return 0;
 }
 
-/* What it will stand on: the base as it will be, and, where layers in the middle stay, they on that. */
+/* What it will stand on: the base as it will be, and, where layers in the middle stay, they on that.  A top that is
+ * pointed at the base: what reads otherwise there than on them it holds then, so it may stand on them until it is. */
 static int
-view_then(const struct qm_protect *p, size_t layer, struct qm_chain *out, struct qmeld_error *err)
+view_then(const struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *out,
+          struct qmeld_error *err)
 {
     const struct qm_layer *layers = p->chain->layers;
     const uint64_t end = qm_max(layers[p->top].img->size, p->hidden_end);
-    const size_t above = p->gone || layer == p->base ? 0 : layer - p->base;
+    const bool moves = p->gone || (g->own && g->layer + 1 == p->top && p->top_moves);
+    const size_t above = moves ? 0 : g->layer - p->base;
 
     out->n = p->top + 1 + above;
     out->layers = calloc(out->n, sizeof *out->layers);
@@ -176,18 +193,20 @@ hear(const struct qmeld_progress *now, void *opaque)
     return p->opts->progress(&told, p->opts->opaque);
 }
 
+/* holder: NULL, or the target is a snapshot of its.  mend: leaks of an earlier run, also one that was taken back, are
+ * ours. */
 static int
-transfer(const struct qm_guarded *g, struct qm_chain *now, struct qm_transfer *t, uint64_t below,
-         bool resumed, struct qmeld_error *err)
+transfer(struct qm_chain *now, struct qm_transfer *t, uint64_t below, struct qm_qcow2 *holder,
+         bool mend, struct qmeld_error *err)
 {
     const struct qm_seal_config config = {.chain = now,
                                           .target = t->target,
                                           .base = t->target,
                                           .below_size = below,
                                           .new_size = t->new_size,
-                                          /* leaks of a run that was taken back are ours, too */
-                                          .resumed = true,
-                                          .trusted_bitmaps = resumed ? &g->bitmaps : NULL};
+                                          .holder = holder,
+                                          .unchanged = true,
+                                          .resumed = mend};
     struct qm_seal *seal;
 
     if (qm_seal_begin(&config, &seal, err) < 0)
@@ -200,9 +219,10 @@ transfer(const struct qm_guarded *g, struct qm_chain *now, struct qm_transfer *t
     return qm_seal_finish(seal, err);
 }
 
+/* The uppermost layer of now is given what it would read otherwise on then. */
 static int
-fill(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *now, struct qm_chain *then,
-     struct qmeld_error *err)
+fill(struct qm_protect *p, struct qm_chain *now, struct qm_chain *then, struct qm_qcow2 *holder,
+     bool mend, struct qmeld_error *err)
 {
     const size_t image = now->n - 1;
     const uint64_t size = now->layers[image].img->size;
@@ -230,8 +250,51 @@ fill(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *now, str
 
     onto.by_map = false;
     if (rc == 0)
-        rc = transfer(g, now, &t, size_of(p, then), p->resumed, err);
+        rc = transfer(now, &t, size_of(p, then), holder, mend, err);
     p->bytes += sums.bytes_copied;
+    return rc;
+}
+
+/* What the image's own clusters are, or, with s, those of that snapshot. */
+static int
+protect_view(struct qm_protect *p, const struct qm_guarded *g, const struct qm_layer *image,
+             const struct qm_snapshot *s, bool mend, struct qmeld_error *err)
+{
+    struct qm_qcow2 *q = qm_qcow2_of(image->img), *snapshot = NULL;
+    struct qm_chain now = {.n = 0}, then = {.n = 0};
+    struct qm_layer layer = *image;
+    int rc = s ? qm_qcow2_open_snapshot(q, s, &snapshot, err) : 0;
+
+    if (snapshot)
+        layer.img = &snapshot->img;
+    if (rc == 0)
+        rc = view_now(p, g->layer, &layer, &now, err);
+    if (rc == 0)
+        rc = view_then(p, g, &then, err);
+    if (rc == 0)
+        rc = fill(p, &now, &then, s ? q : NULL, mend, err);
+    free(now.layers);
+    free(then.layers);
+    qm_qcow2_close_snapshot(snapshot);
+    return rc;
+}
+
+static int
+protect_snapshots(struct qm_protect *p, const struct qm_guarded *g, const struct qm_layer *image,
+                  struct qmeld_error *err)
+{
+    struct qm_qcow2 *q = qm_qcow2_of(image->img);
+    struct qm_snapshots all;
+    int rc;
+
+    if (q->hdr.n_snapshots == 0)
+        return 0;
+    if (qm_qcow2_make_safe_to_write(q, err) < 0)
+        return -1;
+    rc = qm_qcow2_read_snapshots(q, &all, err);
+    for (size_t i = 0; rc == 0 && i < all.list.n; i++)
+        rc = protect_view(p, g, image, &all.list.at[i], i == 0, err);
+    qm_snapshots_release(&all);
     return rc;
 }
 
@@ -240,21 +303,27 @@ protect_open(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *
              struct qmeld_error *err)
 {
     const struct qm_layer *image = &alone->layers[0];
-    struct qm_chain now = {.n = 0}, then = {.n = 0};
-    int rc;
 
     if (qm_journal_same(&g->file, image->img, false, err) < 0 ||
         check_image(p, image, g->layer, err) < 0 ||
-        qm_file_make_writable(image->img->file, err) < 0)
+        qm_file_make_writable(image->img->file, err) < 0 || protect_snapshots(p, g, image, err) < 0)
         return -1;
-    rc = view_now(p, g->layer, image, &now, err);
-    if (rc == 0)
-        rc = view_then(p, g->layer, &then, err);
-    if (rc == 0)
-        rc = fill(p, g, &now, &then, err);
-    free(now.layers);
-    free(then.layers);
-    return rc;
+    return protect_view(p, g, image, NULL, true, err);
+}
+
+/* The chain has it open. */
+static int
+protect_own(struct qm_protect *p, const struct qm_guarded *g, struct qmeld_error *err)
+{
+    const struct qm_layer *image = &p->chain->layers[g->layer + 1];
+
+    if (!qm_qcow2_of(image->img))
+        return qm_fail(err, QMELD_STALE, qm_in(image->path),
+                       "it is no qcow2 image any more: put the old one back");
+    if (qm_image_lock(image->img, QM_LOCK_EXCLUSIVE, err) < 0 ||
+        qm_image_make_writable(image->img, err) < 0)
+        return -1;
+    return protect_snapshots(p, g, image, err);
 }
 
 /* Whoever removed it does not need it. */
@@ -264,23 +333,60 @@ is_gone(const struct qmeld_error *err)
     return err->sys_errno == ENOENT;
 }
 
-int
-qm_protect_run(struct qm_protect *p, const struct qm_intent *intent, struct qmeld_error *err)
-{
-    QM_VEC_EACH (g, &intent->guarded) {
-        const enum qmeld_disk disk = err->disk;
-        struct qm_chain *alone;
-        int rc = open_alone(g->file.path, p->opts, &alone, err);
+/* What is done to one of these images, which is open alone, and held as a writer. */
+typedef int protect_fn(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *alone,
+                       struct qmeld_error *err);
 
-        if (rc < 0 && is_gone(err)) {
-            *err = (struct qmeld_error){.disk = disk};
-            continue;
-        }
-        if (rc < 0)
+static int
+with_image(struct qm_protect *p, const struct qm_guarded *g,
+           const struct qmeld_commit_options *opts, protect_fn *fn, struct qmeld_error *err)
+{
+    const enum qmeld_disk disk = err->disk;
+    struct qm_chain *alone;
+    int rc = open_alone(g->file.path, opts, &alone, err);
+
+    if (rc < 0 && is_gone(err)) {
+        *err = (struct qmeld_error){.disk = disk};
+        return 0;
+    }
+    if (rc < 0)
+        return -1;
+    rc = fn(p, g, alone, err);
+    qm_chain_close(alone);
+    return rc;
+}
+
+int
+qm_protect_run(struct qm_protect *p, struct qmeld_error *err)
+{
+    QM_VEC_EACH (g, &p->intent->guarded)
+        if ((g->own ? protect_own(p, g, err) : with_image(p, g, p->opts, protect_open, err)) < 0)
             return -1;
-        rc = protect_open(p, g, alone, err);
-        qm_chain_close(alone);
-        if (rc < 0)
+    return 0;
+}
+
+static int
+tidy(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *alone,
+     struct qmeld_error *err)
+{
+    struct qm_image *img = alone->layers[0].img;
+
+    (void)p;
+    return qm_journal_same(&g->file, img, false, err) < 0 || qm_image_make_writable(img, err) < 0
+               ? -1
+               : qm_qcow2_mend_leaks(qm_qcow2_of(img), err);
+}
+
+int
+qm_protect_tidy(struct qm_protect *p, struct qmeld_error *err)
+{
+    QM_VEC_EACH (g, &p->intent->guarded) {
+        struct qm_image *img = p->chain->layers[g->layer + 1].img;
+
+        if (!g->own ? with_image(p, g, NULL, tidy, err) < 0
+                    : qm_image_lock(img, QM_LOCK_EXCLUSIVE, err) < 0 ||
+                          qm_image_make_writable(img, err) < 0 ||
+                          qm_qcow2_mend_leaks(qm_qcow2_of(img), err) < 0)
             return -1;
     }
     return 0;
@@ -289,45 +395,33 @@ qm_protect_run(struct qm_protect *p, const struct qm_intent *intent, struct qmel
 /* ---- another backing file ---- */
 
 static int
-point(const struct qm_intent *intent, const struct qm_guarded *g, const struct qm_layer *image,
+point(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *alone,
       struct qmeld_error *err)
 {
-    const char *base = intent->layers.at[intent->base].path;
+    const struct qm_layer *image = &alone->layers[0];
+    const struct qm_journal_layer *base = &p->intent->layers.at[p->intent->base];
     struct qm_qcow2 *q = qm_qcow2_of(image->img);
     QM_FREE char *name = NULL;
 
     if (qm_journal_same(&g->file, image->img, false, err) < 0 ||
-        qm_backing_name_for(image->path, g->file.backing_name, base, false, &name, err) < 0)
+        qm_backing_name_for(image->path, g->file.backing_name, base->path, false, &name, err) < 0)
         return -1;
     if (image->img->backing_name && strcmp(image->img->backing_name, name) == 0)
         return 0; /* by the run that was interrupted */
     /* COMMIT POINT: the image holds what reads differently on the base, and the base is complete */
     return qm_file_make_writable(image->img->file, err) < 0 || qm_header_before_write(q, err) < 0
                ? -1
-               : qm_header_set_backing(q, name, intent->layers.at[intent->target].format, err);
+               : qm_header_set_backing(q, name, p->intent->layers.at[p->intent->target].format,
+                                       err);
 }
 
 int
 qm_protect_repoint(const struct qm_intent *intent, struct qmeld_error *err)
 {
-    QM_VEC_EACH (g, &intent->guarded) {
-        const enum qmeld_disk disk = err->disk;
-        struct qm_chain *alone;
-        int rc;
+    struct qm_protect p = {.intent = intent};
 
-        if (g->layer == intent->base)
-            continue;
-        rc = open_alone(g->file.path, NULL, &alone, err);
-        if (rc < 0 && is_gone(err)) {
-            *err = (struct qmeld_error){.disk = disk};
-            continue;
-        }
-        if (rc < 0)
+    QM_VEC_EACH (g, &intent->guarded)
+        if (!g->own && g->layer != intent->base && with_image(&p, g, NULL, point, err) < 0)
             return -1;
-        rc = point(intent, g, &alone->layers[0], err);
-        qm_chain_close(alone);
-        if (rc < 0)
-            return -1;
-    }
     return 0;
 }

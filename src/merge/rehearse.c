@@ -13,12 +13,13 @@ rehearse(const struct qm_merge *m, const struct qm_intent *intent, const char *j
          struct qmeld_error *err)
 {
     struct qmeld_commit_report unread = {.already_merged = m->report->already_merged};
-    struct qm_merge dry = {
-        .opts = m->opts, .report = &unread, .opened = m->chain, .protect_again = m->protect_again};
+    struct qmeld_commit_options opts = *m->opts;
+    struct qm_merge dry = {.opts = &opts, .report = &unread, .opened = m->chain};
     const bool resumed = m->journal && qm_journal_cursor(m->journal).phase != QM_PHASE_PROTECT;
     struct qm_intent copy = {.base_arg = NULL};
     int rc = -1;
 
+    opts.bandwidth = 0; /* that is for the merge: what is compared here is compared again */
     if (qm_merge_open_whole(&dry, intent, err) == 0 && qm_merge_prepare(&dry, intent, err) == 0) {
         dry.transfer.from = m->transfer.from;
         rc = m->journal ? qm_journal_load(journal, &dry.journal, err)

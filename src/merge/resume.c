@@ -88,7 +88,8 @@ qm_merge_open_whole(struct qm_merge *m, const struct qm_intent *intent, struct q
                        m->chain->n, intent->layers.n);
     for (size_t i = 0; i < m->chain->n; i++) {
         const bool in_range = i >= intent->base && i <= intent->top;
-        const bool untouched = i != intent->target && !(in_range && intent->reclaim);
+        const bool untouched = i != intent->target && !(in_range && intent->reclaim) &&
+                               !qm_intent_guards_layer(intent, i);
 
         if (qm_journal_same(&intent->layers.at[i], m->chain->layers[i].img, untouched, err) < 0)
             return -1;
@@ -221,8 +222,8 @@ resume_copy(struct qm_merge *m, struct qmeld_error *err)
 static int
 resume_protect(struct qm_merge *m, struct qmeld_error *err)
 {
-    m->protect_again = true;
-    if (qm_merge_take_over(m, true, err) < 0 || qm_transfer_count(&m->transfer, err) < 0 ||
+    if (qm_merge_take_over(m, true, err) < 0 || qm_merge_meet_newcomers(m, err) < 0 ||
+        qm_transfer_count(&m->transfer, err) < 0 ||
         qm_merge_check_room(m, qm_journal_intent(m->journal), qm_journal_file(m->journal), err) < 0)
         return -1;
     return qm_merge_work(m, false, err);
@@ -263,7 +264,7 @@ tell_held(struct qm_merge *m, struct qmeld_error *err)
     const struct qm_intent *intent = qm_journal_intent(m->journal);
 
     for (size_t i = intent->base + 1; i <= intent->top; i++)
-        if (qm_journal_changed(&intent->layers.at[i]))
+        if (!qm_intent_guards_layer(intent, i) && qm_journal_changed(&intent->layers.at[i]))
             return qm_fail(err, QMELD_USAGE, qm_in(intent->layers.at[i].path),
                            "it has changed since it was merged, and that merge can still be taken "
                            "back: say `qmeld finalize %s` first, or `qmeld revert` in the same way",

@@ -20,8 +20,9 @@ check_old_layers(const struct qm_merge *m, enum qm_phase phase, struct qmeld_err
     for (size_t i = intent->base; i < m->chain->n && i <= intent->top + 1; i++) {
         const struct qm_journal_layer *l = &intent->layers.at[i];
         /* the child lives on, and the header of a top that is to be emptied may have changed */
-        const bool changes =
-            i > intent->top || (i == intent->top && intent->overlays == QMELD_OVERLAYS_EMPTY);
+        const bool changes = i > intent->top ||
+                             (i == intent->top && intent->overlays == QMELD_OVERLAYS_EMPTY) ||
+                             qm_intent_guards_layer(intent, i);
         struct qm_journal_layer then = *l;
 
         if (i == intent->base) {
@@ -88,11 +89,29 @@ qm_merge_go_back(struct qm_merge *m, struct qmeld_error *err)
     return qm_merge_remove_journal(m, err);
 }
 
+/* In PROTECT no layer has changed, so there is a way back whatever was asked for.  What others were given is what they
+ * read. */
+static int
+leave_off(struct qm_merge *m, struct qmeld_error *err)
+{
+    if (qm_merge_take_over(m, true, err) < 0 || qm_merge_unprotect(m, err) < 0 ||
+        (qm_journal_intent(m->journal)->back.kind == QM_WAY_KEEP &&
+         qm_back_give_up(&m->back, err) < 0))
+        return -1;
+    m->report->reverted = true;
+    m->report->base_new_size = m->report->base_old_size;
+    for (size_t i = 0; i < m->report->n_layers; i++)
+        m->report->layers[i].fate = QMELD_FATE_UNTOUCHED;
+    return qm_merge_remove_journal(m, err);
+}
+
 int
 qm_merge_revert(struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_intent *intent = qm_journal_intent(m->journal);
 
+    if (qm_journal_cursor(m->journal).phase == QM_PHASE_PROTECT)
+        return leave_off(m, err);
     if (intent->back.kind == QM_WAY_NONE)
         return qm_fail(err, QMELD_USAGE, qm_in(qm_journal_file(m->journal)),
                        "this merge was begun without --atomic or --undo and cannot be taken back: "

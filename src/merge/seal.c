@@ -6,6 +6,7 @@
 #include "qcow2_edit.h"
 #include "qcow2_header.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -16,8 +17,9 @@ struct qm_seal {
     struct qm_image *img;
     struct qm_file *file;
     uint64_t new_size;
-    uint64_t raw_len;   /* raw: length the file needs at the end */
-    struct qm_qcow2 *q; /* NULL: the target is raw */
+    uint64_t raw_len;        /* raw: length the file needs at the end */
+    struct qm_qcow2 *q;      /* NULL: the target is raw */
+    struct qm_qcow2 *holder; /* whose header and refcounts it has: q, but for a snapshot */
     struct qm_refs *refs;
     struct qm_edit *edit;
     struct qm_bitmaps *bitmaps;
@@ -52,7 +54,7 @@ cover_counted(struct qm_seal *s, struct qmeld_error *err)
 
     if (s->file->blockdev)
         return 0;
-    if (qm_refs_open(s->q, &refs, err) < 0)
+    if (qm_refs_open(s->holder, &refs, err) < 0)
         return -1;
     rc = qm_refs_end_of_used(refs, from, BATCH_REACH / cs, &end, err);
     qm_refs_close(refs);
@@ -65,7 +67,7 @@ cover_counted(struct qm_seal *s, struct qmeld_error *err)
 static int
 mend_leaks(struct qm_seal *s, struct qmeld_error *err)
 {
-    return cover_counted(s, err) < 0 ? -1 : qm_qcow2_mend_leaks(s->q, err);
+    return cover_counted(s, err) < 0 ? -1 : qm_qcow2_mend_leaks(s->holder, err);
 }
 
 /* Behind this the target reads zeros where it has nothing, on what it stands on now as on what it will. */
@@ -92,21 +94,33 @@ refuse_data(const struct qm_seal *s, struct qmeld_error *err)
 }
 
 static int
-begin_qcow2(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_error *err)
+begin_bitmaps(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_error *err)
+{
+    if (c->holder || c->unchanged)
+        return 0;
+    return qm_bitmaps_begin_with(s->q, s->refs, s->new_size, c->trusted_bitmaps, s->orders,
+                                 &s->bitmaps, err);
+}
+
+static int
+open_edit(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_error *err)
 {
     const uint64_t below = size_below(c);
 
+    return c->holder ? qm_edit_open_snapshot(s->q, c->holder, s->refs, below, &s->edit, err)
+                     : qm_edit_open(s->q, s->refs, below, s->new_size, &s->edit, err);
+}
+
+static int
+begin_qcow2(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_error *err)
+{
     if (refuse_growth(s, err) < 0 || refuse_data(s, err) < 0 ||
-        qm_qcow2_make_safe_to_write(s->q, err) < 0 || (c->resumed && mend_leaks(s, err) < 0) ||
-        qm_refs_open(s->q, &s->refs, err) < 0)
-        return -1;
-    if (qm_bitmaps_begin_with(s->q, s->refs, s->new_size, c->trusted_bitmaps, s->orders,
-                              &s->bitmaps, err) < 0)
+        (!c->holder && qm_qcow2_make_safe_to_write(s->q, err) < 0) ||
+        (c->resumed && mend_leaks(s, err) < 0) || qm_refs_open(s->holder, &s->refs, err) < 0 ||
+        begin_bitmaps(s, c, err) < 0)
         return -1;
     qm_err_disk(err, QMELD_DISK_OPEN); /* what fails from here on leaves a changed header */
-    if (qm_header_before_write(s->q, err) < 0)
-        return -1;
-    if (qm_edit_open(s->q, s->refs, below, s->new_size, &s->edit, err) < 0)
+    if (qm_header_before_write(s->holder, err) < 0 || open_edit(s, c, err) < 0)
         return -1;
     if (c->decompress)
         qm_edit_decompress(s->edit);
@@ -137,7 +151,9 @@ qm_seal_begin(const struct qm_seal_config *config, struct qm_seal **out, struct 
     s->file = img->file;
     s->new_size = config->new_size;
     s->q = qm_qcow2_of(img);
+    s->holder = config->holder ? config->holder : s->q;
     s->orders = config->orders;
+    assert(!config->holder || config->new_size == img->size);
     rc = qm_image_make_writable(img, err);
     if (rc == 0)
         rc = s->q ? begin_qcow2(s, config, err) : begin_raw(s, img, err);
@@ -289,7 +305,7 @@ finish_qcow2(struct qm_seal *s, struct qmeld_error *err)
     if (set_size(s, err) < 0 || qm_refs_commit(s->refs, err) < 0 ||
         qm_refs_trim(s->refs, err) < 0 || qm_sync(s->file, err) < 0)
         return -1;
-    return qm_qcow2_reload(s->q, err);
+    return qm_qcow2_reload(s->holder, err);
 }
 
 int

@@ -42,9 +42,13 @@ struct qm_seal_config {
     uint64_t
         below_size; /* and of what it will stand on, if that is none of the chain: its size; or 0 */
     uint64_t new_size; /* >= the target's virtual size */
-    bool resumed;      /* an earlier run may have left leaks, which are mended first, and bitmaps in
+    struct qm_qcow2 *
+        holder; /* NULL, or the target is an internal snapshot of this image (qm_qcow2_open_snapshot), which was
+                              * made safe to write, and whose header, refcounts and active view stay its own */
+    bool unchanged; /* nobody will read anything else in the target: its bitmaps stay as they are */
+    bool resumed;   /* an earlier run may have left leaks, which are mended first, and bitmaps in
                         * use that are good: those in trusted_bitmaps */
-    bool decompress;   /* compressed clusters are not passed on as they are */
+    bool decompress; /* compressed clusters are not passed on as they are */
     const struct qm_bitmap_names *trusted_bitmaps; /* NULL: none */
     const struct qm_bitmap_orders *orders; /* what becomes of bitmaps; NULL: nothing; borrowed */
 };
