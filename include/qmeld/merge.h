@@ -96,8 +96,9 @@ struct qmeld_commit_options {
      * them in the report, unless one of the next two is said.  (What stands on top, or above, reads as before.) */
     bool
         protect; /* images that stand on such a layer get, before it changes, what they read through it and would
-                   * read otherwise; where its file goes they get the base as their backing file.  They and all
-                   * above them read as before at every instant; who cannot be protected is refused for */
+                   * read otherwise; where its file goes they get the base as their backing file.  So do internal
+                   * snapshots, of theirs and of merged layers that stay.  They and all above them read as before
+                   * at every instant; who cannot be protected is refused for */
     bool
         force; /* not with protect: it is done nevertheless, and the report tells who is broken by it */
     bool no_scan; /* other images are not looked for: none is protected, refused for, or told of */

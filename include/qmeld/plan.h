@@ -72,6 +72,7 @@ struct qmeld_plan_report {
     uint64_t bytes_shared; /* by what is known without trying; a file system may share more */
     uint64_t bytes_zero_found;
     uint64_t bytes_skipped;
+    uint64_t bytes_protected;
     uint64_t bytes_read;        /* of data, compressed clusters as they are stored */
     uint64_t bytes_written;     /* of data */
     uint64_t metadata_written;  /* tables, refcounts, headers, bitmaps, the journal */

@@ -191,6 +191,8 @@ print_plan(const struct qmeld_plan_report *r, bool verbose)
     print_rooms(r);
     print_modes(r);
     qm_cli_others_print(stdout, r->dependants, r->n_dependants, true);
+    if (r->bytes_protected > 0)
+        printf("  to protect them: %s of data are copied\n", qm_cli_size(r->bytes_protected).text);
 }
 
 /* ---- for programs ---- */
@@ -302,6 +304,7 @@ plan_json(const struct qmeld_plan_report *r, const struct qmeld_error *err)
         qm_cli_json_add_u64(o, "bytes-shared", r->bytes_shared);
         qm_cli_json_add_u64(o, "bytes-zero-found", r->bytes_zero_found);
         qm_cli_json_add_u64(o, "bytes-skipped", r->bytes_skipped);
+        qm_cli_json_add_u64(o, "bytes-protected", r->bytes_protected);
         qm_cli_json_add_u64(o, "bytes-read", r->bytes_read);
         qm_cli_json_add_u64(o, "bytes-written", r->bytes_written);
         qm_cli_json_add_u64(o, "metadata-written", r->metadata_written);

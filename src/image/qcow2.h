@@ -99,7 +99,8 @@ void qm_snapshots_release(struct qm_snapshots *s);
 int qm_qcow2_view_snapshot(struct qm_qcow2 *q, const char *name, struct qmeld_error *err) QM_CHECK;
 
 /* *out: the disk of an internal snapshot of q (from qm_qcow2_read_snapshots) as an image of its own, read through q's file and
- * keys; q stays open longer.  Its header is q's but for L1 table and size, and is never stored: who changes what the
+ * keys; q stays open longer.  Its header is q's but for L1 table and size (the snapshot's, or as much more as its tables can say of
+ * the active view's), and is never stored: who changes what the
  * snapshot holds does so by qm_edit_open_snapshot.  CORRUPT: its tables make no sense; UNSUPPORTED: an external data
  * file, which no snapshot has. */
 int qm_qcow2_open_snapshot(const struct qm_qcow2 *q, const struct qm_snapshot *s,

@@ -263,6 +263,7 @@ qm_qcow2_open_snapshot(const struct qm_qcow2 *q, const struct qm_snapshot *s, st
                        struct qmeld_error *err)
 {
     struct qm_qcow2 *view;
+    uint64_t size;
 
     *out = NULL;
     if (q->geo
@@ -279,6 +280,10 @@ qm_qcow2_open_snapshot(const struct qm_qcow2 *q, const struct qm_snapshot *s, st
         qm_qcow2_close_snapshot(view);
         return -1;
     }
+    /* qemu-img reads a snapshot as far as the active view goes (qemu 7.2, block/qcow2-snapshot.c,
+     * qcow2_snapshot_load_tmp); only one that is reverted to has its own end */
+    size = qm_min(q->hdr.size, (uint64_t)s->l1_entries * qcow2_l2_span(&q->geo));
+    view->hdr.size = view->img.size = qm_max(view->hdr.size, size);
     *out = view;
     return 0;
 }

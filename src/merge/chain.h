@@ -26,7 +26,7 @@ struct qm_layer {
     const struct qmeld_secret *secret; /* that opened its cipher; NULL: none did.  The caller's */
     /* of views that are not there yet (protect.c): */
     uint64_t
-        hides_to; /* from this guest offset on, if that lies behind the layer's end, what is below it shows.
+        hides_to; /* from this guest offset on it has nothing, and hides nothing: what is below it shows.
                         * 0: its end hides all that is below, as QEMU has it */
     bool given_up; /* it has nothing but its end */
 };

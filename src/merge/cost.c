@@ -191,6 +191,7 @@ tell_work(const struct dry *d, struct qmeld_plan_report *r)
     r->base_new_size = d->commit.base_new_size;
     r->bytes_copied = d->commit.bytes_copied;
     r->bytes_filled = d->commit.bytes_filled;
+    r->bytes_protected = d->commit.bytes_protected;
     r->bytes_zeroed = d->commit.bytes_zeroed;
     r->bytes_shared = d->commit.bytes_shared;
     r->bytes_zero_found = d->commit.bytes_zero_found;

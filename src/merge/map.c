@@ -164,18 +164,18 @@ fill_gap(struct qm_map *m, size_t layer, struct gap g, size_t limit, struct qmel
         uint64_t stop = g.end;
         bool ok;
 
-        if (g.off >= size && g.off >= hidden) {
+        if (g.off >= hidden) {
             ok = add_rest(m, g.off, g.end);
         } else if (g.off >= size) { /* the end of a layer hides what is below it, as zeros */
             stop = qm_min(g.end, hidden);
             ok = add_empty(m, layer, true, g.off, stop - g.off);
         } else if (m->layers[layer].given_up) {
-            stop = qm_min(g.end, size);
+            stop = qm_min(qm_min(g.end, hidden), size);
             ok = add_rest(m, g.off, stop);
         } else {
             if (ask(m, layer, g.off, &e, err) < 0)
                 return FAILED;
-            stop = qm_min(end_of(e), g.end);
+            stop = qm_min(end_of(e), qm_min(g.end, hidden));
             if (e->kind == QM_ABSENT)
                 ok = add_rest(m, g.off, stop);
             else

@@ -162,7 +162,8 @@ view_then(const struct qm_protect *p, const struct qm_guarded *g, struct qm_chai
         return qm_fail_nomem(err, "the view of an image");
     memcpy(out->layers, layers, (p->top + 1) * sizeof *out->layers);
     for (size_t i = p->base + 1; i <= p->top; i++)
-        out->layers[i].hides_to = end; /* behind it the base keeps its tail */
+        out->layers[i].hides_to =
+            end; /* behind it the base keeps its tail, whatever they have there */
     for (size_t i = 0; i < above; i++) {
         out->layers[p->top + 1 + i] = layers[p->base + 1 + i];
         out->layers[p->top + 1 + i].given_up = p->emptied;

@@ -50,6 +50,8 @@ set_option(struct stage *s, const char *key, const char *value, struct qm_transf
     } else if (!strcmp(key, "top")) {
         s->top = layer_named(s, value);
         s->opts.top = s->files[s->top];
+    } else if (!strcmp(key, "protect") && !strcmp(value, "own")) {
+        s->opts.protect = true;
     } else if (!strcmp(key, "protect")) {
         s->beside = s->opts.protect = true;
         s->sibling = layer_named(s, value);
@@ -202,7 +204,7 @@ stage_open(struct stage *s, const char *name, const char *recipe, size_t nth)
     s->opts.threads = 1;
     s->opts.secrets = &stage_secrets;
     set_options(s, line);
-    s->opts.no_scan = !s->beside; /* what states before this one have left is nobody's */
+    s->opts.no_scan = !s->opts.protect; /* what states before this one have left is nobody's */
     snprintf(s->journal, sizeof s->journal, ".%s.qmeld", s->files[s->base]);
     s->files[s->n] = s->journal;
     name_aside(s);
@@ -236,6 +238,7 @@ stage_close(struct stage *s)
     free(s->active_view.at);
     free(s->top_view.at);
     free(s->sibling_view.at);
+    free(s->guarded.at);
     free(s->done_view.at);
     free(s->snapshots.at);
     free(s->base_view.at);

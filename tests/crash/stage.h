@@ -76,6 +76,9 @@ struct stage {
     bool beside;      /* a row is no layer of the chain, but stands on one, and is protected */
     size_t sibling; /* which: the one over top's, so that what is asked of a child is asked of it */
     struct stage_bytes sibling_view;
+    struct stage_bytes
+        guarded; /* with opts.protect: internal snapshots of merged layers and of the sibling, with
+                                 * all below them, one behind the other */
     bool dirty_base; /* its refcounts need not be true before the merge */
     struct qmeld_commit_options opts;
     struct stage_bytes active_view;

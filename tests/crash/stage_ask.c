@@ -42,7 +42,8 @@ stage_before(struct stage *s)
     s->top_view = stage_expected(s, s->top);
     if (s->beside)
         s->sibling_view = stage_expected(s, s->sibling);
-    if (stage_read_snapshots(s, &s->snapshots, &err) < 0)
+    if (stage_read_snapshots(s, &s->snapshots, &err) < 0 ||
+        stage_read_guarded(s, &s->guarded, &err) < 0)
         return stage_no_because(s, "snapshots", &err);
     if (stage_read_view(s, s->base, &s->base_view, &err) < 0)
         return stage_no_because(s, "the base before the merge", &err);
@@ -65,9 +66,28 @@ names_go(const struct stage *s)
            s->opts.overlays == QMELD_OVERLAYS_QUARANTINE;
 }
 
+static bool
+guarded_read(struct stage *s)
+{
+    struct stage_bytes now;
+    struct qmeld_error err;
+    bool ok;
+
+    if (!s->opts.protect)
+        return true;
+    if (stage_read_guarded(s, &now, &err) < 0)
+        ok = stage_no_because(s, "protected snapshots", &err);
+    else
+        ok = stage_same(s, "protected snapshots", &now, &s->guarded);
+    free(now.at);
+    return ok;
+}
+
 bool
 stage_reads(struct stage *s)
 {
+    if (!guarded_read(s))
+        return false;
     if (s->beside && !stage_view_is(s, s->sibling, &s->sibling_view, "the image beside the chain"))
         return false;
     if (!is_there(s, 0)) {

@@ -28,6 +28,10 @@ bool stage_view_is(struct stage *s, size_t layer, const struct stage_bytes *want
 int stage_read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
     QM_CHECK;
 
+/* What internal snapshots read that are protected, likewise; with what is below them. */
+int stage_read_guarded(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
+    QM_CHECK;
+
 /* The base's bitmaps, noted before the merge, and after an undisturbed one. */
 bool stage_bitmaps_before(struct stage *s);
 bool stage_bitmaps_after(struct stage *s);

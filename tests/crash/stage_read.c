@@ -5,6 +5,7 @@
 #include "stage_int.h"
 
 #include "cipher.h"
+#include "forge_recipe.h"
 #include "qcow2.h"
 #include "torn.h"
 
@@ -171,6 +172,49 @@ stage_read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmel
     }
     qm_snapshots_release(&snaps);
     qm_image_close(&q->img);
+    return rc;
+}
+
+/* Appends what the snapshot of this ID reads as. */
+static int
+read_guarded(const struct stage *s, size_t layer, const char *id, struct stage_bytes *out,
+             struct qmeld_error *err)
+{
+    const struct qmeld_open_options how = {
+        .format = "qcow2", .secrets = &stage_secrets, .snapshot = id};
+    struct qmeld_layer_info info;
+    struct qmeld_chain *chain;
+    int rc;
+
+    if (qmeld_chain_open(s->files[layer], &how, &chain, err) < 0)
+        return -1;
+    rc = qmeld_chain_layer(chain, qmeld_chain_depth(chain) - 1, &info, err);
+    if (rc == 0) {
+        out->at = realloc(out->at, out->len + (size_t)info.virtual_size + 1);
+        if (!out->at)
+            abort();
+        rc = qmeld_read(chain, 0, out->at + out->len, (size_t)info.virtual_size, err);
+        out->len += (size_t)info.virtual_size;
+    }
+    qmeld_chain_close(chain);
+    return rc;
+}
+
+int
+stage_read_guarded(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
+{
+    int rc = 0;
+
+    *out = (struct stage_bytes){0};
+    for (size_t i = s->beside ? s->sibling : s->top; rc == 0 && s->opts.protect && i < s->base;
+         i++) {
+        char id[24];
+
+        for (size_t k = 0; rc == 0 && k < s->forge->layers.at[i].snapshots.n; k++) {
+            snprintf(id, sizeof id, "%zu", k + 1);
+            rc = read_guarded(s, i, id, out, err);
+        }
+    }
     return rc;
 }
 

@@ -52,6 +52,38 @@ def grow(rng, chain, story):
     return tree
 
 
+reach = {}  # of snapshots that were there before their image became longer: what their L1 table can tell of
+
+
+def span(layer):
+    size = layer.opts["cluster_size"]
+    return size * (size // (16 if layer.opts.get("extended_l2") == "on" else 8))
+
+
+def view_of(layer, folder, name):
+    return oracle.view(layer.path, "qcow2", folder, name)[:reach.get((layer.path, name))]
+
+
+def add_snapshots(rng, chain, layers, story):
+    """Of overlays, with writes behind them, and of some that are longer afterwards."""
+    for layer in layers:
+        if layer.fmt != "qcow2" or layer.index == 0 or layer.dirty or layer.no_format or not layer.size \
+                or layer.opts.get("refcount_bits", 16) < 4 or rng.random() > 0.35:
+            continue
+        for i in range(rng.choice([1, 1, 2, 3])):
+            if oracle.run(["qemu-img", "snapshot", "-c", f"more{i}", layer.path], chain.folder).rc != 0:
+                oracle.run(["qemu-img", "check", "-q", "-r", "leaks", layer.path], chain.folder)  # of that failure
+                break
+            layer.snapshots.append(f"more{i}")
+            reach[layer.path, f"more{i}"] = layer.size + -layer.size % span(layer)
+            if layer.opts["compat"] == "1.1" and rng.random() < 0.15 and not layer.has_bitmaps:
+                layer.size += rng.randrange(1, 200) * 512
+                oracle.must(["qemu-img", "resize", "-q", "-f", "qcow2", layer.path, str(layer.size)], chain.folder)
+            cmds = chain_gen.pick_writes(rng, layer, chain.patterns, chain.alike)
+            oracle.qemu_io(os.path.join(chain.folder, layer.path), cmds, cwd=chain.folder, strict=False)
+        story.append(f"{layer.path}: snapshots {layer.snapshots}")
+
+
 def hurt_layers(m):
     if m.overlays in ("delete", "quarantine"):
         return set(range(m.base, m.top + 1))
@@ -85,27 +117,36 @@ def all_views(tree, m):
     for layer in watched:
         views[layer.path, None] = oracle.view(layer.path, layer.fmt, chain.folder)
         for name in layer.snapshots if layer.fmt == "qcow2" else []:
-            views[layer.path, name] = oracle.view(layer.path, "qcow2", chain.folder, name)
+            views[layer.path, name] = view_of(layer, chain.folder, name)
+    for layer in chain.layers[m.base + 1:m.top] if m.overlays in ("keep", "empty") else []:
+        for name in layer.snapshots:
+            chain.tags.add("own-snapshots")
+            views[layer.path, name] = view_of(layer, chain.folder, name)
     return views
 
 
 def compare_views(tree, m, before, when):
     for (path, snapshot), was in before.items():
-        fmt = next(x.fmt for x in [*tree.chain.layers, *(x for x, _ in tree.extra)] if x.path == path)
-        diff = oracle.first_difference(was, oracle.view(path, fmt, tree.chain.folder, snapshot))
+        layer = next(x for x in [*tree.chain.layers, *(x for x, _ in tree.extra)] if x.path == path)
+        now = view_of(layer, tree.chain.folder, snapshot) if snapshot else \
+            oracle.view(path, layer.fmt, tree.chain.folder)
+        diff = oracle.first_difference(was, now)
         if diff:
             raise Fail(f"{when}: {path}, snapshot {snapshot}, reads otherwise: {diff}")
 
 
 def reasons(tree, m):
     """Why --protect may be refused."""
-    out = chain_check.known_reasons(m)
+    own = [x for x in tree.chain.layers[m.base + 1:m.top + 1] if x.snapshots]
+    out = [x for x in chain_check.known_reasons(m) if x != "overlay has internal snapshots"]
+    if own and (m.overlays in ("delete", "quarantine") or "--direction=auto" in m.merge_args or m.reclaim):
+        out.append("internal snapshots go with their layer")
     hurt = hurt_layers(m)
-    for layer, on in tree.extra:
-        if isinstance(on, int) and on in hurt:
-            if layer.snapshots:
-                out.append("a sibling has internal snapshots")
-            if layer.opts["cluster_size"] <= 1024 and on > m.base:
+    for layer, on in [*tree.extra, *((x, m.base) for x in own)]:
+        if isinstance(on, int) and on in hurt | {m.base}:
+            if layer.snapshots and layer.opts.get("extended_l2") == "on":
+                out.append("an internal snapshot shares a part of a cluster")
+            if layer not in own and layer.opts["cluster_size"] <= 1024 and on > m.base:
                 out.append("a sibling's header cluster may be full")
     return out
 
@@ -183,7 +224,10 @@ def protect_and_check(rng, chain, qmeld, story):
     if len(chain.layers) < 2:
         return "raw"
     prepare(chain)
+    reach.clear()
+    add_snapshots(rng, chain, chain.layers, story)
     tree = grow(rng, chain, story)
+    add_snapshots(rng, chain, [x for x, _ in tree.extra], story)
     m = chain_check.pick_merge(rng, chain)
     m.merge_args = [x.replace("--direction=up", "--direction=auto") for x in m.merge_args]
     m.extra = ["--scan", ".", "--allow-path", "."]  # siblings may lie where no layer does
