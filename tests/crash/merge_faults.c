@@ -64,6 +64,7 @@ struct fault {
     bool hit;
     bool
         spared; /* it hit a range that is shared: that may be copied instead; or a hint, which may be missing */
+    bool hint; /* the last change was one of a hint */
     bool next; /* half of a call was done; what comes now fails */
 };
 
@@ -91,15 +92,17 @@ static int
 inject(const struct qm_io_event *ev, void *opaque)
 {
     struct fault *f = opaque;
+    const bool hint = is_hint(ev->path) || (f->hint && ev->op == QM_IO_SYNC); /* its directory's */
     size_t n;
 
     if (f->kind->victim != CHANGE)
         return 0;
+    f->hint = is_hint(ev->path);
     n = f->seen++;
     if (n < f->after || (n > f->after && !f->kind->stays))
         return 0;
     f->hit = true;
-    f->spared = ev->from != NULL || is_hint(ev->path);
+    f->spared = ev->from != NULL || hint;
     return f->kind->error;
 }
 
