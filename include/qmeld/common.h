@@ -37,7 +37,8 @@ struct qmeld_secrets {
 struct qmeld_progress {
     uint64_t done_bytes;  /* of real work: guest bytes copied, compressed ones as inflated */
     uint64_t total_bytes; /* of real work, exact; 0 while it is being counted */
-    const char *phase;    /* "count", "compare" (looking, nothing is written), "copy", "verify" */
+    const char *phase;    /* "count", "compare" (looking, nothing is written), "copy", "verify";
+                           * "restore": done and total count the disk's bytes that are put back */
 };
 
 /* Called a few times a second on the calling thread.  A result other than 0 asks to stop:

@@ -126,6 +126,8 @@ open_kept(struct qm_back *b, const char *path, struct qmeld_error *err)
                                           .target = b->target->file,
                                           .path = path,
                                           .file_size = way_of(b)->file_size,
+                                          .progress = b->progress,
+                                          .opaque = b->opaque,
                                           .kept = qm_journal_trail(b->journal).kept};
 
     return qm_kept_open(&config, &b->kept, err);

@@ -25,7 +25,9 @@
 struct qm_back {
     struct qm_journal *journal;
     struct qm_image *target;
-    struct qm_plan_config plan; /* of the whole merge */
+    struct qm_plan_config plan;  /* of the whole merge */
+    qmeld_progress_fn *progress; /* of restore, which it may stop; NULL: nobody listens */
+    void *opaque;
     /* set by enter */
     struct qm_stage stage;
     struct qm_kept *kept; /* NULL: nothing is kept */

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #define AT_ONCE      (256ull << 20) /* kept ahead between two syncs */
+#define TOLD_BYTES   (16ull << 20)  /* put back between two reports of progress */
 #define WINDOW_BYTES (16ull << 20)
 #define MODE         0600 /* it holds what a guest had */
 
@@ -185,10 +186,23 @@ qm_kept_ahead(struct qm_kept *k, guest_off end, guest_off *out_kept, struct qmel
 
 /* ---- put back ---- */
 
+/* Phase "restore"; what it counts is how far of the disk. */
+static int
+tell(const struct qm_kept *k, uint64_t at, struct qmeld_error *err)
+{
+    const struct qmeld_progress now = {
+        .done_bytes = at, .total_bytes = qm_min(k->kept.g, k->cfg.file_size), .phase = "restore"};
+
+    if (!k->cfg.progress || k->cfg.progress(&now, k->cfg.opaque) == 0)
+        return 0;
+    return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
+}
+
 int
 qm_kept_restore(struct qm_kept *k, struct qmeld_error *err)
 {
     struct qm_file *target = k->cfg.target;
+    uint64_t untold = 0;
 
     qm_window_init(&k->window, k->file, WINDOW_BYTES);
     if (open_plan(k, qm_guest(0), err) < 0)
@@ -197,13 +211,17 @@ qm_kept_restore(struct qm_kept *k, struct qmeld_error *err)
         guest_off at;
         uint64_t len;
 
-        if (next_piece(k, AT_ONCE, &at, &len, err) < 0)
+        if (next_piece(k, TOLD_BYTES, &at, &len, err) < 0)
             return -1;
         if (len == 0 || at.g >= k->kept.g)
             break;
         len = qm_min(len, k->kept.g - at.g); /* behind it nothing was overwritten */
         if (move_range(k, k->file, target, at.g, len, true, err) < 0)
             return -1;
+        untold += len;
+        if (untold >= TOLD_BYTES && tell(k, at.g + len, err) < 0)
+            return -1;
+        untold %= TOLD_BYTES;
     }
     if (!target->blockdev && target->size != k->cfg.file_size &&
         qm_truncate(target, k->cfg.file_size, err) < 0)

@@ -22,9 +22,11 @@ struct qm_kept;
 struct qm_kept_config {
     struct qm_plan_config plan; /* of the whole merge: from is 0 */
     struct qm_file *target;
-    const char *path;   /* of the file that keeps */
-    uint64_t file_size; /* of the target before the merge */
-    guest_off kept;     /* how far an earlier run came; 0: a file is made anew */
+    const char *path;            /* of the file that keeps */
+    uint64_t file_size;          /* of the target before the merge */
+    guest_off kept;              /* how far an earlier run came; 0: a file is made anew */
+    qmeld_progress_fn *progress; /* of restore; NULL: nobody listens */
+    void *opaque;
 };
 
 int qm_kept_open(const struct qm_kept_config *config, struct qm_kept **out, struct qmeld_error *err)
@@ -35,7 +37,7 @@ void qm_kept_close(struct qm_kept *k); /* the file stays; NULL is fine */
 int qm_kept_ahead(struct qm_kept *k, guest_off end, guest_off *out_kept, struct qmeld_error *err)
     QM_CHECK;
 
-/* The target gets back its bytes, holes and length; durable.  May be done twice. */
+/* The target gets back its bytes, holes and length; durable.  May be done twice, and be stopped (CANCELED). */
 int qm_kept_restore(struct qm_kept *k, struct qmeld_error *err) QM_CHECK;
 
 /* Removes the file, durably; that there is none is fine. */

@@ -299,7 +299,9 @@ qm_merge_set_back(struct qm_merge *m)
 {
     m->back = (struct qm_back){.journal = m->journal,
                                .target = m->chain->layers[m->transfer.target].img,
-                               .plan = qm_transfer_plan(&m->transfer)};
+                               .plan = qm_transfer_plan(&m->transfer),
+                               .progress = m->opts->progress,
+                               .opaque = m->opts->opaque};
 }
 
 int

@@ -59,8 +59,7 @@ describe(const struct qm_journal *j, struct qmeld_unfinished *out)
     out->base_intact =
         out->protecting || (i->back.kind == QM_WAY_SWITCH && c.phase == QM_PHASE_COPY);
     out->reverting = c.phase == QM_PHASE_BACK;
-    out->revertible =
-        out->protecting || (i->back.kind != QM_WAY_NONE && c.phase != QM_PHASE_FINAL);
+    out->revertible = out->protecting || (i->back.kind != QM_WAY_NONE && c.phase != QM_PHASE_FINAL);
     out->done = c.done.g;
     out->size = i->new_size;
     out->overlays = i->overlays;
