@@ -11,6 +11,7 @@
 #define QMELD_FLATTEN_H
 
 #include "create.h"
+#include "merge.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,6 +19,16 @@ extern "C" {
 
 /* Takes the disk's bytes in order, zeros too.  Not 0: the flattening ends, QMELD_CANCELED. */
 typedef int qmeld_bytes_fn(const void *bytes, size_t len, void *opaque);
+
+/* What the new image gets of the layers' persistent dirty bitmaps. */
+enum qmeld_flatten_bitmaps {
+    QMELD_FLATTEN_BITMAPS_DROP = 0, /* none */
+    QMELD_FLATTEN_BITMAPS_MERGE, /* one of each name that any layer has, with the bits of all, put together as a
+                                     * merge with QMELD_BITMAPS_MERGE does it in a base that lacks them.  One that says
+                                     * nothing in some layer (not closed cleanly, or damaged) is not made */
+    QMELD_FLATTEN_BITMAPS_KEEP, /* those of path alone, as qemu-img convert --bitmaps has it; one that says
+                                     * nothing is a reason to refuse */
+};
 
 struct qmeld_flatten_options {
     const char *format; /* of path; NULL: by content */
@@ -46,8 +57,11 @@ struct qmeld_flatten_options {
     const char
         *salvage_map; /* NULL, or a file to be written: what is lost, as GNU ddrescue notes it */
     bool keep_zeros;  /* zeros that are stored as data become data, not holes */
-    bool force;       /* what is called out may be replaced */
-    bool restart;     /* what an interrupted run left is thrown away, not gone on with */
+    enum qmeld_flatten_bitmaps bitmaps; /* but DROP, USAGE: out is not qcow2 of version 3, or
+                                         * snapshot, share or salvage are asked for, too */
+    bool skip_broken_bitmaps; /* with KEEP: those that say nothing are not made.  USAGE without */
+    bool force;               /* what is called out may be replaced */
+    bool restart;             /* what an interrupted run left is thrown away, not gone on with */
     const char *
         manifest; /* NULL, or a file to be written: of every byte where it is from, and digests of all
                            * (qmeld-manifest(5)) */
@@ -75,16 +89,24 @@ struct qmeld_flatten_report {
     char sha256[65];      /* with a manifest: of the disk's bytes, hexadecimal; else empty */
     char merkle_root[65]; /* likewise, of the tree over its leaves */
     uint64_t seconds_x1000;
+    size_t
+        n_bitmaps; /* of all layers, sorted by name: CREATED in the new image, or LEFT; none after a failure, with
+                       * salvage, and, with DROP, of layers whose bitmaps cannot be read */
+    struct qmeld_merged_bitmap *bitmaps;
 };
 
 /* Writes what path reads as, through all its layers, to a new image without any backing file.  The layers are only
  * read, and locked as a reader locks them.  out has its name when it is complete and durable: until
  * then the file is called .NAME.qmeld-partial, and the same call goes on with it.  A block device is written to as it
- * is.  out is NULL if opts->sink takes the bytes (USAGE: both, or neither).  opts and report may be NULL. */
+ * is.  out is NULL if opts->sink takes the bytes (USAGE: both, or neither).  opts may be NULL.
+ * report may be NULL; otherwise release it with qmeld_flatten_report_free, also after a failure. */
 QMELD_API int qmeld_flatten(const char *path, const char *out,
                             const struct qmeld_flatten_options *opts,
                             struct qmeld_flatten_report *report,
                             struct qmeld_error *err) QMELD_CHECK;
+
+/* Frees what it points at, not the struct; NULL is fine. */
+QMELD_API void qmeld_flatten_report_free(struct qmeld_flatten_report *report);
 
 /* What an interrupted flatten left; everything is the callee's. */
 struct qmeld_partial {
@@ -110,7 +132,7 @@ QMELD_API int qmeld_partials(const char *path, qmeld_partial_fn *fn, void *opaqu
 
 /* Goes on with one (path as above) as qmeld_flatten does when it is called again: what is to be done is in the note.  Of how,
  * which may be NULL, threads, secrets, progress, opaque and command count.  USAGE: there is no note.  STALE: what it
- * reads has changed.  report may be NULL. */
+ * reads has changed.  report as above. */
 QMELD_API int qmeld_flatten_resume(const char *path, const struct qmeld_flatten_options *how,
                                    struct qmeld_flatten_report *report,
                                    struct qmeld_error *err) QMELD_CHECK;

@@ -38,6 +38,8 @@ static const char help[] =
     "        --salvage                go on past what cannot be read, which reads as zeros; exit "
     "4\n"
     "                                 if there was something\n"
+    "        --bitmaps                OUT gets the persistent bitmaps of IMAGE\n"
+    "        --skip-broken-bitmaps    but those that say nothing\n"
     "    -m N                         use N threads\n"
     "    -t MODE                      accepted, and makes no difference; so do these:\n"
     "    -T MODE\n"
@@ -55,6 +57,7 @@ enum {
     OPT_TARGET_IS_ZERO = QM_OPT_FIRST,
     OPT_SALVAGE,
     OPT_BITMAPS,
+    OPT_SKIP_BROKEN,
 };
 
 /* No option becomes more than two words, and there are few besides. */
@@ -69,6 +72,8 @@ struct request {
     bool zero;
     bool quiet;
     bool bar;
+    bool bitmaps;
+    bool skip_broken;
 };
 
 static bool
@@ -142,8 +147,6 @@ take_refused(int c)
     case 'r':
         return refuse("-r: what only reads its source is not slowed down: use ionice, or the "
                       "limits of the control group");
-    case OPT_BITMAPS:
-        return refuse("--bitmaps: qmeld flatten says what becomes of bitmaps: use that");
     default:
         return qm_cli_refuse_qemu_option("convert", c);
     }
@@ -161,6 +164,12 @@ take_flag(struct request *r, int c)
         return true;
     case OPT_TARGET_IS_ZERO:
         r->zero = true;
+        return true;
+    case OPT_BITMAPS:
+        r->bitmaps = true;
+        return true;
+    case OPT_SKIP_BROKEN:
+        r->skip_broken = true;
         return true;
     case 'p':
         r->bar = true;
@@ -225,6 +234,8 @@ take_operands(struct request *r, int n, char **operands)
     }
     if (r->zero && !r->no_create)
         return refuse("--target-is-zero goes with -n");
+    if (r->skip_broken && !r->bitmaps)
+        return refuse("--skip-broken-bitmaps goes with --bitmaps");
     if (r->no_create && (stat(operands[1], &st) != 0 || !S_ISBLK(st.st_mode)))
         return refuse("-n writes into an OUT that is there, and here that is for block devices "
                       "only: leave it out, and OUT is replaced");
@@ -234,6 +245,10 @@ take_operands(struct request *r, int n, char **operands)
                       "flatten for standard output");
     if (r->compress)
         add(r, r->zstd ? "--compress=zstd" : "--compress=zlib", NULL);
+    if (r->bitmaps)
+        add(r, "--bitmaps=keep", NULL);
+    if (r->skip_broken)
+        add(r, "--skip-broken-bitmaps", NULL);
     if (r->quiet)
         add(r, "--quiet", NULL);
     else if (r->bar)
@@ -254,7 +269,7 @@ take_options(struct request *r, int argc, char **argv)
         {"salvage", no_argument, NULL, OPT_SALVAGE},
         {"force-share", no_argument, NULL, 'U'},
         {"bitmaps", no_argument, NULL, OPT_BITMAPS},
-        {"skip-broken-bitmaps", no_argument, NULL, OPT_BITMAPS},
+        {"skip-broken-bitmaps", no_argument, NULL, OPT_SKIP_BROKEN},
         {"target-image-opts", no_argument, NULL, QM_OPT_IMAGE_OPTS},
         QM_CLI_QEMU_OPTIONS,
         QM_CLI_COMMON_OPTIONS,

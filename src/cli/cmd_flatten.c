@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_flatten.c - `qmeld flatten`: what a chain reads as becomes one image. */
 #include "create_options.h"
+#include "outcome.h"
 #include "partials.h"
 #include "sandbox.h"
 
@@ -40,6 +41,11 @@ static const char help[] =
     "to\n"
     "                                 19 (3); -c is --compress=zlib.  Without a level, clusters\n"
     "                                 that are stored so in a layer are passed on as they are\n"
+    "        --bitmaps=drop           OUT gets no persistent bitmaps (default)\n"
+    "        --bitmaps=merge          it gets those of all layers, one of each name; qcow2 only\n"
+    "        --bitmaps=keep           it gets those of IMAGE, as with qemu-img convert --bitmaps\n"
+    "        --skip-broken-bitmaps    with keep: but those that were not closed cleanly, or are\n"
+    "                                 damaged; otherwise they are a reason to refuse\n"
     "        --no-detect-zeroes       zeros that are stored as data stay data; otherwise they\n"
     "                                 become holes\n"
     "        --manifest=FILE          also write where every byte is from, and SHA-256 of the "
@@ -84,6 +90,7 @@ static const char help[] =
 
 enum {
     OPT_COMPRESS = QM_OPT_MERGING_FIRST,
+    OPT_SKIP_BROKEN,
     OPT_NO_DETECT_ZEROES,
     OPT_MANIFEST,
     OPT_LEAF,
@@ -130,6 +137,21 @@ take_compress(struct request *r, char *arg)
     return true;
 }
 
+static bool
+take_bitmaps(struct request *r, const char *arg)
+{
+    static const char *const names[] = {"drop", "merge", "keep"};
+
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(arg, names[i]) != 0)
+            continue;
+        r->flatten.bitmaps = (enum qmeld_flatten_bitmaps)i;
+        return true;
+    }
+    qm_cli_usage("flatten", "--bitmaps is merge, keep or drop, not \"%s\"", arg);
+    return false;
+}
+
 /* False after a complaint. */
 static bool
 take_option(struct request *r, int c)
@@ -148,6 +170,11 @@ take_option(struct request *r, int c)
         return true;
     case OPT_COMPRESS:
         return take_compress(r, optarg);
+    case QM_OPT_BITMAPS:
+        return take_bitmaps(r, optarg);
+    case OPT_SKIP_BROKEN:
+        r->flatten.skip_broken_bitmaps = true;
+        return true;
     case OPT_NO_DETECT_ZEROES:
         r->flatten.keep_zeros = true;
         return true;
@@ -222,6 +249,8 @@ take_options(struct request *r, int argc, char **argv)
         {"extended-l2", required_argument, NULL, OPT_CREATE + 4},
         {"lazy-refcounts", required_argument, NULL, OPT_CREATE + 5},
         {"compress", required_argument, NULL, OPT_COMPRESS},
+        {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},
+        {"skip-broken-bitmaps", no_argument, NULL, OPT_SKIP_BROKEN},
         {"no-detect-zeroes", no_argument, NULL, OPT_NO_DETECT_ZEROES},
         {"manifest", required_argument, NULL, OPT_MANIFEST},
         {"leaf", required_argument, NULL, OPT_LEAF},
@@ -297,6 +326,8 @@ print_report(const struct request *r, const struct qmeld_flatten_report *report)
     if (report->resumed)
         printf("; gone on with at %s", qm_cli_size(report->resumed_at).text);
     printf("\n");
+    qm_cli_outcome_print_bitmaps(stdout, "the new image", report->bitmaps, report->n_bitmaps,
+                                 false);
     if (report->sha256[0])
         printf("SHA-256 %s\nMerkle root %s\n", report->sha256, report->merkle_root);
 }
@@ -320,6 +351,8 @@ print_json(const struct request *r, const struct qmeld_flatten_report *report,
         qm_cli_json_add_u64(object, "bytes-lost", report->bytes_lost);
         qm_cli_json_add_u64(object, "ranges-lost", report->ranges_lost);
     }
+    qm_cli_json_add(object, "bitmaps",
+                    qm_cli_outcome_bitmaps_json(report->bitmaps, report->n_bitmaps));
     qm_cli_json_add_bool(object, "resumed", report->resumed);
     if (report->resumed)
         qm_cli_json_add_u64(object, "resumed-at", report->resumed_at);
@@ -422,6 +455,7 @@ run(int argc, char **argv)
         print_json(&r, &report, code == QM_EXIT_DONE ? NULL : &err);
     else if (code == QM_EXIT_DONE && !r.merging.quiet && !r.to_stdout)
         print_report(&r, &report);
+    qmeld_flatten_report_free(&report);
     if (code != QM_EXIT_DONE || report.bytes_lost == 0)
         return code;
     fprintf(stderr, "qmeld: %" PRIu64 " bytes are lost, in %" PRIu64 " ranges\n", report.bytes_lost,

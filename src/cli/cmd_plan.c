@@ -183,7 +183,7 @@ print_plan(const struct qmeld_plan_report *r, bool verbose)
                r->top_layer + 1, r->base_layer + 1);
     qm_cli_outcome_print_ways(r->direction, r->bytes_down, r->bytes_up);
     print_layers(r);
-    qm_cli_outcome_print_bitmaps(stdout, r->bitmaps, r->n_bitmaps, false);
+    qm_cli_outcome_print_bitmaps(stdout, "the base", r->bitmaps, r->n_bitmaps, false);
     if (!r->already_merged)
         print_work(r);
     if (verbose)

@@ -403,7 +403,7 @@ qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
     else if (code == QM_EXIT_DONE && !merging->quiet)
         qm_cli_outcome_print(&report, merging->verbose);
     else if (code == QM_EXIT_DONE)
-        qm_cli_outcome_print_bitmaps(stderr, report.bitmaps, report.n_bitmaps, true);
+        qm_cli_outcome_print_bitmaps(stderr, "the base", report.bitmaps, report.n_bitmaps, true);
     qmeld_commit_report_free(&report);
     return code;
 }

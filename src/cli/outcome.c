@@ -113,7 +113,7 @@ bitmap_fate(enum qmeld_bitmap_fate fate)
 }
 
 static void
-print_bitmap(FILE *out, const struct qmeld_merged_bitmap *b)
+print_bitmap(FILE *out, const char *into, const struct qmeld_merged_bitmap *b)
 {
     QM_CLI_FREE char *name = qm_cli_quote(b->name), *layer = qm_cli_quote(b->layer);
     const char *why = b->unreadable ? " says nothing (not closed cleanly, or damaged)" : " has it";
@@ -122,9 +122,8 @@ print_bitmap(FILE *out, const struct qmeld_merged_bitmap *b)
     switch (b->fate) {
     case QMELD_BITMAP_MERGED:
     case QMELD_BITMAP_CREATED:
-        fprintf(out, "%s, a bit for %s, %s\n",
-                b->fate == QMELD_BITMAP_MERGED ? "merged into that of the base"
-                                               : "made in the base",
+        fprintf(out, "%s %s, a bit for %s, %s\n",
+                b->fate == QMELD_BITMAP_MERGED ? "merged into that of" : "made in", into,
                 qm_cli_size(b->granularity).text, b->enabled ? "recording" : "not recording");
         return;
     case QMELD_BITMAP_VOID:
@@ -139,16 +138,16 @@ print_bitmap(FILE *out, const struct qmeld_merged_bitmap *b)
     case QMELD_BITMAP_LEFT:
         break;
     }
-    fprintf(out, "not carried into the base: %s%s\n", layer, why);
+    fprintf(out, "not carried into %s: %s%s\n", into, layer, why);
 }
 
 void
-qm_cli_outcome_print_bitmaps(FILE *out, const struct qmeld_merged_bitmap *bitmaps, size_t n,
-                             bool only_lost)
+qm_cli_outcome_print_bitmaps(FILE *out, const char *into, const struct qmeld_merged_bitmap *bitmaps,
+                             size_t n, bool only_lost)
 {
     for (size_t i = 0; i < n; i++)
         if (!only_lost || bitmaps[i].unreadable)
-            print_bitmap(out, &bitmaps[i]);
+            print_bitmap(out, into, &bitmaps[i]);
 }
 
 struct json_object *
@@ -368,7 +367,7 @@ qm_cli_outcome_print(const struct qmeld_commit_report *report, bool verbose)
     qm_cli_outcome_print_ways(report->direction, report->bytes_down, report->bytes_up);
     print_layers(report);
     if (!report->reverted)
-        qm_cli_outcome_print_bitmaps(stdout, report->bitmaps, report->n_bitmaps, false);
+        qm_cli_outcome_print_bitmaps(stdout, "the base", report->bitmaps, report->n_bitmaps, false);
     qm_cli_others_print(stdout, report->dependants, report->n_dependants, false);
     if (report->reclaimed && !report->nothing_to_do)
         puts("--reclaim: the merged layers gave up their data as the merge went; there is no way "

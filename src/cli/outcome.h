@@ -38,7 +38,8 @@ char *qm_cli_outcome_future(const struct qmeld_plan_report *report, size_t i);
 const char *qm_cli_outcome_direction(enum qmeld_direction direction);
 
 /* A line for each, to `out`; only_lost: of those whose history ends here. */
-void qm_cli_outcome_print_bitmaps(FILE *out, const struct qmeld_merged_bitmap *bitmaps, size_t n,
+void qm_cli_outcome_print_bitmaps(FILE *out, const char *into,
+                                  const struct qmeld_merged_bitmap *bitmaps, size_t n,
                                   bool only_lost);
 struct json_object *qm_cli_outcome_bitmaps_json(const struct qmeld_merged_bitmap *bitmaps,
                                                 size_t n);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "partials.h"
 
+#include "outcome.h"
+
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <stdlib.h>
@@ -178,6 +180,8 @@ report_json(const char *out, const struct qmeld_flatten_report *report,
     qm_cli_json_add_bool(object, "resumed", report->resumed);
     qm_cli_json_add_u64(object, "resumed-at", report->resumed_at);
     qm_cli_json_add_u64(object, "bytes-lost", report->bytes_lost);
+    qm_cli_json_add(object, "bitmaps",
+                    qm_cli_outcome_bitmaps_json(report->bitmaps, report->n_bitmaps));
 }
 
 int
@@ -210,6 +214,7 @@ qm_cli_partial_finish(struct qm_cli_merging *merging, const char *out, struct js
         else
             qm_cli_json_print(object);
     }
+    qmeld_flatten_report_free(&report);
     if (code != QM_EXIT_DONE || report.bytes_lost == 0)
         return code;
     fprintf(stderr, "qmeld: %s: %" PRIu64 " bytes are lost, in %" PRIu64 " ranges\n", shown,

@@ -114,6 +114,10 @@ struct qm_bitmap_orders {
 
 void qm_bitmap_orders_release(struct qm_bitmap_orders *orders);
 
+/* The order for this name; NULL: none. */
+const struct qm_bitmap_order *qm_bitmap_order_of(const struct qm_bitmap_orders *orders,
+                                                 const char *name);
+
 /* Can they be obeyed in an image that will have this size?  Nothing is written.  USAGE, UNSUPPORTED, NOSPACE. */
 int qm_bitmap_orders_check(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders,
                            uint64_t new_size, struct qmeld_error *err) QM_CHECK;
@@ -122,8 +126,8 @@ int qm_bitmap_orders_check(const struct qm_qcow2 *q, const struct qm_bitmap_orde
 int qm_bitmap_orders_result(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders,
                             uint32_t *out_n, uint64_t *out_len, struct qmeld_error *err) QM_CHECK;
 
-/* The finest granularity, from `bits` on, that the format allows for this size. */
-uint32_t qm_bitmap_granularity_for(const struct qm_qcow2 *q, uint32_t bits, uint64_t size);
+/* The finest granularity, from `bits` on, that the format allows for this virtual size and clusters of so many bytes. */
+uint32_t qm_bitmap_granularity_for(uint64_t cluster_size, uint32_t bits, uint64_t size);
 
 /* USAGE if the image is to grow beside a bitmap that is in_use (QEMU refuses that, too).  For a new
  * merge; one that goes on has left them so itself.  Not beside those that orders (NULL: none) remove. */

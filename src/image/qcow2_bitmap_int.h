@@ -66,10 +66,6 @@ int qm_bitmap_by_name(const void *a, const void *b);
  * directory is durable, and named by the header.  Nothing is done if the directory has and lacks what it is to. */
 int qm_bitmap_rebuild_dir(struct qm_bitmaps *b, struct qmeld_error *err) QM_CHECK;
 
-/* The order for this name; NULL: none. */
-const struct qm_bitmap_order *qm_bitmap_order_of(const struct qm_bitmap_orders *orders,
-                                                 const char *name);
-
 /* Writes the flags of a directory entry in place; no sync. */
 int qm_bitmap_write_flags(const struct qm_bitmaps *b, const struct qm_bitmap *m, uint32_t flags,
                           struct qmeld_error *err) QM_CHECK;

@@ -44,12 +44,13 @@ qm_bitmap_order_of(const struct qm_bitmap_orders *orders, const char *name)
 }
 
 uint32_t
-qm_bitmap_granularity_for(const struct qm_qcow2 *q, uint32_t bits, uint64_t size)
+qm_bitmap_granularity_for(uint64_t cluster_size, uint32_t bits, uint64_t size)
 {
     struct qm_bitmap m = {.granularity_bits = bits};
 
     while (m.granularity_bits < MAX_GRANULARITY &&
-           qm_bitmap_entries(q, &m, size) > QCOW2_MAX_BITMAP_BYTES / q->geo.cluster_size)
+           qm_align_up(qm_div_up(qm_bitmap_bits(&m, size), 8), cluster_size) >
+               QCOW2_MAX_BITMAP_BYTES)
         m.granularity_bits++;
     return m.granularity_bits;
 }

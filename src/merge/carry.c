@@ -47,6 +47,12 @@ qcow2_of(const struct qm_carry *c, size_t layer)
     return img ? qm_qcow2_of(img) : NULL;
 }
 
+static uint64_t
+target_cluster(const struct qm_carry *c)
+{
+    return c->new_cluster ? c->new_cluster : qcow2_of(c, c->target)->geo.cluster_size;
+}
+
 static int
 by_name(const void *a, const void *b)
 {
@@ -156,6 +162,15 @@ join(const struct qm_carry *c, size_t layer, struct qm_bitmap_list *list, struct
     return 0;
 }
 
+/* Bitmaps that nobody is to have need not be known: of a target only, as it keeps what is not named. */
+static bool
+is_no_matter(const struct qm_carry *c, size_t layer, enum qmeld_code code)
+{
+    return c->mode == QMELD_BITMAPS_DROP && layer != c->target &&
+           (code == QMELD_CORRUPT || code == QMELD_UNSUPPORTED ||
+            (c->new_cluster && code == QMELD_IO));
+}
+
 static int
 look(const struct qm_carry *c, struct states *s, struct qmeld_error *err)
 {
@@ -163,15 +178,15 @@ look(const struct qm_carry *c, struct states *s, struct qmeld_error *err)
         struct qm_bitmap_list list;
         int rc = read_list(c, i, &list, err);
 
+        if (rc < 0 && is_no_matter(c, i, err->code)) {
+            *err = (struct qmeld_error){.disk = err->disk};
+            s->unknown = true;
+            continue;
+        }
         if (rc < 0 && i != c->target &&
             (err->code == QMELD_CORRUPT || err->code == QMELD_UNSUPPORTED)) {
             const size_t len = strlen(err->what);
 
-            if (c->mode == QMELD_BITMAPS_DROP) {
-                *err = (struct qmeld_error){.disk = err->disk};
-                s->unknown = true;
-                continue;
-            }
             snprintf(err->what + len, sizeof err->what - len,
                      ", or merge without the layers' bitmaps, with --bitmaps=drop");
         }
@@ -189,9 +204,9 @@ look(const struct qm_carry *c, struct states *s, struct qmeld_error *err)
 static bool
 can_hold(const struct qm_carry *c)
 {
-    const struct qm_qcow2 *q = qcow2_of(c, c->target);
+    const struct qm_qcow2 *q = c->new_cluster ? NULL : qcow2_of(c, c->target);
 
-    return q && q->hdr.version >= 3;
+    return c->new_cluster || (q && q->hdr.version >= 3);
 }
 
 static int
@@ -233,7 +248,7 @@ decide(const struct qm_carry *c, const struct states *s, const struct state *n,
     out->granularity_bits =
         n->in_target
             ? n->granularity_bits
-            : qm_bitmap_granularity_for(qcow2_of(c, c->target), n->granularity_bits, c->new_size);
+            : qm_bitmap_granularity_for(target_cluster(c), n->granularity_bits, c->new_size);
     return true;
 }
 
@@ -494,7 +509,7 @@ import(struct import *in, struct qmeld_error *err)
             o->deed == QM_BITMAP_CARRY && qm_bitmaps_find(in->bitmaps, k, &in->of[k].bitmap);
         any = any || in->of[k].gets;
     }
-    for (size_t i = in->c->base + 1; any && i <= in->c->top; i++) {
+    for (size_t i = in->c->base + !in->c->new_cluster; any && i <= in->c->top; i++) {
         struct qm_bitmap_list list;
         int rc = read_list(in->c, i, &list, err);
 

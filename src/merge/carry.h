@@ -7,6 +7,8 @@
  * leaves a bitmap which looks whole, and lacks a layer's part, makes it a wrong one.  docs/decisions/0027-bitmaps.md has the rules:
  * which bitmaps are put together, and which are void.
  *
+ * A new image gets those of the layers that it is made of likewise: it has none itself, so each layer is a source.
+ *
  *     plan      what becomes of each name; goes into the journal
  *     check     can it be done?  Before the first write
  *     import    bits, and what layers without the bitmap changed while it recorded below them, become marks
@@ -24,7 +26,8 @@ struct qm_carry {
     const struct qm_chain *chain;
     size_t base;
     size_t top;
-    size_t target; /* base, or above it */
+    size_t target;        /* base, or above it; QM_NO_LAYER: a new image */
+    uint64_t new_cluster; /* of a new image, which can hold bitmaps: its cluster size; else 0 */
     enum qmeld_bitmaps mode;
     bool layers_stay; /* merged layers are not deleted: what the target cannot hold is not lost */
     uint64_t new_size;
@@ -35,7 +38,7 @@ struct qm_carry {
 int qm_carry_plan(const struct qm_carry *c, struct qm_bitmap_orders *out, struct qmeld_error *err)
     QM_CHECK;
 
-/* As qm_bitmap_orders_check. */
+/* As qm_bitmap_orders_check; the target is a layer. */
 int qm_carry_check(const struct qm_carry *c, const struct qm_bitmap_orders *orders,
                    struct qmeld_error *err) QM_CHECK;
 

@@ -358,6 +358,8 @@ flatten(struct qm_flatten *f, const char *out, struct qmeld_error *err)
     f->create.size = f->size;
     if (f->is_qcow2 && qm_qcow2_create_check(out, &f->create, err) < 0)
         return -1;
+    if (qm_flatten_bitmaps_plan(f, err) < 0 || qm_flatten_bitmaps_tell(f, err) < 0)
+        return -1;
     take_limits(f);
     return write_output(f, out, err);
 }
@@ -393,11 +395,24 @@ qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_opti
         f.report->bytes_shared += qm_route_sums(&f.routes, f.chain->layers[i].img->data).shared;
     qm_routes_release(&f.routes);
     qm_flatten_sink_close(&f);
+    qm_bitmap_orders_release(&f.orders);
     if (rc < 0)
         qm_output_fail(&f.output, err);
     qm_flatten_record_close(&f, rc < 0);
     qm_output_close(&f.output);
     qm_chain_close(f.chain);
     f.report->seconds_x1000 = now_ms() - began;
+    if (!report || rc < 0)
+        qmeld_flatten_report_free(f.report);
     return rc;
+}
+
+void
+qmeld_flatten_report_free(struct qmeld_flatten_report *report)
+{
+    if (!report)
+        return;
+    qm_carry_told_free(report->bitmaps, report->n_bitmaps);
+    report->bitmaps = NULL;
+    report->n_bitmaps = 0;
 }

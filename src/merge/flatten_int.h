@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * flatten_int.h - what the files that serve qmeld_flatten share: flatten.c, flatten_sink.c and flatten_record.c.  Nobody else includes it.
+ * flatten_int.h - what the files that serve qmeld_flatten share: flatten.c, flatten_bitmaps.c, flatten_sink.c and flatten_record.c.  Nobody else includes it.
  */
 #ifndef QM_FLATTEN_INT_H
 #define QM_FLATTEN_INT_H
 
+#include "carry.h"
 #include "create.h"
 #include "evidence.h"
 #include "losses.h"
@@ -42,8 +43,9 @@ struct qm_flatten {
     struct qm_qcow2 *q; /* the new image; output.file is not its own */
     struct qm_append *append;
     struct qm_moves moves;
-    uint64_t batch;       /* bytes written since the last publish */
-    uint64_t batch_bytes; /* when it is full */
+    struct qm_bitmap_orders orders; /* what becomes of the layers' bitmaps */
+    uint64_t batch;                 /* bytes written since the last publish */
+    uint64_t batch_bytes;           /* when it is full */
     unsigned char
         *first; /* raw, on a block device: the first chunk, which is written last; NULL: zeros */
 };
@@ -61,6 +63,22 @@ bool qm_flatten_is_full(const struct qm_flatten *f);
 /* After the last publish. */
 int qm_flatten_complete(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
 void qm_flatten_sink_close(struct qm_flatten *f);
+
+/* ---- flatten_bitmaps.c ---- */
+
+/* What becomes of each bitmap of the chain, which is open; before anything is written.  USAGE: the new image cannot have
+ * them. */
+int qm_flatten_bitmaps_plan(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+
+/* f->q, which was made just now, gets them without bits, and in_use. */
+int qm_flatten_bitmaps_make(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+
+/* All else of f->q is durable, and nobody else has its refcounts in hand: bits, then in_use off, durable.  In every run
+ * that gets so far. */
+int qm_flatten_bitmaps_fill(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
+
+/* For the report. */
+int qm_flatten_bitmaps_tell(struct qm_flatten *f, struct qmeld_error *err) QM_CHECK;
 
 /* ---- flatten_request.c ---- */
 

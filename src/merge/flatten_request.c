@@ -65,6 +65,27 @@ add_allowed(struct json_object *j, const char *const *allow)
     return true;
 }
 
+/* Only where they are asked for: a note that says nothing of them is one of an image without. */
+static bool
+add_bitmaps(struct json_object *j, const struct qmeld_flatten_options *o)
+{
+    if (o->bitmaps == QMELD_FLATTEN_BITMAPS_DROP)
+        return true;
+    return add_text(j, "bitmaps", o->bitmaps == QMELD_FLATTEN_BITMAPS_KEEP ? "keep" : "merge") &&
+           add_bool(j, "skip-broken", o->skip_broken_bitmaps);
+}
+
+static void
+take_bitmaps(struct json_object *j, struct qmeld_flatten_options *o)
+{
+    const char *word = qm_field_word(j, "bitmaps");
+
+    o->bitmaps = !word                       ? QMELD_FLATTEN_BITMAPS_DROP
+                 : strcmp(word, "keep") == 0 ? QMELD_FLATTEN_BITMAPS_KEEP
+                                             : QMELD_FLATTEN_BITMAPS_MERGE;
+    o->skip_broken_bitmaps = qm_field_is_true(j, "skip-broken");
+}
+
 char *
 qm_flatten_request(const struct qm_flatten *f)
 {
@@ -83,7 +104,7 @@ qm_flatten_request(const struct qm_flatten *f)
         add_number(j, "level", (uint64_t)o->compress_level) && add_bool(j, "salvage", o->salvage) &&
         add_text(j, "fill", o->fill) && add_path(j, "map", o->salvage_map) &&
         add_path(j, "manifest", o->manifest) && add_number(j, "leaf", f->leaf) &&
-        add_bool(j, "zeros", o->keep_zeros))
+        add_bool(j, "zeros", o->keep_zeros) && add_bitmaps(j, o))
         text = strdup(json_object_to_json_string_ext(j, JSON_C_TO_STRING_PLAIN));
     json_object_put(j);
     return text;
@@ -168,6 +189,7 @@ read_request(const char *text, struct request *r)
     o->manifest = qm_field_word(j, "manifest");
     o->leaf = qm_field_number_or_0(j, "leaf");
     o->keep_zeros = qm_field_is_true(j, "zeros");
+    take_bitmaps(j, o);
     o->share = o->restart = false;
     o->sink = NULL;
     return true;

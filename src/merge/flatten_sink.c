@@ -34,6 +34,8 @@ open_qcow2(struct qm_flatten *f, struct qmeld_error *err)
         return -1;
     if (qm_qcow2_open(file, QCOW2_DECODE_STRICT, &f->q, err) < 0)
         return -1;
+    if (!f->output.resumed && qm_flatten_bitmaps_make(f, err) < 0)
+        return -1;
     if (file->blockdev) {
         f->q->hdr.crypt_method = UNFINISHED;
         if (qm_header_store(f->q, err) < 0)
@@ -313,7 +315,7 @@ qm_flatten_publish(struct qm_flatten *f, uint64_t done, struct qmeld_error *err)
 static int
 complete_qcow2(struct qm_flatten *f, struct qmeld_error *err)
 {
-    if (qm_append_finish(f->append, err) < 0)
+    if (qm_append_finish(f->append, err) < 0 || qm_flatten_bitmaps_fill(f, err) < 0)
         return -1;
     if (!f->output.file->blockdev)
         return 0;

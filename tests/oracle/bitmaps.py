@@ -6,6 +6,8 @@
                           --merge leave, and what layers without them wrote; read by QEMU's own export
                           (qemu-nbd -B) now and then; those that a killed writer left say nothing
     bitmaps.py --kill     the same, each merge killed again and again until it is through
+    bitmaps.py --flatten  a new image (qmeld flatten) has, with merge, what the model says of all layers put together, with
+                          keep what qemu-img convert --bitmaps gives it; with --kill, killed until it is through
     bitmaps.py --backup   a full backup, guest writes through layers, merges; what the bitmap names, copied over the
                           backup, is the disk
 
@@ -144,8 +146,11 @@ def compare_export(path):
 
 
 def merge(w, qmeld, args, kill):
-    """One merge; killed at times that grow, if it is to be."""
-    argv = [qmeld, "commit", *args]
+    return run(w, [qmeld, "commit", *args], kill, lambda: not any(x.endswith(".qmeld") for x in os.listdir(w.folder)))
+
+
+def run(w, argv, kill, is_through):
+    """One piece of work; killed at times that grow, if it is to be."""
     w.story.append(" ".join(argv[1:]))
     wait, kills = 0.001, 0
     while kill:
@@ -153,7 +158,7 @@ def merge(w, qmeld, args, kill):
         try:
             err = p.communicate(timeout=wait)[1]
             # killed behind the end: the names are gone, and so is the journal; what is checked next tells
-            through = kills and not any(x.endswith(".qmeld") for x in os.listdir(w.folder))
+            through = kills and is_through()
             if p.returncode == 0 or through:
                 return kills
             raise Fail(f"after {kills} kills: rc {p.returncode}: {err.decode()}")
@@ -214,6 +219,56 @@ def one(opts, folder, rng):
     return f"{mode}, {kills} kills" if opts.kill else mode
 
 
+def kept_by_qemu(w, top, skip):
+    """The bitmaps that qemu-img convert gives a new image; None: it refuses."""
+    r = oracle.run(["qemu-img", "convert", "--bitmaps", *skip, "-O", "qcow2", top, "theirs"], w.folder)
+    if r.rc != 0:
+        return None
+    found = Qcow2(w.path("theirs")).bitmaps()
+    os.unlink(w.path("theirs"))
+    return {n: bitmap_model.Expected(flags, gran, oracle.set_bits(bits), set()) for n, (flags, gran, bits) in found.items()}
+
+
+def flat(opts, folder, rng):
+    """A chain's bitmaps in a new image."""
+    w = build(folder, rng)
+    top = rng.randrange(len(w.layers)) if rng.random() < 0.3 else len(w.layers) - 1
+    qs = [Qcow2(w.path(x)) for x in w.layers[:top + 1]]
+    mode = rng.choice(["merge", "merge", "keep", "drop"])
+    skip = ["--skip-broken-bitmaps"] if mode == "keep" and rng.random() < 0.5 else []
+    want = {"merge": lambda: bitmap_model.expect([None] + qs, "merge", qs[-1].size), "drop": dict,
+            "keep": lambda: kept_by_qemu(w, w.layers[top], skip)}[mode]()
+    options = ["--cluster-size", rng.choice(["512", "4k", "64k", "64k", "2M"]), "--refcount-bits", rng.choice(["1", "16", "64"])]
+    options += ["-c"] if rng.random() < 0.3 else []
+    words = ["convert", "-O", "qcow2", "--bitmaps", *skip] if mode == "keep" and rng.random() < 0.5 else \
+        ["flatten", "-O", "qcow2", "--bitmaps=" + mode, *skip, *options]
+    argv = [opts.qmeld, *words, "--output=json", w.layers[top], "flat"]
+    out = w.path("flat")
+    if want is None:
+        r = oracle.run(argv, folder)
+        if r.rc != 2 or "--skip-broken-bitmaps" not in r.err or os.path.exists(out):
+            raise Fail(f"qemu-img refuses, and here rc {r.rc}: {r.err}")
+        return "refused"
+    kills = run(w, argv, opts.kill, lambda: os.path.exists(out) and not os.path.exists(w.path(".flat.qmeld-flatten")))
+    wrong = bitmap_model.compare(want, Qcow2(out))
+    if wrong:
+        raise Fail(wrong)
+    if oracle.check(out)[0] != 0:
+        raise Fail("the new image is not clean")
+    if oracle.view(out, cwd=folder) != oracle.view(w.layers[top], cwd=folder):
+        raise Fail("the new image reads otherwise")
+    if not opts.kill:
+        os.unlink(out)
+        told = json.loads(oracle.must(argv, folder).out)["bitmaps"]
+        if {b["name"] for b in told if b["fate"] == "created"} != set(want):
+            raise Fail(f"the report says {told}, and there are {sorted(want)}")
+        if {b["name"] for b in told} != {n for q in qs for n in q.bitmaps()}:
+            raise Fail(f"the report does not name all bitmaps: {told}")
+    if opts.export and rng.random() < 0.1:
+        compare_export(out)
+    return f"{mode}, {kills} kills" if opts.kill else mode
+
+
 def backup(opts, folder, rng):
     """Incremental backups go on over merges."""
     w = World(folder, rng)
@@ -260,18 +315,21 @@ def main():
     p.add_argument("--count", type=int, default=30)
     p.add_argument("--kill", action="store_true")
     p.add_argument("--backup", action="store_true")
+    p.add_argument("--flatten", action="store_true")
     p.add_argument("--keep", action="store_true")
     opts = p.parse_args()
     oracle.need("qemu-img", "qemu-io")
     opts.export = bool(shutil.which("qemu-nbd") and shutil.which("nbdinfo"))
     opts.qmeld = oracle.qmeld_program()
+    if opts.flatten:
+        os.environ["QMELD_TEST_BATCH"] = str(1 << 16)  # in test builds: short batches, of which one is gone on with
     home, bad, seen = oracle.scratch(), 0, {}
     for seed in range(opts.seed, opts.seed + opts.count):
         folder = os.path.join(home, str(seed))
         os.mkdir(folder)
         rng = random.Random(seed)
         try:
-            end = (backup if opts.backup else one)(opts, folder, rng)
+            end = (backup if opts.backup else flat if opts.flatten else one)(opts, folder, rng)
             seen[end.split(",")[0]] = seen.get(end.split(",")[0], 0) + 1
             shutil.rmtree(folder)
         except Fail as e:

@@ -7,6 +7,7 @@
  */
 #include "chain.h"
 #include "map.h"
+#include "qcow2_bitmap.h"
 #include "share.h"
 #include "torn.h"
 
@@ -41,6 +42,7 @@ struct crash {
     struct qmeld_flatten_options opts;
     struct qmeld_flatten_report *report; /* of the undisturbed run; may be NULL */
     unsigned complete;                   /* states in which the image had its name */
+    bool bitmap;                         /* it has the bitmap of what it is made from */
     unsigned resumed; /* that were gone on with from further than the beginning */
 };
 
@@ -71,6 +73,87 @@ remove_dir(void **state)
     return chdir("/") == 0 ? rmdir(dir) : -1;
 }
 
+/* ---- a bitmap ---- */
+
+#define GRANULE 512u
+
+static bool
+is_dirty(uint64_t granule)
+{
+    return granule % 7 == 3 || granule / 40 == 2;
+}
+
+static struct qm_qcow2 *
+open_image(const char *path, bool writable)
+{
+    struct qm_file *file;
+    struct qm_qcow2 *q;
+
+    OK(qm_file_open(path, &file, err));
+    if (writable)
+        OK(qm_file_make_writable(file, err));
+    OK(qm_qcow2_open(file, 0, &q, err));
+    return q;
+}
+
+static void
+add_bitmap(const char *path)
+{
+    struct qm_bitmap_order order = {.name = (char[]){"daily"},
+                                    .deed = QM_BITMAP_CARRY,
+                                    .created = true,
+                                    .enabled = true,
+                                    .granularity_bits = 9};
+    const struct qm_bitmap_orders orders = {.list = {.at = &order, .n = 1}};
+    struct qm_qcow2 *q = open_image(path, true);
+    struct qm_refs *refs;
+    struct qm_bitmaps *b;
+    size_t idx;
+
+    OK(qm_refs_open(q, &refs, err));
+    OK(qm_bitmaps_begin_with(q, refs, SIZE, NULL, &orders, &b, err));
+    assert_true(qm_bitmaps_find(b, 0, &idx));
+    for (uint64_t g = 0; g < SIZE / GRANULE; g++)
+        if (is_dirty(g))
+            qm_bitmaps_mark_in(b, idx, qm_guest(g * GRANULE), GRANULE);
+    OK(qm_bitmaps_end(b, err));
+    qm_refs_close(refs);
+    qm_image_close(&q->img);
+}
+
+static int
+see_run(guest_off from, uint64_t len, void *opaque, struct qmeld_error *err_)
+{
+    uint64_t *next = opaque;
+
+    (void)err_;
+    for (; *next < from.g; *next += GRANULE)
+        assert_false(is_dirty(*next / GRANULE));
+    for (; *next < from.g + len; *next += GRANULE)
+        assert_true(is_dirty(*next / GRANULE));
+    return 0;
+}
+
+/* Nobody else's is there, it is valid, and has these bits and no others. */
+static void
+check_bitmap(const char *path)
+{
+    struct qm_qcow2 *q = open_image(path, false);
+    struct qm_bitmap_list list;
+    uint64_t next = 0;
+
+    OK(qm_bitmap_list_read(q, &list, err));
+    assert_int_equal(list.list.n, 1);
+    assert_string_equal(list.list.at[0].name, "daily");
+    assert_int_equal(list.list.at[0].flags, QCOW2_BITMAP_AUTO);
+    assert_int_equal(list.list.at[0].granularity_bits, 9);
+    OK(qm_bitmap_each_run(q, &list.list.at[0], see_run, &next, err));
+    for (; next < SIZE; next += GRANULE)
+        assert_false(is_dirty(next / GRANULE));
+    qm_bitmap_list_release(&list);
+    qm_image_close(&q->img);
+}
+
 /* out is complete and reads as it should. */
 static void
 check_out(const struct crash *c)
@@ -89,6 +172,8 @@ check_out(const struct crash *c)
     free(got);
     if (!qcow2)
         return;
+    if (c->bitmap)
+        check_bitmap(out);
     OK(qmeld_check(out, "qcow2", QMELD_REPAIR_NONE, NULL, NULL, &found, err));
     assert_int_equal(found.corruptions + found.leaks + found.check_errors, 0);
 }
@@ -149,6 +234,7 @@ ask_state(const struct qm_torn_state *s, void *opaque)
         fail_msg("state %zu, %s: %s", s->number, s->choice, err.what);
     }
     c->resumed += report.resumed && report.resumed_at > 0;
+    qmeld_flatten_report_free(&report);
     check_out(c);
     assert_int_not_equal(access(partial, F_OK), 0);
     assert_int_not_equal(access(note, F_OK), 0);
@@ -250,6 +336,34 @@ flatten__clusters_that_are_passed_on_survive_power_cuts(void **state)
     assert_int_equal(report.bytes_passed, 0);
     check_out(&c);
     unlink(out);
+    unlink(packed);
+}
+
+/* With the name it has all bits, and says so; not before. */
+static void
+flatten__bitmaps_survive_power_cuts(void **state)
+{
+    static const struct qmeld_create_options small = {.format = "qcow2", .cluster_size = 512};
+    const struct qmeld_flatten_options make = {.target = &small, .format = "raw"};
+    const enum qmeld_flatten_bitmaps modes[] = {QMELD_FLATTEN_BITMAPS_MERGE,
+                                                QMELD_FLATTEN_BITMAPS_KEEP};
+
+    (void)state;
+    OK(qmeld_flatten(source, packed, &make, NULL, err));
+    add_bitmap(packed);
+    for (size_t i = 0; i < 2; i++) {
+        struct qmeld_flatten_report report;
+        struct crash c = {
+            .from = packed,
+            .report = &report,
+            .bitmap = true,
+            .opts = {.target = &small, .format = "qcow2", .bitmaps = modes[i], .threads = 1}};
+
+        try_all(&c, 400);
+        assert_int_equal(report.n_bitmaps, 1);
+        assert_int_equal(report.bitmaps[0].fate, QMELD_BITMAP_CREATED);
+        qmeld_flatten_report_free(&report);
+    }
     unlink(packed);
 }
 
@@ -440,6 +554,36 @@ flatten__every_failure_tells_the_truth_and_is_gone_on_from(void **state)
     }
 }
 
+static void
+flatten__a_failure_with_bitmaps_is_gone_on_from(void **state)
+{
+    static const struct qmeld_create_options small = {.format = "qcow2", .cluster_size = 4096};
+    const struct qmeld_flatten_options make = {.target = &small, .format = "raw"};
+    const struct fault kinds[] = {
+        {.error = EIO}, {.error = ENOSPC, .stays = true}, {.error = EIO, .reads = true}};
+
+    (void)state;
+    OK(qmeld_flatten(source, packed, &make, NULL, err));
+    add_bitmap(packed);
+    for (size_t k = 0; k < 3; k++) {
+        struct crash c = {.from = packed,
+                          .bitmap = true,
+                          .opts = {.target = &small,
+                                   .format = "qcow2",
+                                   .bitmaps = QMELD_FLATTEN_BITMAPS_MERGE,
+                                   .threads = 1}};
+        struct fault f;
+        unsigned n = 0;
+
+        do {
+            f = kinds[k];
+            f.after = n++;
+        } while (run_with_fault(&c, &f));
+        assert_true(f.after > 5);
+    }
+    unlink(packed);
+}
+
 /* A file system that shares, and then does not any more: the same image, copied. */
 static int
 refuse_shares(const struct qm_io_event *ev, void *opaque)
@@ -550,6 +694,8 @@ main(void)
         cmocka_unit_test(flatten__a_compressed_image_survives_power_cuts),
         cmocka_unit_test(flatten__an_image_that_is_replaced_is_there_until_the_new_one_is),
         cmocka_unit_test(flatten__clusters_that_are_passed_on_survive_power_cuts),
+        cmocka_unit_test(flatten__bitmaps_survive_power_cuts),
+        cmocka_unit_test(flatten__a_failure_with_bitmaps_is_gone_on_from),
         cmocka_unit_test(flatten__a_manifest_looks_into_what_is_passed_on),
         cmocka_unit_test(flatten__no_options_are_the_defaults_and_an_image_has_one_place),
         cmocka_unit_test(flatten__what_is_shared_survives_power_cuts),
