@@ -19,7 +19,7 @@ static const struct {
     {NULL, "backing-format", "words:qcow2,raw", NULL},
     {NULL, "bandwidth", "size", NULL},
     {NULL, "base", "layer", NULL},
-    {"flatten", "bitmaps", "words:drop,merge,keep", "which persistent bitmaps the new image gets"},
+    {"flatten", "bitmaps", "words:merge,keep,drop", "which persistent bitmaps the new image gets"},
     {NULL, "bitmaps", "words:merge,keep,drop",
      "what becomes of persistent bitmaps of merged layers"},
     {NULL, "cache", "words:writeback,none", "through the page cache, or past it"},
