@@ -102,6 +102,9 @@ struct qmeld_commit_options {
     bool
         force; /* not with protect: it is done nevertheless, and the report tells who is broken by it */
     bool no_scan; /* other images are not looked for: none is protected, refused for, or told of */
+    bool
+        files_go; /* with KEEP: the caller will remove the merged files when this call has succeeded, so that
+                    * who stands on any of them is refused for, too; not with protect */
     const char *const
         *scan; /* more places to look: folders, with all that is below them, and files */
     size_t n_scan;

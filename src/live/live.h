@@ -23,7 +23,7 @@
 #include "qmeld.h"
 
 /* Raised with every change of the structs below: program and module are installed together. */
-enum { QM_LIVE_ABI = 4 };
+enum { QM_LIVE_ABI = 5 };
 
 #define QM_LIVE_SYMBOL "qm_live_module"
 

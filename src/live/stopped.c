@@ -303,6 +303,7 @@ merge_once(struct merging *m, const char *journal, struct qmeld_error *err)
     options.keep_relative = s->change.keep_relative;
     options.bitmaps = s->change.bitmaps;
     options.overlays = QMELD_OVERLAYS_KEEP; /* until the definition is right */
+    options.files_go = s->change.remove;
     options.journal_dir = s->change.journal_dir;
     if (!options.bandwidth)
         options.bandwidth = s->request->bandwidth;

@@ -538,7 +538,7 @@ qm_merge_begin(struct qm_merge *m, struct qm_intent *intent, const char *journal
         return -1;
     }
     m->report->already_merged = intent->already = done;
-    if (((!done || qm_settle_has_work(m->settle)) &&
+    if (((!done || qm_settle_has_work(m->settle) || m->opts->files_go) &&
          qm_merge_meet_others(m, done, intent, err) < 0) ||
         ((!done || carries || qm_settle_has_work(m->settle)) &&
          qm_merge_check_room(m, intent, journal_path, err) < 0) ||

@@ -25,8 +25,8 @@ static void
 find_hurt(const struct qm_merge *m, bool done, bool *hurt)
 {
     const struct qm_settle_config *c = &m->settle_config;
-    const bool go =
-        c->overlays == QMELD_OVERLAYS_DELETE || c->overlays == QMELD_OVERLAYS_QUARANTINE;
+    const bool go = c->overlays == QMELD_OVERLAYS_DELETE ||
+                    c->overlays == QMELD_OVERLAYS_QUARANTINE || m->opts->files_go;
 
     hurt[c->base] = !done || c->target != c->base;
     for (size_t i = c->base + 1; i <= c->top; i++)
@@ -131,11 +131,12 @@ refuse(const struct qm_merge *m, const struct qm_dependants *found, struct qmeld
 
     if (image) {
         name_them(found, false, names, sizeof names);
-        return qm_fail(
-            err, QMELD_USAGE, qm_in(m->chain->layers[image->layer].path),
-            "other images read through it, and would read other data after the merge: "
-            "%s: say --protect to give them what they need first, or --force to break them",
-            names);
+        return qm_fail(err, QMELD_USAGE, qm_in(m->chain->layers[image->layer].path),
+                       "other images read through it, and would read other data after the merge: "
+                       "%s: %s, or --force to break them",
+                       names,
+                       m->opts->files_go ? "rebase them first (`qmeld rebase`)"
+                                         : "say --protect to give them what they need first");
     }
     name_them(found, true, names, sizeof names);
     return qm_fail(

@@ -355,6 +355,10 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
         return qm_fail(err, QMELD_USAGE, qm_in(path),
                        "what --reclaim gives up cannot be brought back: leave out either that or "
                        "--atomic and --undo");
+    if (m->opts->files_go && m->opts->protect)
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "images that stand on files which the caller removes later cannot be "
+                       "protected: let the merge remove them (--overlays=delete), or keep them");
     if (m->opts->protect && (m->opts->force || m->opts->no_scan))
         return qm_fail(err, QMELD_USAGE, qm_in(path),
                        "--protect protects whoever is found: leave out either that or --force and "

@@ -346,6 +346,13 @@ def shared(m):
         m.virsh("undefine", "other")
     refused(m, "--shallow", sentence="other.qcow2")  # libvirt knows of it no more, and it is there
     refused(m, "--shallow", "--protect", "--delete", sentence="--protect")
+    # upon stands on b, which reads as before and only loses its file; other must not be why
+    away = m.lab.dir + "/away"
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("b.qcow2"), "-F", "qcow2", m.path("upon.qcow2"))
+    os.rename(m.path("other.qcow2"), away)
+    refused(m, "--shallow", "--delete", sentence=["upon.qcow2", "rebase them"])
+    os.unlink(m.path("upon.qcow2"))
+    os.rename(away, m.path("other.qcow2"))
     m.img("convert", "-O", "raw", m.path("other.qcow2"), m.path("other"))
     m.commit("--shallow", "--protect")
     is_source(m, "a.qcow2")
