@@ -54,6 +54,9 @@ refuse_base(const struct qm_layer *base, struct qmeld_error *err)
         return refuse(base, err, "the base has internal snapshots, which cannot move up");
     if (q->hdr.has_bitmaps && q->hdr.n_bitmaps > 0)
         return refuse(base, err, "the base has persistent bitmaps, which cannot move up");
+    if (q->geo.data_file)
+        return refuse(base, err,
+                      "the base's guest data is in an external data file, which cannot move up");
     if (q->hdr.compatible & ~QCOW2_COMPAT_LAZY ||
         q->hdr.header_len > sizeof(struct qcow2_disk_header))
         return refuse(base, err,
@@ -84,6 +87,10 @@ refuse_target(const struct qm_layer *target, const struct qm_layer *base, struct
         return refuse(target, err,
                       "it is a version 3 image and the base is version 2: who reads the base might "
                       "not be able to read it");
+    if (t->geo.data_file)
+        return refuse(target, err,
+                      "its guest data is in an external data file, and the base's is not: who "
+                      "reads the base might not find it");
     if (t->hdr.incompatible & ~b->hdr.incompatible & ~states)
         return refuse(target, err,
                       "it has features that the base has not (extended L2 entries, zstd): who "
