@@ -106,10 +106,13 @@ open_real(struct qm_file *f, int flags, unsigned mode, struct qmeld_error *err)
 static int
 open_with(const char *path, int flags, unsigned mode, struct qm_file **out, struct qmeld_error *err)
 {
-    struct qm_file *f = calloc(1, sizeof *f);
     struct qm_shadow *dry = qm_shadow_now();
+    struct qm_file *f;
 
     *out = NULL;
+    if (!*path)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(), "an empty name names no file: say its path");
+    f = calloc(1, sizeof *f);
     if (!f || !(f->path = strdup(path))) {
         free(f);
         return qm_fail_nomem(err, "an open file");
