@@ -58,7 +58,8 @@ struct json_name {
     const char *bare_filename; /* filename, of a file node without a format on top */
     struct nbd_options {
         const char *type, *host, *port, *path, *export;
-    } nbd, bare_nbd; /* likewise of an NBD node */
+    } nbd, bare_nbd;            /* likewise of an NBD node */
+    char unknown[MAX_JSON_KEY]; /* the first option that is none of ours; "": there is none */
 };
 
 /* Options of a node that do not change which bytes it reads. */
@@ -127,10 +128,10 @@ take_option(struct json_name *j, const char *key, struct json_object *value,
         return 0;
     else
         slot = nbd_slot(j, key);
-    if (!slot) {
-        snprintf(why, sizeof why, "option \"%s\" is not supported: give the file itself a name",
-                 key);
-        return bad_name(err, QMELD_UNSUPPORTED, j->overlay, j->name, why);
+    if (!slot) { /* told when the driver is known, whose it may be */
+        if (!*j->unknown)
+            snprintf(j->unknown, sizeof j->unknown, "%s", key);
+        return 0;
     }
     if (*slot || (!json_object_is_type(value, json_type_string) &&
                   !(strstr(key, "port") && json_object_is_type(value, json_type_int)))) {
@@ -219,6 +220,30 @@ plain_path(const char *path)
     return asprintf(&out, "%s%s", qm_nbd_is_name(path) ? "./" : "", path) < 0 ? NULL : out;
 }
 
+/* A driver that is not ours is the reason, and what options it has is not.  No option is passed over in silence. */
+static int
+check_known(const struct json_name *j, struct qmeld_error *err)
+{
+    char why[MAX_JSON_KEY + 80];
+
+    if (j->file_driver && !is_file_driver(j->file_driver) && !is_nbd(j->file_driver))
+        snprintf(why, sizeof why,
+                 "driver \"%.60s\" under the format is not supported: only local files and NBD are",
+                 j->file_driver);
+    else if (j->driver && !is_file_driver(j->driver) && !is_nbd(j->driver) &&
+             strcmp(j->driver, "qcow2") != 0 && strcmp(j->driver, "raw") != 0)
+        snprintf(why, sizeof why,
+                 "driver \"%.60s\" is not supported: as formats qcow2 and raw are, as protocols "
+                 "local files and NBD",
+                 j->driver);
+    else if (*j->unknown)
+        snprintf(why, sizeof why, "option \"%s\" is not supported: give the file itself a name",
+                 j->unknown);
+    else
+        return 0;
+    return bad_name(err, QMELD_UNSUPPORTED, j->overlay, j->name, why);
+}
+
 /* From the options to a path and a format. */
 static int
 settle_options(const struct json_name *j, char **out, char **out_format, struct qmeld_error *err)
@@ -227,18 +252,7 @@ settle_options(const struct json_name *j, char **out, char **out_format, struct 
     const bool nbd = is_nbd(bare ? j->driver : j->file_driver ? j->file_driver : "");
     const char *path = bare ? j->bare_filename : j->filename;
     const char *format = bare ? "raw" : j->driver; /* a file node alone is its bytes */
-    char why[200];
 
-    if (j->file_driver && !is_file_driver(j->file_driver) && !is_nbd(j->file_driver)) {
-        snprintf(why, sizeof why,
-                 "driver \"%.60s\" under the format is not supported: only local files and NBD are",
-                 j->file_driver);
-        return bad_name(err, QMELD_UNSUPPORTED, j->overlay, j->name, why);
-    }
-    if (format && strcmp(format, "qcow2") != 0 && strcmp(format, "raw") != 0) {
-        snprintf(why, sizeof why, "driver \"%.60s\" is not supported: qcow2 and raw are", format);
-        return bad_name(err, QMELD_UNSUPPORTED, j->overlay, j->name, why);
-    }
     if (bare ? j->filename || j->file_driver : j->bare_filename != NULL)
         return bad_name(err, QMELD_CORRUPT, j->overlay, j->name,
                         "\"filename\" and \"file\" contradict each other");
@@ -287,7 +301,7 @@ json_path(const char *overlay, const char *name, char **out, char **out_format,
     if (json_tokener_get_error(tok) != json_tokener_success ||
         !json_object_is_type(obj, json_type_object) || json_tokener_get_parse_end(tok) < len)
         r = bad_name(err, QMELD_CORRUPT, overlay, name, "not a JSON object");
-    else if ((r = take_options(&j, "", obj, err)) == 0)
+    else if ((r = take_options(&j, "", obj, err)) == 0 && (r = check_known(&j, err)) == 0)
         r = settle_options(&j, out, out_format, err);
     json_object_put(obj);
     json_tokener_free(tok);

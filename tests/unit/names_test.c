@@ -264,12 +264,17 @@ static void
 names__json_other_drivers_are_refused_by_name(void **state)
 {
     (void)state;
+    refused("json:{\"driver\":\"rbd\",\"pool\":\"p\",\"image\":\"i\"}", QMELD_UNSUPPORTED,
+            "\"rbd\"");
+    refused("json:{\"pool\":\"p\",\"driver\":\"rbd\"}", QMELD_UNSUPPORTED, "\"rbd\"");
+    refused("json:{\"driver\":\"raw\",\"file\":{\"pool\":\"p\",\"driver\":\"rbd\"}}",
+            QMELD_UNSUPPORTED, "\"rbd\"");
     refused("json:{\"driver\":\"vmdk\",\"file.filename\":\"b\"}", QMELD_UNSUPPORTED, "\"vmdk\"");
     refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"ssh\"}}", QMELD_UNSUPPORTED,
             "\"ssh\"");
     refused(
         "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"qcow2\",\"file\":{\"filename\":\"b\"}}}",
-        QMELD_UNSUPPORTED, "\"file.file.filename\"");
+        QMELD_UNSUPPORTED, "\"qcow2\" under the format");
 }
 
 static void
