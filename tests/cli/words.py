@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command line itself: options, codes, streams; qemu-img's words."""
+import json
+import os
+import re
+import shutil
+import subprocess
+
+from lib import (ANY, CHAIN, QMELD, contents, expected, fates, forge, make_leak, qmeld, same)
+
+
+COMMANDS = [line.split("\t")[0] for line in subprocess.run(
+    [QMELD, "help", "--options"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()]
+
+
+def usage__no_command_is_refused_with_the_overview_on_stderr():
+    done = qmeld(code=2)
+    assert done.stdout == "" and "qmeld COMMAND" in done.stderr
+
+
+def usage__help_is_an_answer_and_so_on_stdout():
+    for args in (["help"], ["--help"], ["-h"]):
+        done = qmeld(*args)
+        assert "qmeld COMMAND" in done.stdout and done.stderr == ""
+
+
+def usage__version_is_one_line():
+    assert re.fullmatch(r"qmeld \d+\.\d+\.\d+\n", qmeld("--version").stdout)
+
+
+def usage__unknown_command_is_named():
+    assert '"unfold"' in qmeld("unfold", code=2).stderr
+    assert '"unfold"' in qmeld("help", "unfold", code=2).stderr
+
+
+def usage__every_command_explains_itself_in_two_ways():
+    for command in COMMANDS:
+        text = qmeld("help", command).stdout
+        assert text.startswith(f"qmeld {command} - ")
+        same(qmeld(command, "--help").stdout, text)
+        same(qmeld(command, "-h").stdout, text)
+        assert max(map(len, text.splitlines())) <= 94, command
+
+
+def usage__every_option_of_the_help_is_accepted():
+    for command in COMMANDS:
+        options = set(re.findall(r"^\s+(?:-\w, )?--([a-z0-9-]+)", qmeld("help", command).stdout, re.M))
+        assert len(options) >= 3, options
+        for option in options:
+            # help behind the option: an option that is not known complains first
+            done = qmeld(command, f"--{option}", "x", "--help", code=ANY)
+            assert "unknown or ambiguous" not in done.stderr, f"{command} --{option}"
+
+
+def usage__wrong_options_exit_2_and_say_where_help_is():
+    for command in COMMANDS:
+        code = 1 if command == "check" else 2  # there 2 means corruption, as in qemu-img
+        for wrong in (["--nonsense"], ["-Z"], ["--output"], ["--output=xml", "x"], ["--help=1"],
+                      *([[]] if command != "status" else [])):
+            done = qmeld(command, *wrong, code=code)
+            assert done.stdout == "" and f"see qmeld help {command}" in done.stderr, wrong
+
+
+def usage__two_images_are_refused():
+    for command in ("commit", "resume", "recover", "info", "map"):
+        assert "2 were named" in qmeld(command, "a", "b", code=2).stderr
+
+
+def usage__contradictions_are_refused():
+    qmeld("map", "--format=strip", "--output=json", "x", code=2)
+    for wrong in (["--pivot", "--keep-overlay"], ["--active", "--delete"], ["--verbose"], ["--async"],
+                  ["--bytes"], ["--bandwidth=4M"], ["--timeout=0"], ["--bandwidth=9e18"],
+                  ["--bytes", "--bandwidth=9E"]):
+        assert "see qmeld help blockcommit" in qmeld("blockcommit", "vm", "vda", *wrong, code=2).stderr
+    assert "--image-format" in qmeld("map", "--format=qcow2", "x", code=2).stderr
+
+
+def usage__without_the_live_module_only_its_commands_are_missed():
+    alone = os.path.abspath("qmeld-alone")
+    shutil.copy(QMELD, alone)
+
+    def ask(*args, **env):
+        done = subprocess.run([alone, *args], capture_output=True, text=True, timeout=60,
+                              env={**os.environ, **env})
+        return done.returncode, done.stderr
+
+    for args in (["blockcommit", "vm", "vda", "--pivot"], ["info", "-c", "qemu:///system", "vm"]):
+        code, said = ask(*args)
+        assert code == 2 and "live mode is not installed: install" in said, said
+    code, said = ask("blockcommit", "vm", "vda", QMELD_LIVE_MODULE="/dev/null")
+    assert code == 2 and "live mode cannot be loaded" in said, said
+    forge(CHAIN)
+    assert ask("info", "top.qcow2") == (0, "")
+
+
+def usage__bad_values_are_refused():
+    for args in (["--threads=-1"], ["--threads=two"], ["--threads="], ["--bandwidth=fast"],
+                 ["--bandwidth=-5"], ["--overlays=burn"], ["--progress=loud"], ["--deadline=soon"],
+                 ["--deadline=1w"], ["--deadline=1hh"], ["--deadline=-1"], ["--deadline="],
+                 ["--deadline=999999999999999999d"]):
+        qmeld("commit", *args, "x", code=2)
+    for args in (["-s", "-1"], ["-l", "1x"], ["-s", ""]):
+        qmeld("map", *args, "x", code=2)
+    qmeld("check", "--repair=some", "x", code=1)
+
+
+def usage__missing_file_fails_and_is_named():
+    for command in ("commit", "status", "resume", "info", "map", "check"):
+        done = qmeld(command, "absent.qcow2", code=1)
+        assert done.stderr.startswith("qmeld: ") and "absent.qcow2: " in done.stderr, done.stderr
+        assert done.stdout == ""
+
+
+def process__closed_descriptors_do_not_become_the_image():
+    """The image must not be opened as number 2: findings would be written into it.  (1 is closed
+    as well because the library opens read-only first, then for writing.)"""
+    make_leak()
+    shutil.copy("t.qcow2", "u.qcow2")
+    qmeld("check", "--repair=leaks", "t.qcow2")
+    subprocess.run([QMELD, "check", "--repair=leaks", "u.qcow2"], stdin=subprocess.DEVNULL,
+                   preexec_fn=lambda: (os.close(1), os.close(2)))
+    assert contents("u.qcow2") == contents("t.qcow2")
+
+
+def process__output_that_cannot_be_written_is_a_failure():
+    forge(CHAIN)
+    for args in (["map", "top.qcow2"], ["info", "top.qcow2"], ["help"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([QMELD, *args], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1 and "standard output" in done.stderr, (args, done)
+
+
+def process__lost_report_does_not_make_a_merge_a_failure():
+    forge(CHAIN)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([QMELD, "commit", "top.qcow2"], stdout=full, stderr=subprocess.PIPE,
+                              text=True)
+    assert done.returncode == 0 and "standard output" in done.stderr, done
+    assert contents("base.raw") == expected("top.qcow2")
+
+
+def process__low_descriptor_limit_is_raised_for_deep_chains():
+    depth = 80
+    lines = [f"l{i}.qcow2 | {'.' * (i % 7)}{chr(65 + i % 26)}" for i in range(depth, 0, -1)]
+    forge("all cluster=4k size=64k\n" + "\n".join(lines) + "\n")
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    done = qmeld("info", "--output=json", f"l{depth}.qcow2",
+                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (32, hard)))
+    same(len(json.loads(done.stdout)), depth)
+
+
+def as_qmeld_img(*args, code=0):
+    """The same program, called as qmeld-img."""
+    if not os.path.islink("qmeld-img"):
+        os.symlink(QMELD, "qmeld-img")
+    done = subprocess.run(["./qmeld-img", *args], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, f"qmeld-img {args}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done
+
+
+def words__b_and_d_leave_the_image_as_it_is():
+    for args, want in ((("-f", "qcow2", "-b", "base.raw", "top.qcow2"), ["merged-into", "invalid", "redundant"]),
+                       (("-d", "top.qcow2"), ["untouched", "merged-into", "redundant"]),
+                       (("-d", "-b", "base.raw", "-r", "1G", "-t", "unsafe", "top.qcow2"),
+                        ["merged-into", "invalid", "redundant"])):
+        forge(CHAIN)
+        before = contents("top.qcow2")
+        same(fates(*args), want)
+        assert contents("top.qcow2") == before
+
+
+def words__qmeld_img_merges_one_layer_and_empties_it():
+    forge(CHAIN)
+    done = json.loads(as_qmeld_img("commit", "--output=json", "top.qcow2").stdout)
+    same([layer["fate"] for layer in done["layers"]], ["untouched", "merged-into", "emptied"])
+    forge(CHAIN)
+    done = json.loads(as_qmeld_img("commit", "-d", "--output=json", "top.qcow2").stdout)
+    same([layer["fate"] for layer in done["layers"]], ["untouched", "merged-into", "redundant"])
+    done = json.loads(as_qmeld_img("plan", "--output=json", "top.qcow2").stdout)
+    same([layer["fate"] for layer in done["layers"]][2], "redundant")  # ours has no twin in qemu-img
+
+
+def words__what_means_nothing_here_is_refused_in_a_sentence():
+    forge(CHAIN)
+    before = contents("base.raw"), contents("mid.qcow2"), contents("top.qcow2")
+    for args, words in ((("commit", "-t", "fast", "top.qcow2"), "-t is none"),
+                        (("commit", "-r", "slow", "top.qcow2"), "bandwidth"),
+                        (("commit", "-d", "--overlays=delete", "top.qcow2"), "-d leaves the image"),
+                        (("commit", "--image-opts", "top.qcow2"), "--image-opts"),
+                        (("commit", "--object", "secret,id=x", "top.qcow2"), "--secret"),
+                        (("rebase", "-U", "-b", "", "top.qcow2"), "-U"),
+                        (("rebase", "-T", "fast", "-b", "", "top.qcow2"), "-T is none"),
+                        (("convert", "-B", "base.raw", "top.qcow2", "out"), "qmeld create -b"),
+                        (("convert", "-n", "top.qcow2", "base.raw"), "block device"),
+                        (("convert", "-S", "0", "top.qcow2", "out"), "-S 0"),
+                        (("convert", "-r", "1M", "top.qcow2", "out"), "ionice"),
+                        (("convert", "--target-is-zero", "top.qcow2", "out"), "goes with -n"),
+                        (("convert", "--bitmaps", "top.qcow2", "out"), "bitmaps"),
+                        (("convert", "-l", "snapshot.id=1,snapshot.name=x", "top.qcow2", "out"), "one of them"),
+                        (("convert", "top.qcow2", "-"), "./-"),
+                        (("convert", "top.qcow2", "mid.qcow2", "out"), "several images"),
+                        (("convert", "top.qcow2"), "an image and a name")):
+        assert words in qmeld(*args, code=2).stderr, args
+    same((contents("base.raw"), contents("mid.qcow2"), contents("top.qcow2")), before)
+    assert not os.path.exists("out")
+
+
+def words__convert_replaces_what_is_there():
+    forge(CHAIN)
+    want = expected("top.qcow2")
+    with open("out", "w") as f:
+        f.write("what was there")
+    qmeld("convert", "-f", "qcow2", "-p", "-q", "top.qcow2", "out")
+    same(contents("out"), want)
+    done = json.loads(qmeld("convert", "-O", "qcow2", "-c", "-o", "cluster_size=64k,compression_type=zstd",
+                            "--output=json", "top.qcow2", "out").stdout)
+    assert done["result"] == "done" and done["bytes-compressed"] > 0, done
+
+
+def words__q_overrides_p():
+    forge(CHAIN)
+    for args in (("commit", "-p", "-q", "top.qcow2"), ("rebase", "-p", "-q", "-b", "", "top.qcow2")):
+        done = qmeld(*args)
+        same((done.stdout, done.stderr), ("", ""))
