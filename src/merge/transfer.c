@@ -30,13 +30,13 @@ static int
 select_done(const struct qm_transfer *t, const struct qm_chain *whole, size_t target,
             struct qm_chain *out, struct qmeld_error *err)
 {
-    out->layers = calloc(t->base + 1, sizeof *out->layers);
+    *out = (struct qm_chain){.n = t->base + 1};
+    out->layers = calloc(out->n, sizeof *out->layers);
     if (!out->layers)
         return qm_fail_nomem(err, "the chain");
     for (size_t i = 0; i < t->base; i++)
         out->layers[i] = whole->layers[i];
     out->layers[t->base] = whole->layers[target];
-    out->n = t->base + 1;
     return 0;
 }
 
