@@ -130,3 +130,14 @@ def fates(*args):
 
 def plan(*args, **kw):
     return json.loads(qmeld("plan", "--output=json", *args, **kw).stdout)
+
+
+def kill_protecting():
+    """A merge of BIG, killed while it gives sib.qcow2 what that would read otherwise."""
+    process = subprocess.Popen([QMELD, "commit", "--protect", "--bandwidth=2M", "--progress=none", "top.qcow2"])
+    while not os.path.exists(JOURNAL):
+        same(process.poll(), None)
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.kill()
+    process.wait()

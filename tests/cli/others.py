@@ -4,9 +4,8 @@ import json
 import os
 import shutil
 import subprocess
-import time
 
-from lib import (BIG, HAVE_QEMU, JOURNAL, QMELD, Skip, contents, expected, files_here, forge, qemu_img, qmeld,
+from lib import (BIG, HAVE_QEMU, JOURNAL, Skip, contents, expected, files_here, forge, kill_protecting, qemu_img, qmeld,
                  same, view)
 
 
@@ -300,13 +299,7 @@ def others__protecting_goes_on_where_it_was_killed():
     qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "sib.qcow2")
     qemu_img("bitmap", "--add", "sib.qcow2", "mine")
     was, want = view("sib.qcow2"), expected("top.qcow2")
-    process = subprocess.Popen([QMELD, "commit", "--protect", "--bandwidth=2M", "--progress=none", "top.qcow2"])
-    while not os.path.exists(JOURNAL):
-        same(process.poll(), None)
-        time.sleep(0.02)
-    time.sleep(0.5)
-    process.kill()
-    process.wait()
+    kill_protecting()
     assert "in-use" not in str(json.loads(qemu_img("info", "--output=json", "sib.qcow2"))["format-specific"])
     qmeld("resume", JOURNAL)
     assert view("sib.qcow2") == was and contents("base.raw") == want

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import time
 
-from lib import (ANY, BIG, BIG_FILES, JOURNAL, QMELD, Skip, contents, expected, fates, forge, interrupt, poke,
+from lib import (ANY, BIG, BIG_FILES, JOURNAL, QMELD, Skip, contents, expected, fates, forge, interrupt, kill_protecting, poke,
                  qemu_img, qmeld, same, view)
 
 
@@ -17,13 +17,7 @@ def status__tells_that_others_are_protected_first():
     forge(BIG)
     qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "sib.qcow2")
     was, want = view("sib.qcow2"), expected("top.qcow2")
-    process = subprocess.Popen([QMELD, "commit", "--protect", "--bandwidth=2M", "--progress=none", "top.qcow2"])
-    while not os.path.exists(JOURNAL):
-        same(process.poll(), None)
-        time.sleep(0.02)
-    time.sleep(0.5)
-    process.kill()
-    process.wait()
+    kill_protecting()
     out = qmeld("status", ".", code=3).stdout
     assert "get what they read through it first; no layer has changed" in out, out
     same(out.count("reads as before"), 3)

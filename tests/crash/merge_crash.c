@@ -300,6 +300,8 @@ main(int argc, char **argv)
     }
     harness_enter();
     h.qemu = system("qemu-img --version >/dev/null 2>&1") == 0;
+    if (!h.qemu)
+        puts("skip: qemu-img is not installed, and shown no state");
     printf("seed %" PRIu64 "\n", h.seed);
     harness_recipes(run_fixed_recipe, &h);
     run_random(&h);
