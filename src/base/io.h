@@ -176,6 +176,9 @@ int qm_link_possible(const char *path, const char *to, struct qmeld_error *err) 
 /* May names be changed in the directory that holds path? */
 int qm_names_may_change(const char *path, struct qmeld_error *err) QM_CHECK;
 
+/* The directory that holds path: "." where no slash says another; malloc'd, NULL: no memory. */
+char *qm_dir_of(const char *path);
+
 /* fsync of the directory that holds path. */
 int qm_sync_dir_of(const char *path, struct qmeld_error *err) QM_CHECK;
 

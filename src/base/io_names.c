@@ -13,9 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* malloc'd */
-static char *
-dir_of(const char *path)
+char *
+qm_dir_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
 
@@ -27,7 +26,7 @@ dir_of(const char *path)
 int
 qm_sync_dir_of(const char *path, struct qmeld_error *err)
 {
-    QM_FREE char *dir = dir_of(path);
+    QM_FREE char *dir = qm_dir_of(path);
     int fd, rc;
 
     if (qm_shadow_now())
@@ -156,7 +155,7 @@ qm_replace(const char *path, const char *to, struct qmeld_error *err)
 int
 qm_names_may_change(const char *path, struct qmeld_error *err)
 {
-    QM_FREE char *dir = dir_of(path);
+    QM_FREE char *dir = qm_dir_of(path);
 
     if (!dir)
         return qm_fail_nomem(err, "a path");

@@ -177,17 +177,6 @@ by_path(const void *a, const void *b)
     return strcmp((*(struct node *const *)a)->path, (*(struct node *const *)b)->path);
 }
 
-/* The folder that path lies in. */
-static char *
-folder_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    if (!slash)
-        return strdup(".");
-    return strndup(path, slash == path ? 1 : (size_t)(slash - path));
-}
-
 /* The folders of layer's file: of where its name leads if it is a link, and of its name, which is listed first. */
 static bool
 add_folders_of(const struct qm_layer *layer, struct qm_peek_folder *folders, size_t *n)
@@ -196,9 +185,9 @@ add_folders_of(const struct qm_layer *layer, struct qm_peek_folder *folders, siz
 
     if (layer->img->file->blockdev)
         return true;
-    if (real && (folders[*n].path = folder_of(real)))
+    if (real && (folders[*n].path = qm_dir_of(real)))
         ++*n;
-    folders[*n].path = folder_of(layer->path);
+    folders[*n].path = qm_dir_of(layer->path);
     return folders[*n].path && ++*n;
 }
 

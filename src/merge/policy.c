@@ -101,22 +101,11 @@ qm_policy_free(struct qm_policy *p)
     free(p);
 }
 
-/* The folder of path; malloc'd, NULL: no memory. */
-static char *
-folder_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return !slash          ? strdup(".")
-           : slash == path ? strdup("/")
-                           : strndup(path, (size_t)(slash - path));
-}
-
 /* The folder as it was named, and the one the file lies in: a link's target has its neighbours, too. */
 int
 qm_policy_named(struct qm_policy *p, const char *path, struct qmeld_error *err)
 {
-    QM_FREE char *dir = folder_of(path);
+    QM_FREE char *dir = qm_dir_of(path);
     QM_FREE char *real = realpath(path, NULL);
     QM_FREE char *real_dir = dir ? realpath(dir, NULL) : NULL;
 
@@ -126,7 +115,7 @@ qm_policy_named(struct qm_policy *p, const char *path, struct qmeld_error *err)
         return 0;
     if (real_dir && add_tree(p, QM_TAKE(real_dir), err) < 0)
         return -1;
-    return add_tree(p, folder_of(real), err);
+    return add_tree(p, qm_dir_of(real), err);
 }
 
 /* ---- where a path leads ---- */
@@ -154,7 +143,7 @@ is_free(const struct qm_policy *p, const char *real)
 static char *
 real_name(const char *path)
 {
-    QM_FREE char *dir = folder_of(path);
+    QM_FREE char *dir = qm_dir_of(path);
     QM_FREE char *real = dir ? realpath(dir, NULL) : NULL;
     const char *slash = strrchr(path, '/');
     char *out;
@@ -185,7 +174,7 @@ static int
 refuse(enum qm_name_kind kind, const char *image, const char *path, const char *real,
        const char *why, struct qmeld_error *err)
 {
-    QM_FREE char *dir = folder_of(real ? real : path);
+    QM_FREE char *dir = qm_dir_of(real ? real : path);
 
     return qm_fail(err, QMELD_USAGE, qm_in(image),
                    "its %s %.200s lies outside the folders of the chain%s: if you know that it is "
@@ -299,7 +288,7 @@ static bool
 is_near(const struct qm_policy *p, const char *real)
 {
     QM_VEC_EACH (t, &p->trees) {
-        QM_FREE char *above = folder_of(*t);
+        QM_FREE char *above = qm_dir_of(*t);
 
         if (above && strcmp(above, "/") != 0 && is_below(above, real))
             return true;

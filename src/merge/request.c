@@ -163,7 +163,7 @@ static int
 find_interrupted(struct wanted *w, struct qmeld_error *err)
 {
     const char *dir = w->opts->journal_dir;
-    QM_FREE char *own = qm_search_dir_of(w->active);
+    QM_FREE char *own = qm_dir_of(w->active);
 
     if (!own)
         return qm_fail_nomem(err, "a path");

@@ -20,16 +20,6 @@ qm_search_is_name(const char *name)
     return name[0] == '.' && len > strlen("..qmeld") && strcmp(name + len - 6, ".qmeld") == 0;
 }
 
-char *
-qm_search_dir_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    if (!slash)
-        return strdup(".");
-    return strndup(path, slash == path ? 1 : (size_t)(slash - path));
-}
-
 bool
 qm_search_is_dir(const char *path)
 {
@@ -156,7 +146,7 @@ qm_search_beside(const struct qm_chain *chain, const char *own, qm_found_fn *fn,
     int rc = add_dir(&dirs, own, &is_new, err);
 
     for (size_t i = 0; rc == 0 && i < chain->n; i++) {
-        QM_FREE char *dir = qm_search_dir_of(chain->layers[i].path);
+        QM_FREE char *dir = qm_dir_of(chain->layers[i].path);
 
         if (!dir)
             rc = qm_fail_nomem(err, "a path");

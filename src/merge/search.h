@@ -44,6 +44,5 @@ int qm_search_beside(const struct qm_chain *chain, const char *own, qm_found_fn 
 bool qm_search_is_name(const char *name);
 
 bool qm_search_is_dir(const char *path);
-char *qm_search_dir_of(const char *path); /* malloc'd; NULL: no memory */
 
 #endif

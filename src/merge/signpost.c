@@ -3,10 +3,12 @@
 
 #include "journal.h"
 
+#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* One line behind this one.  No checksum: a torn path leads to no journal of this merge. */
 static const char head[] = "qmeld journal at\n";
@@ -20,14 +22,6 @@ qm_signpost_is_name(const char *name)
     return name[0] == '.' && len > end + 1 && strcmp(name + len - end, suffix) == 0;
 }
 
-static size_t
-dir_len(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash ? (size_t)(slash - path) + 1 : 0;
-}
-
 /* Where it lies, or NULL: none is needed, or none can be. */
 static char *
 place(const struct qm_intent *i, const char *journal)
@@ -35,12 +29,14 @@ place(const struct qm_intent *i, const char *journal)
     const bool goes =
         i->overlays == QMELD_OVERLAYS_DELETE || i->overlays == QMELD_OVERLAYS_QUARANTINE;
     const char *active = i->layers.at[i->layers.n - 1].path;
-    const size_t dir = dir_len(active);
+    QM_FREE char *here = qm_dir_of(active);
+    QM_FREE char *there = qm_dir_of(journal);
     char *path;
 
-    if (i->rebase || !goes || i->top + 1 < i->layers.n ||
-        (dir == dir_len(journal) && strncmp(active, journal, dir) == 0) ||
-        asprintf(&path, "%.*s.%s%s", (int)dir, active, active + dir, suffix) < 0)
+    /* a journal is found under many spellings ("./.base.qmeld", through a link): what counts is the directory */
+    if (i->rebase || !goes || i->top + 1 < i->layers.n || !here || !there ||
+        qm_path_same(here, there) ||
+        asprintf(&path, "%s/.%s%s", here, strrchr(active, '/') + 1, suffix) < 0)
         return NULL;
     return path;
 }
@@ -86,6 +82,24 @@ write_it(const char *path, const char *text)
         unheard.code = QMELD_OK; /* a hint that leads nowhere */
 }
 
+/* Away with what has the name, be it of a merge that is over, or torn by a crash while it was made.  False: it is not
+ * ours, or stays. */
+static bool
+clear_the_place(const char *path)
+{
+    struct qmeld_error unheard = {0};
+    struct qm_file *file;
+    bool ours;
+
+    if (access(path, F_OK) < 0)
+        return errno == ENOENT;
+    if (qm_file_open(path, &file, &unheard) < 0)
+        return false;
+    ours = qm_journal_is_ours(file, &unheard) == 0;
+    qm_file_close(file);
+    return ours && qm_unlink(path, &unheard) == 0;
+}
+
 void
 qm_signpost_plant(const struct qm_intent *intent, const char *journal)
 {
@@ -93,17 +107,15 @@ qm_signpost_plant(const struct qm_intent *intent, const char *journal)
     QM_FREE char *path = to ? place(intent, to) : NULL;
     QM_FREE char *old = path ? qm_signpost_read(path) : NULL;
     QM_FREE char *text = NULL;
-    struct qmeld_error unheard = {0};
 
-    if (!path || (old && strcmp(old, to) == 0))
+    if (!path || (old && qm_path_same(old, to)))
         return;
     if (strchr(to, '\n') || asprintf(&text, "%s%s\n", head, to) < 0) {
         text = NULL;
         return;
     }
-    if (old && qm_unlink(path, &unheard) < 0) /* of a merge that is over */
-        return;
-    write_it(path, text);
+    if (clear_the_place(path))
+        write_it(path, text);
 }
 
 char *
@@ -113,7 +125,7 @@ qm_signpost_place(const struct qm_intent *intent, const char *journal)
     QM_FREE char *path = to ? place(intent, to) : NULL;
     QM_FREE char *said = path ? qm_signpost_read(path) : NULL;
 
-    return said && strcmp(said, to) == 0 ? QM_TAKE(path) : NULL;
+    return said && qm_path_same(said, to) ? QM_TAKE(path) : NULL;
 }
 
 void

@@ -97,7 +97,7 @@ tell(struct qm_found *f, void *opaque, struct qmeld_error *err)
 {
     struct telling *t = opaque;
     struct qmeld_unfinished u = {.journal = f->path, .problem = f->j ? NULL : &f->problem};
-    QM_FREE char *dir = qm_search_dir_of(f->path);
+    QM_FREE char *dir = qm_dir_of(f->path);
     QM_FREE const char **layers = NULL; /* and behind them their new names */
     bool fresh;
 
@@ -149,7 +149,7 @@ static int
 tell_of_path(const char *path, const char *journal_dir, struct telling *t, struct qmeld_error *err)
 {
     const char *slash = strrchr(path, '/');
-    QM_FREE char *own = qm_search_dir_of(path);
+    QM_FREE char *own = qm_dir_of(path);
     int rc;
 
     if (!own)

@@ -206,14 +206,16 @@ def setups():
 
 
 def files(d):
-    """All names below d, but for hints to a journal that is gone: a crash right at the end leaves one."""
+    """All names below d, but for a hint to a journal elsewhere that is gone: a crash right at the end leaves one."""
     found = [os.path.relpath(os.path.join(at, name), d) for at, _, names in os.walk(d) for name in names]
     return sorted(f for f in found if not (f.endswith(".qmeld-journal") and leads_nowhere(os.path.join(d, f))))
 
 
 def leads_nowhere(hint):
     with open(hint, encoding="utf-8") as f:
-        return not os.path.exists((f.read().splitlines() + ["", ""])[1])
+        journal = (f.read().splitlines() + ["", ""])[1]
+    return not os.path.exists(journal) and \
+        os.path.realpath(os.path.dirname(journal)) != os.path.realpath(os.path.dirname(hint))
 
 
 def fresh(template, d):
@@ -339,6 +341,12 @@ class Mode:
         if r.rc != -signal.SIGKILL:
             raise Fail(f"{when}: rc {r.rc}: {r.err}")
         self.look(when)
+        if n % 3 == 0 and os.path.exists(self.journal):  # and who goes on dies, too
+            r = self.run(KILL_AT=1 + n % 7)
+            when += f", and again at change {1 + n % 7}"
+            if r.rc not in (0, -signal.SIGKILL):
+                raise Fail(f"{when}: rc {r.rc}: {r.err}")
+            self.look(when)
         if self.setup.back and n % 2 and os.path.exists(self.journal):
             self.take_back(when)
         self.finish(when)
