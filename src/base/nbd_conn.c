@@ -10,11 +10,11 @@
 #include "nbd_int.h"
 
 #include "cleanup.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 /* How long nothing may come of what is in flight.  A flush may mean a full cache on a slow disk. */
@@ -34,15 +34,6 @@ tests_patience_ms(void)
 #else
 #define tests_patience_ms() 0u
 #endif
-
-static uint64_t
-now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 /* ---- the connection, under its lock ---- */
 
@@ -88,7 +79,7 @@ static void
 move(struct nbd *n)
 {
     const unsigned dir = nbd_aio_get_direction(n->h);
-    const uint64_t end = n->moved_ms + patience_ms(n), now = now_ms();
+    const uint64_t end = n->moved_ms + patience_ms(n), now = qm_clock_ms();
     struct pollfd fds[2] = {{.fd = nbd_aio_get_fd(n->h)}, {.fd = n->wake, .events = POLLIN}};
     uint64_t count;
     int rc;
@@ -125,7 +116,7 @@ qm_nbd_is_over(void *opaque, int *error)
     b->left--;
     n->in_flight--;
     n->slow -= b->slow;
-    n->moved_ms = now_ms();
+    n->moved_ms = qm_clock_ms();
     return 1; /* libnbd forgets it */
 }
 
@@ -138,7 +129,7 @@ qm_nbd_expect(struct batch *b)
     if (!n->h)
         return NULL;
     if (n->in_flight++ == 0)
-        n->moved_ms = now_ms();
+        n->moved_ms = qm_clock_ms();
     n->slow += b->slow;
     b->left++;
     return n->h;
@@ -222,12 +213,12 @@ static int
 shake_hands(struct nbd *n, const char *path, struct qmeld_error *err)
 {
     const unsigned tests_ms = tests_patience_ms();
-    const uint64_t end = now_ms() + (tests_ms ? tests_ms : CONNECT_MS);
+    const uint64_t end = qm_clock_ms() + (tests_ms ? tests_ms : CONNECT_MS);
 
     while (nbd_aio_is_connecting(n->h) == 1 || nbd_aio_is_negotiating(n->h) == 1) {
         const unsigned dir = nbd_aio_get_direction(n->h);
         struct pollfd fd = {.fd = nbd_aio_get_fd(n->h)};
-        const uint64_t now = now_ms();
+        const uint64_t now = qm_clock_ms();
         int rc = 0;
 
         fd.events = (short)((dir & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |

@@ -14,31 +14,29 @@
 #include <stdint.h>
 #include <time.h>
 
+#include "clock.h"
+
 struct qm_pace {
     uint64_t rate; /* bytes a second; 0: no limit */
     uint64_t done; /* bytes; the user adds to it */
-    struct timespec started;
+    uint64_t started_nsec;
 };
 
 static inline void
 qm_pace_begin(struct qm_pace *p, uint64_t rate)
 {
-    *p = (struct qm_pace){.rate = rate};
-    clock_gettime(CLOCK_MONOTONIC, &p->started);
+    *p = (struct qm_pace){.rate = rate, .started_nsec = qm_clock_nsec()};
 }
 
 /* More was done than the rate allows by now. */
 static inline bool
 qm_pace_is_ahead(const struct qm_pace *p)
 {
-    struct timespec now;
     double passed;
 
     if (p->rate == 0)
         return false;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    passed =
-        (double)(now.tv_sec - p->started.tv_sec) + (double)(now.tv_nsec - p->started.tv_nsec) / 1e9;
+    passed = (double)(qm_clock_nsec() - p->started_nsec) / QM_NSEC_PER_SEC;
     return (double)p->done > passed * (double)p->rate;
 }
 

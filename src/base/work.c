@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "work.h"
+#include "clock.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -34,15 +35,6 @@ struct qm_pool {
     /* the calling thread's */
     uint64_t next_tick_nsec;
 };
-
-static uint64_t
-now_nsec(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static void
 fail_first(struct qm_pool *p, const struct qmeld_error *e)
@@ -103,7 +95,7 @@ qm_pool_new(const struct qm_pool_config *config, struct qm_pool **out, struct qm
     if (!p)
         return qm_fail_nomem(err, "copy workers");
     p->cfg = *config;
-    p->next_tick_nsec = now_nsec() + TICK_NSEC;
+    p->next_tick_nsec = qm_clock_nsec() + TICK_NSEC;
     pthread_mutex_init(&p->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -136,7 +128,7 @@ qm_pool_new(const struct qm_pool_config *config, struct qm_pool **out, struct qm
 static void
 tick_if_due(struct qm_pool *p)
 {
-    const uint64_t now = now_nsec();
+    const uint64_t now = qm_clock_nsec();
     int stop;
 
     if (!p->cfg.tick || now < p->next_tick_nsec)
@@ -157,9 +149,8 @@ tick_if_due(struct qm_pool *p)
 static void
 wait_a_tick(struct qm_pool *p)
 {
-    const uint64_t end = p->cfg.tick ? p->next_tick_nsec : now_nsec() + TICK_NSEC;
-    const struct timespec until = {.tv_sec = (time_t)(end / 1000000000),
-                                   .tv_nsec = (long)(end % 1000000000)};
+    const uint64_t end = p->cfg.tick ? p->next_tick_nsec : qm_clock_nsec() + TICK_NSEC;
+    const struct timespec until = qm_clock_moment(end);
 
     (void)pthread_cond_timedwait(&p->has_room, &p->lock, &until);
     tick_if_due(p);

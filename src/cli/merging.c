@@ -9,7 +9,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* ---- options ---- */
 
@@ -217,7 +216,7 @@ qm_cli_merging_take(struct qm_cli_merging *merging, int c)
 
 static volatile sig_atomic_t stop_asked;
 static volatile sig_atomic_t line_asked;
-static struct timespec stop_time; /* written before stop_asked, by the first signal alone */
+static double stop_time; /* written before stop_asked, by the first signal alone */
 
 /* The second one kills.  But who stops a job often signals its whole group and its leader, which hands it on: what
  * arrives within a quarter of a second is one request. */
@@ -225,15 +224,12 @@ static void
 ask_to_stop(int number)
 {
     const int before = errno;
-    struct timespec now = {0};
+    const double now = qm_cli_progress_now(); /* async-signal-safe, as the other two: POSIX */
 
-    (void)clock_gettime(CLOCK_MONOTONIC, &now); /* async-signal-safe, as the other two: POSIX */
     if (!stop_asked) {
         stop_time = now;
         stop_asked = 1;
-    } else if ((now.tv_sec - stop_time.tv_sec) * 1000 +
-                   (now.tv_nsec - stop_time.tv_nsec) / 1000000 >=
-               250) {
+    } else if (now - stop_time >= 0.25) {
         (void)signal(number, SIG_DFL);
         (void)raise(number);
     }
@@ -272,19 +268,10 @@ catch_signals(void)
     (void)signal(SIGPIPE, SIG_IGN);
 }
 
-static double
-now_seconds(void)
-{
-    struct timespec now = {0};
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
 static bool
 is_late(const struct qm_cli_merging *merging)
 {
-    return merging->has_deadline && now_seconds() >= merging->ends;
+    return merging->has_deadline && qm_cli_progress_now() >= merging->ends;
 }
 
 bool
@@ -317,7 +304,7 @@ qm_cli_merging_begin(struct qm_cli_merging *merging)
     merging->options.scan = merging->scan_all ? merging->scan_all : merging->scan;
     merging->options.progress = show_progress;
     merging->options.opaque = merging;
-    merging->ends = now_seconds() + (double)merging->seconds;
+    merging->ends = qm_cli_progress_now() + (double)merging->seconds;
     catch_signals();
 }
 

@@ -29,8 +29,8 @@ struct pace {
     double left;    /* seconds; < 0: not known yet */
 };
 
-static double
-now_seconds(void)
+double
+qm_cli_progress_now(void)
 {
     struct timespec now = {0};
 
@@ -58,7 +58,7 @@ qm_cli_progress_begin(struct qm_cli_progress *progress, enum qm_cli_progress_mod
     if (mode == QM_PROGRESS_AUTO)
         mode = isatty(STDERR_FILENO) ? QM_PROGRESS_BAR : QM_PROGRESS_NONE;
     progress->mode = mode;
-    progress->began = now_seconds();
+    progress->began = qm_cli_progress_now();
 }
 
 static void
@@ -154,7 +154,7 @@ show_record(const struct pace *pace, const struct qmeld_progress *now)
 void
 qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progress *now)
 {
-    const double time = now_seconds();
+    const double time = qm_cli_progress_now();
     const char *phase = now->phase ? now->phase : "";
     const bool new_phase = strncmp(phase, progress->phase, sizeof progress->phase - 1) != 0;
     const bool end = now->total_bytes > 0 && now->done_bytes == now->total_bytes;
@@ -186,7 +186,7 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
 void
 qm_cli_progress_tell(struct qm_cli_progress *progress, const struct qmeld_progress *now)
 {
-    const struct pace pace = measure(progress, now_seconds(), now);
+    const struct pace pace = measure(progress, qm_cli_progress_now(), now);
     char left[32];
 
     qm_cli_progress_end(progress);

@@ -38,6 +38,9 @@ struct qm_cli_progress {
     size_t n_samples;
 };
 
+/* Seconds on the clock that only goes forward; a signal's handler may ask, too. */
+double qm_cli_progress_now(void);
+
 /* "auto", "bar", "json", "none". */
 bool qm_cli_progress_parse(const char *text, enum qm_cli_progress_mode *out);
 

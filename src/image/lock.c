@@ -10,6 +10,7 @@
  */
 #include "lock.h"
 
+#include "clock.h"
 #include "shadow.h"
 
 #include <ctype.h>
@@ -256,19 +257,10 @@ is_ours(const struct search *s, int fd)
     return false;
 }
 
-static uint64_t
-now_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 static void
 look_at_descriptors(struct search *s, pid_t pid)
 {
-    const uint64_t deadline_ms = qm_min(s->deadline_ms, now_ms() + PROCESS_MS);
+    const uint64_t deadline_ms = qm_min(s->deadline_ms, qm_clock_ms() + PROCESS_MS);
     char path[96];
     struct dirent *e;
     DIR *d;
@@ -277,7 +269,7 @@ look_at_descriptors(struct search *s, pid_t pid)
     d = opendir(path);
     if (!d)
         return;
-    while ((e = readdir(d)) && now_ms() < deadline_ms) {
+    while ((e = readdir(d)) && qm_clock_ms() < deadline_ms) {
         unsigned bytes;
         int fd;
 
@@ -319,11 +311,11 @@ look_at_process(struct search *s, pid_t pid)
 static void
 search(struct target *targets, size_t n)
 {
-    struct search s = {.targets = targets, .n = n, .deadline_ms = now_ms() + SEARCH_MS};
+    struct search s = {.targets = targets, .n = n, .deadline_ms = qm_clock_ms() + SEARCH_MS};
     DIR *d = opendir("/proc");
     struct dirent *e;
 
-    while (d && (e = readdir(d)) && now_ms() < s.deadline_ms)
+    while (d && (e = readdir(d)) && qm_clock_ms() < s.deadline_ms)
         if (isdigit((unsigned char)e->d_name[0]))
             look_at_process(&s, (pid_t)strtol(e->d_name, NULL, 10));
     if (d)

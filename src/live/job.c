@@ -2,6 +2,7 @@
 #include "job.h"
 
 #include "cleanup.h"
+#include "clock.h"
 #include "domxml.h"
 #include "watch.h"
 
@@ -35,15 +36,6 @@ struct qm_job {
     double phase_ends; /* of FINISHING and CANCELING */
     unsigned odd_faults;
 };
-
-static double
-now_seconds(void)
-{
-    struct timespec now = {0};
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
 
 static struct qm_session *
 session_of(const struct qm_job *job)
@@ -185,7 +177,7 @@ qm_job_mirror_is_ready(struct qm_session *session, virDomainPtr domain, const ch
 static int
 reconnect(struct qm_job *job, struct qmeld_error *err)
 {
-    const double ends = now_seconds() + RECONNECT_S;
+    const double ends = qm_clock_sec() + RECONNECT_S;
     const struct qm_job_request *request = &job->request;
     const struct timespec pause = {.tv_sec = 1};
 
@@ -210,7 +202,7 @@ reconnect(struct qm_job *job, struct qmeld_error *err)
             qm_domain_free(&domain);
             qm_session_close(session);
         }
-        if (unheard.code == QMELD_CANCELED || now_seconds() >= ends)
+        if (unheard.code == QMELD_CANCELED || qm_clock_sec() >= ends)
             break;
         nanosleep(&pause, NULL);
     }
@@ -258,7 +250,7 @@ poll_job(struct qm_job *job, struct qmeld_error *err)
 
     if (qm_session_is_lost(session_of(job)))
         return reconnect(job, err);
-    if (now_seconds() < job->next_poll)
+    if (qm_clock_sec() < job->next_poll)
         return 0;
     if (qm_calls_job(session_of(job), domain_of(job), job->request.disk, &job->info, &fault) < 0)
         return take_fault(job, &fault, err);
@@ -275,7 +267,7 @@ poll_job(struct qm_job *job, struct qmeld_error *err)
         if (ready)
             job->phase = READY;
     }
-    job->next_poll = now_seconds() + job->poll_ms / 1000.0;
+    job->next_poll = qm_clock_sec() + job->poll_ms / 1000.0;
     job->poll_ms = job->poll_ms * 2 > POLL_MS ? POLL_MS : job->poll_ms * 2;
     return 0;
 }
@@ -305,7 +297,7 @@ ask_to_end(struct qm_job *job, unsigned flags, enum phase next, unsigned seconds
     if (qm_calls_abort(session_of(job), domain_of(job), job->request.disk,
                        flags | VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC, &fault) == 0) {
         job->phase = next;
-        job->phase_ends = now_seconds() + seconds;
+        job->phase_ends = qm_clock_sec() + seconds;
         job->poll_ms = LOOK_MS;
         job->next_poll = 0;
         return 0;
@@ -372,7 +364,7 @@ act(struct qm_job *job, struct qm_job_end *end, bool *done, struct qmeld_error *
 
     job->stop_asked |= show(job);
     if (job->phase >= FINISHING)
-        return now_seconds() < job->phase_ends ? 0 : late(job, err);
+        return qm_clock_sec() < job->phase_ends ? 0 : late(job, err);
     if (job->stop_asked) {
         if (cancel(job, err) < 0)
             return -1;

@@ -2,6 +2,7 @@
 #include "scan.h"
 
 #include "cleanup.h"
+#include "clock.h"
 #include "defs.h"
 #include "module.h"
 #include "range.h"
@@ -9,7 +10,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { HEADERS_S = 20 }; /* of searching through headers, in all; what is left then is noted */
@@ -106,15 +106,6 @@ search_text(struct walk *walk, const char *text, enum qm_scan_where where)
 
 /* ---- what headers tell ---- */
 
-static double
-now_seconds(void)
-{
-    struct timespec now = {0};
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
 /* Where an image of a definition leads to, by the headers under it. */
 static int
 search_chain(struct walk *walk, const struct qm_domxml_source *head, const char *target)
@@ -156,7 +147,7 @@ search_head(const struct qm_domxml_source *s, const char *target, void *opaque)
 {
     struct heads *heads = opaque;
 
-    if (now_seconds() < heads->ends)
+    if (qm_clock_sec() < heads->ends)
         return search_chain(heads->walk, s, target);
     if (!heads->walk->scan->incomplete)
         qm_note(heads->walk->scan->notes, "there are too many images to look at all headers: "
@@ -245,7 +236,7 @@ qm_scan_mentions(struct qm_scan *scan, struct qmeld_error *err)
 {
     QM_FREE struct qm_file_id *ids = calloc(scan->n_files + 1, sizeof *ids);
     struct walk walk = {.scan = scan, .ids = ids, .local = qm_session_is_local(scan->session)};
-    const double ends = now_seconds() + HEADERS_S;
+    const double ends = qm_clock_sec() + HEADERS_S;
     struct qm_domain_list list;
     struct qm_fault fault;
     int stop = 0;

@@ -2,6 +2,7 @@
 #include "session.h"
 
 #include "cleanup.h"
+#include "clock.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -131,29 +132,6 @@ run_call(void *opaque)
     return NULL;
 }
 
-static struct timespec
-after_ms(unsigned ms)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    t.tv_sec += ms / 1000;
-    t.tv_nsec += (long)(ms % 1000) * 1000000;
-    if (t.tv_nsec >= 1000000000) {
-        t.tv_sec++;
-        t.tv_nsec -= 1000000000;
-    }
-    return t;
-}
-
-static bool
-is_past(const struct timespec *t)
-{
-    const struct timespec now = after_ms(0);
-
-    return now.tv_sec > t->tv_sec || (now.tv_sec == t->tv_sec && now.tv_nsec >= t->tv_nsec);
-}
-
 static struct pending *
 begin_call(const struct qm_session_call *call, struct qm_fault *fault)
 {
@@ -195,12 +173,13 @@ struct patience {
 static bool
 await(struct pending *p, const struct patience *patience, struct qm_fault *fault)
 {
-    struct timespec end = after_ms(patience->limit * 1000);
+    uint64_t end_ms = qm_clock_ms() + (uint64_t)patience->limit * 1000;
     bool stop_asked = false, done;
 
     pthread_mutex_lock(&p->lock);
     while (!p->done) {
-        const struct timespec look = after_ms(LOOK_MS);
+        const struct timespec look =
+            qm_clock_moment(qm_clock_nsec() + (uint64_t)LOOK_MS * QM_NSEC_PER_MS);
 
         (void)pthread_cond_timedwait(&p->ended, &p->lock, &look);
         if (p->done)
@@ -209,9 +188,9 @@ await(struct pending *p, const struct patience *patience, struct qm_fault *fault
         if (!stop_asked && patience->stop && patience->stop(patience->opaque)) {
             stop_asked = true;
             if (patience->grace < patience->limit)
-                end = after_ms(patience->grace * 1000);
+                end_ms = qm_clock_ms() + (uint64_t)patience->grace * 1000;
         }
-        fault->late = is_past(&end);
+        fault->late = qm_clock_ms() >= end_ms;
         fault->stopped = fault->late && stop_asked && patience->grace == 0;
         pthread_mutex_lock(&p->lock);
         if (!p->done && fault->late)

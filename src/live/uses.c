@@ -6,6 +6,7 @@
  * for: a layer of a disk.  Only the definitions count that run, or, of stopped domains, are kept.  And the other way
  * round: all files that any definition names, for whoever looks for images that stand on others.
  */
+#include "clock.h"
 #include "scan.h"
 
 #include "cleanup.h"
@@ -16,7 +17,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 struct search;
@@ -196,21 +196,12 @@ collect_images(struct search *search, const struct qm_texts *texts)
 
 /* ---- hypervisors ---- */
 
-static double
-now_seconds(void)
-{
-    struct timespec now = {0};
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
 static bool
 is_late(void *opaque)
 {
     const struct search *search = opaque;
 
-    return search->ends > 0 && now_seconds() >= search->ends;
+    return search->ends > 0 && qm_clock_sec() >= search->ends;
 }
 
 static void
@@ -310,7 +301,7 @@ qm_scan_images(const char *uri, unsigned seconds, struct qm_live_images *out,
 {
     struct search search = {.look = collect_images,
                             .notes = &out->notes,
-                            .ends = now_seconds() + seconds,
+                            .ends = qm_clock_sec() + seconds,
                             .images = out};
 
     memset(out, 0, sizeof *out);

@@ -2,6 +2,7 @@
 #include "watch.h"
 
 #include "cleanup.h"
+#include "clock.h"
 
 #include <json-c/json.h>
 #include <libvirt/libvirt-qemu.h>
@@ -294,12 +295,8 @@ qm_watch_read(struct qm_watch *watch)
 void
 qm_watch_wait(struct qm_watch *watch, unsigned ms)
 {
-    struct timespec end;
+    const struct timespec end = qm_clock_moment(qm_clock_nsec() + (uint64_t)ms * QM_NSEC_PER_MS);
 
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    end.tv_nsec += (long)ms * 1000000;
-    end.tv_sec += end.tv_nsec / 1000000000;
-    end.tv_nsec %= 1000000000;
     pthread_mutex_lock(&watch->heard->lock);
     while (!watch->heard->news)
         if (pthread_cond_timedwait(&watch->heard->changed, &watch->heard->lock, &end) != 0)

@@ -4,10 +4,10 @@
  */
 #include "transfer_int.h"
 
+#include "clock.h"
 #include "shadow.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 /* A batch ends when it has this much data to copy or to share, lists this long, or took this long.  An interrupted
  * merge repeats at most one batch; each costs three syncs.  The clock has little say (is_late), so where the
@@ -40,7 +40,7 @@ struct run {
     struct qm_moves filled; /* OLD moves of the batch, if it is to be verified; of a rebase all */
     struct qm_wants wanted; /* of a rebase that is to be verified: of the batch */
     uint64_t end;           /* where the batch's last want ends; 0: it has none */
-    time_t started;         /* when the batch began */
+    uint64_t started_ms;    /* when the batch began */
     /* Since clusters were released last; a batch that ends by the clock does not count, so that
      * what is allocated where depends on the images alone. */
     uint64_t bytes;  /* that were copied */
@@ -133,15 +133,6 @@ verify_filled(struct run *r, struct qmeld_error *err)
     return found.equal ? 0 : qm_transfer_lost(t, found.differs, err);
 }
 
-static time_t
-now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec;
-}
-
 static uint64_t
 batch_of(const struct qm_transfer *t)
 {
@@ -162,7 +153,7 @@ begin_batch(struct run *r, struct qmeld_error *err)
 
     r->gain = 0;
     r->limit = r->batch;
-    r->started = now();
+    r->started_ms = qm_clock_ms();
     if (!r->t->give_up || file->blockdev)
         return 0;
     if (qm_file_room(file, &room, err) < 0)
@@ -269,7 +260,7 @@ is_late(struct run *r, bool *out, struct qmeld_error *err)
     *out = r->filled.list.n * sizeof *r->filled.list.at +
                r->wanted.list.n * sizeof *r->wanted.list.at >=
            qm_transfer_limits.batch_weight;
-    if (*out || now() - r->started < (time_t)qm_transfer_limits.batch_sec)
+    if (*out || qm_clock_ms() - r->started_ms < qm_transfer_limits.batch_sec * UINT64_C(1000))
         return 0;
     return qm_seal_is_bare(r->seal, &r->moves, out, err) < 0 ? -1 : put_moves(r, err);
 }

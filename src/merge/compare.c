@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "compare.h"
 
+#include "clock.h"
 #include "pace.h"
 #include "qcow2.h"
 
@@ -29,15 +30,6 @@ struct side {
     struct qm_extent ext;
 };
 
-static double
-now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
 /* True: the wish to stop. */
 static bool
 tell(struct compare *c, uint64_t at)
@@ -47,7 +39,7 @@ tell(struct compare *c, uint64_t at)
                                      .total_bytes = qm_min(cfg->end.g, cfg->plan.new_size),
                                      .phase = cfg->phase};
 
-    c->ticked = now();
+    c->ticked = qm_clock_sec();
     c->told = true;
     return cfg->progress(&p, cfg->opaque) != 0;
 }
@@ -59,7 +51,7 @@ pause_and_tell(struct compare *c, guest_off at, struct qmeld_error *err)
     for (;;) {
         const bool ahead = qm_pace_is_ahead(&c->pace);
 
-        if (c->cfg->progress && now() - c->ticked >= TICK_SEC && tell(c, at.g))
+        if (c->cfg->progress && qm_clock_sec() - c->ticked >= TICK_SEC && tell(c, at.g))
             return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
         if (!ahead)
             return 0;
@@ -234,7 +226,7 @@ begin(struct compare *c, const struct qm_compare_config *config, struct qm_compa
                           .block = block,
                           .want = malloc(block),
                           .have = malloc(block),
-                          .ticked = config->tell_all ? 0 : now()};
+                          .ticked = config->tell_all ? 0 : qm_clock_sec()};
     qm_pace_begin(&c->pace, config->bandwidth);
     return c->codec && c->want && c->have ? 0 : qm_fail_nomem(err, "comparing");
 }

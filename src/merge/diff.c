@@ -12,6 +12,7 @@
 #include "diff.h"
 
 #include "cipher.h"
+#include "clock.h"
 #include "pace.h"
 #include "vec.h"
 #include "work.h"
@@ -219,15 +220,6 @@ run(void *shared, unsigned worker, const void *item, struct qmeld_error *err)
 
 /* ---- the sweep ---- */
 
-static double
-now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
 static int
 tick(void *shared)
 {
@@ -235,7 +227,7 @@ tick(void *shared)
     const struct qmeld_progress p = {
         .done_bytes = d->pos, .total_bytes = d->cfg.end, .phase = d->cfg.phase};
 
-    d->ticked = now();
+    d->ticked = qm_clock_sec();
     return d->cfg.progress ? d->cfg.progress(&p, d->cfg.opaque) : 0;
 }
 
@@ -243,7 +235,7 @@ tick(void *shared)
 static int
 tick_if_due(struct qm_diff *d, struct qmeld_error *err)
 {
-    if (!d->cfg.progress || now() - d->ticked < TICK_SEC || tick(d) == 0)
+    if (!d->cfg.progress || qm_clock_sec() - d->ticked < TICK_SEC || tick(d) == 0)
         return 0;
     return qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped on request");
 }
@@ -595,7 +587,7 @@ qm_diff_open(const struct qm_diff_config *config, struct qm_diff **out, struct q
     d->cfg = *config;
     d->threads = threads < MAX_THREADS ? threads : MAX_THREADS;
     d->max_jobs = FIRST_JOBS;
-    d->ticked = now();
+    d->ticked = qm_clock_sec();
     qm_pace_begin(&d->pace, config->bandwidth);
     if (open_side(&config->a, config->end, &d->a, err) < 0 ||
         open_side(&config->b, config->end, &d->b, err) < 0) {

@@ -8,12 +8,12 @@
  */
 #include "flatten_int.h"
 
+#include "clock.h"
 #include "journal.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <string.h>
-#include <time.h>
 
 #define CHUNK_BYTES (1u << 20)
 #define BATCH_BYTES (512ull << 20)
@@ -364,15 +364,6 @@ flatten(struct qm_flatten *f, const char *out, struct qmeld_error *err)
     return write_output(f, out, err);
 }
 
-static uint64_t
-now_ms(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
-
 int
 qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_options *opts,
               struct qmeld_flatten_report *report, struct qmeld_error *err)
@@ -381,7 +372,7 @@ qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_opti
     struct qmeld_flatten_report unheard;
     struct qm_flatten f = {
         .path = path, .opts = opts ? opts : &defaults, .report = report ? report : &unheard};
-    const uint64_t began = now_ms();
+    const uint64_t began = qm_clock_ms();
     int rc;
 
     memset(err, 0, sizeof *err);
@@ -401,7 +392,7 @@ qmeld_flatten(const char *path, const char *out, const struct qmeld_flatten_opti
     qm_flatten_record_close(&f, rc < 0);
     qm_output_close(&f.output);
     qm_chain_close(f.chain);
-    f.report->seconds_x1000 = now_ms() - began;
+    f.report->seconds_x1000 = qm_clock_ms() - began;
     if (!report || rc < 0)
         qmeld_flatten_report_free(f.report);
     return rc;

@@ -2,13 +2,13 @@
 /*
  * rebase_call.c - the public call rebase: new, interrupted, or dry.
  */
+#include "clock.h"
 #include "rebase.h"
 #include "request.h"
 #include "shadow.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Both chains, as they stand, are held; then nothing in them may be unfinished but this very rebase. */
 static int
@@ -78,17 +78,14 @@ qmeld_rebase(const char *path, const struct qmeld_rebase_options *opts,
 {
     static const struct qmeld_rebase_options defaults;
     struct qmeld_rebase_report own, *r = report ? report : &own;
-    struct timespec begun, ended;
+    const uint64_t begun_ms = qm_clock_ms();
     int rc;
 
     memset(err, 0, sizeof *err);
     memset(r, 0, sizeof *r);
     opts = opts ? opts : &defaults;
-    clock_gettime(CLOCK_MONOTONIC, &begun);
     rc = opts->dry_run ? run_dry(path, opts, r, err) : run(path, opts, r, err);
-    clock_gettime(CLOCK_MONOTONIC, &ended);
-    r->seconds_x1000 = (uint64_t)((ended.tv_sec - begun.tv_sec) * 1000 +
-                                  (ended.tv_nsec - begun.tv_nsec) / 1000000);
+    r->seconds_x1000 = qm_clock_ms() - begun_ms;
     if (!report)
         qmeld_rebase_report_free(r);
     return rc;

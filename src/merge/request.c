@@ -8,6 +8,7 @@
  */
 #include "request.h"
 
+#include "clock.h"
 #include "dependants.h"
 #include "direction.h"
 #include "qcow2.h"
@@ -17,7 +18,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* ---- an interrupted merge that is meant ---- */
 
@@ -473,21 +473,18 @@ run_keeping(const uint64_t *keep,
     static const struct qmeld_commit_options defaults;
     struct qmeld_commit_report own, *r = report ? report : &own;
     struct qm_merge m = {.opts = opts ? opts : &defaults, .report = r, .keep = keep};
-    struct timespec begun, ended;
+    const uint64_t begun_ms = qm_clock_ms();
     int rc;
 
     memset(r, 0, sizeof *r);
     memset(err, 0, sizeof *err);
-    clock_gettime(CLOCK_MONOTONIC, &begun);
     rc = fn(path, &m, err);
     if (rc == 0 && m.opts->guard &&
         m.opts->guard(QMELD_MOMENT_DONE, m.opts->guard_opaque, err) != 0) {
         qm_err_disk(err, QMELD_DISK_NEW);
         rc = -1;
     }
-    clock_gettime(CLOCK_MONOTONIC, &ended);
-    r->seconds_x1000 = (uint64_t)((ended.tv_sec - begun.tv_sec) * 1000 +
-                                  (ended.tv_nsec - begun.tv_nsec) / 1000000);
+    r->seconds_x1000 = qm_clock_ms() - begun_ms;
     qm_merge_release(&m);
     if (!report)
         qmeld_commit_report_free(r);

@@ -10,6 +10,8 @@
  */
 #include "stream_int.h"
 
+#include "clock.h"
+
 #include <assert.h>
 #include <stdlib.h>
 #include <time.h>
@@ -157,16 +159,12 @@ wait_for(struct qm_stream *s, const struct qm_slot *slot, enum qm_slot_state sta
          struct qmeld_error *err)
 {
     for (;;) {
-        struct timespec until;
-
         if (qm_pool_tick(s->pool, err) < 0)
             return -1;
         pthread_mutex_lock(&s->lock);
         if (slot->state != state) {
-            clock_gettime(CLOCK_MONOTONIC, &until);
-            until.tv_nsec += WAIT_NSEC;
-            until.tv_sec += until.tv_nsec / 1000000000;
-            until.tv_nsec %= 1000000000;
+            const struct timespec until = qm_clock_moment(qm_clock_nsec() + WAIT_NSEC);
+
             (void)pthread_cond_timedwait(&s->changed, &s->lock, &until);
         }
         if (slot->state == state) {

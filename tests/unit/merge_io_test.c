@@ -6,6 +6,7 @@
  * order of docs/crash-safety.md seen from outside; whether each moment of it is safe is asked by
  * the crash tests, here it is held so that no sync is lost or added unseen.
  */
+#include "clock.h"
 #include "lab.h"
 #include "pagecache.h"
 #include "qcow2_bitmap.h"
@@ -20,7 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -580,7 +580,7 @@ merge_io__any_number_of_threads_makes_the_same_file(void **state)
 }
 
 struct meter {
-    struct timespec start;
+    uint64_t start_nsec;
     uint64_t bytes;
     bool too_fast;
 };
@@ -591,14 +591,11 @@ static int
 measure(const struct qm_io_event *ev, void *opaque)
 {
     struct meter *m = opaque;
-    struct timespec now;
     double passed;
 
     if (ev->op != QM_IO_WRITE || strstr(ev->path, ".qmeld")) /* the journal */
         return 0;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    passed =
-        (double)(now.tv_sec - m->start.tv_sec) + (double)(now.tv_nsec - m->start.tv_nsec) / 1e9;
+    passed = (double)(qm_clock_nsec() - m->start_nsec) / QM_NSEC_PER_SEC;
     m->bytes += ev->len;
     /* one piece, a quarter of a second long, ahead at most */
     m->too_fast |= (double)m->bytes > (passed + 0.25) * (double)RATE;
@@ -616,7 +613,7 @@ merge_io__bandwidth_is_a_limit_and_not_much_less(void **state)
     (void)state;
     f = qm_lab_make("top      | AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA cluster=64k\n"
                     "base.raw | - size=2M\n");
-    clock_gettime(CLOCK_MONOTONIC, &m.start);
+    m.start_nsec = qm_clock_nsec();
     qm_io_set_hook(measure, &m);
     r = qm_lab_commit("top", &o);
     qm_io_set_hook(NULL, NULL);
