@@ -95,7 +95,7 @@ print_command(const char *path, const struct qm_live_use *use, const struct qm_l
     QM_CLI_FREE char *file = qm_cli_quote(path);
     QM_CLI_FREE char *domain = qm_cli_quote(use->domain);
     QM_CLI_FREE char *uri = qm_cli_shell_word(use->uri);
-    QM_CLI_FREE char *word = qm_cli_shell_word(use->domain);
+    QM_CLI_FREE char *word = qm_cli_shell_word(use->domain[0] == '-' ? use->uuid : use->domain);
     QM_CLI_FREE char *base = request->base ? qm_cli_shell_word(request->base) : NULL;
     QM_CLI_FREE char *top = qm_cli_shell_word(request->top);
     const bool active = use->depth == 0 && strcmp(request->top, path) == 0;

@@ -234,7 +234,7 @@ note_snapshots(struct qm_run *run)
                         "%s --metadata "
                         "forgets it",
                         xml->name, disk->source.path ? disk->source.path : "a layer",
-                        run->domain->name, xml->name);
+                        qm_domain_word(run->domain), xml->name);
         qm_domxml_free(xml);
     }
     qm_texts_free(&texts);
@@ -247,7 +247,8 @@ qm_run_settle(struct qm_run *run, struct qmeld_error *err)
         return half_done(err);
     if (qm_backing_check(run, err) < 0 || settle_definition(run, err) < 0)
         return -1;
-    note_snapshots(run);
+    if (!run->request->settles_snapshots)
+        note_snapshots(run);
     if (run->request->remove && remove_files(run, err) < 0)
         return half_done(err);
     return 0;

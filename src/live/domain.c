@@ -114,6 +114,18 @@ qm_domain_find(struct qm_session *session, const char *name, struct qm_domain *o
     return 0;
 }
 
+const char *
+qm_domain_word(const struct qm_domain *domain)
+{
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+@%:";
+    const char *name = domain->name;
+    int id;
+
+    return name[0] == '-' || name[strspn(name, plain)] || is_number(name, &id) ? domain->uuid
+                                                                               : name;
+}
+
 void
 qm_domain_free(struct qm_domain *domain)
 {

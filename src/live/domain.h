@@ -20,6 +20,10 @@ struct qm_domain {
 int qm_domain_find(struct qm_session *session, const char *name, struct qm_domain *out,
                    struct qmeld_error *err) QM_CHECK;
 
+/* How a command line names it: its name or, where a shell or an option parser would make something else of that,
+ * its UUID.  Lives as long as the domain. */
+const char *qm_domain_word(const struct qm_domain *domain);
+
 /* An empty one is fine. */
 void qm_domain_free(struct qm_domain *domain);
 

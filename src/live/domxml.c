@@ -397,7 +397,8 @@ read_snap_disks(struct qm_xml *x, struct qm_domxml *out, struct qmeld_error *err
         struct qm_domxml_snap_disk d = {.target = qm_xml_attr(x, node, "name")};
 
         d.external = qm_xml_attr_is(node, "snapshot", "external");
-        out->internal = out->internal || qm_xml_attr_is(node, "snapshot", "internal");
+        d.internal = qm_xml_attr_is(node, "snapshot", "internal");
+        out->internal = out->internal || d.internal;
         qm_xml_read_source(x, node, &d.source);
         if (!d.target || x->nomem || !qm_vec_push(&out->snap_disks, &d)) {
             free(d.target);

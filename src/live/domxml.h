@@ -78,6 +78,7 @@ enum qm_domxml_kind {
 struct qm_domxml_snap_disk {
     char *target;                   /* of name='vda'; a path here is kept as it is */
     bool external;                  /* snapshot='external' */
+    bool internal;                  /* snapshot='internal': kept inside of the image */
     struct qm_domxml_source source; /* the file that the snapshot put on top of the chain */
 };
 

@@ -145,7 +145,7 @@ settle_definition(struct qm_stopped *s, const struct qm_change_disk *disk, struc
     return again ? qm_fail(err, QMELD_IO, qm_nowhere(),
                            "libvirt took the new definition of disk %s and has another one: see "
                            "virsh dumpxml --inactive %s",
-                           disk->target, s->domain->name)
+                           disk->target, qm_domain_word(s->domain))
                  : 0;
 }
 

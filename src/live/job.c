@@ -89,7 +89,7 @@ qm_job_close(struct qm_job *job)
 static int
 explain_refusal(const struct qm_job *job, const struct qm_fault *fault, struct qmeld_error *err)
 {
-    const char *name = job->request.domain->name, *disk = job->request.disk;
+    const char *name = qm_domain_word(job->request.domain), *disk = job->request.disk;
 
     if (fault->late || fault->stopped) {
         /* also if we were asked to stop: half-way, for what was asked for may still happen */
@@ -97,7 +97,7 @@ explain_refusal(const struct qm_job *job, const struct qm_fault *fault, struct q
             err, QMELD_IO, qm_nowhere(),
             "the machine \"%s\" did not answer when the job was asked for: it may still begin; "
             "look with virsh blockjob %s %s",
-            name, name, disk);
+            job->request.domain->name, name, disk);
         return left_open(err);
     }
     /* libvirt has two codes for it: one if the other job mirrors, one if not */
@@ -210,7 +210,7 @@ reconnect(struct qm_job *job, struct qmeld_error *err)
         err, QMELD_IO, qm_nowhere(),
         "the connection to libvirt was lost and cannot be made again: the job goes on without us; "
         "look with virsh blockjob %s %s",
-        request->domain->name, request->disk);
+        qm_domain_word(request->domain), request->disk);
     return left_open(err);
 }
 
@@ -230,7 +230,8 @@ take_fault(struct qm_job *job, const struct qm_fault *fault, struct qmeld_error 
                       "the machine \"%s\" does not answer: its job may still be running, or is "
                       "undecided; look "
                       "with virsh blockjob %s %s once it answers",
-                      job->request.domain->name, job->request.domain->name, job->request.disk);
+                      job->request.domain->name, qm_domain_word(job->request.domain),
+                      job->request.disk);
         return left_open(err);
     }
     if (qm_session_is_lost(session_of(job)) || fault->domain == VIR_FROM_RPC)
@@ -335,8 +336,8 @@ late(const struct qm_job *job, struct qmeld_error *err)
         err, QMELD_IO, qm_nowhere(),
         "the job on %s was asked to end and did not in %d s: it is undecided; look with virsh "
         "blockjob %s %s",
-        job->request.disk, job->phase == FINISHING ? FINISH_S : CANCEL_S, job->request.domain->name,
-        job->request.disk);
+        job->request.disk, job->phase == FINISHING ? FINISH_S : CANCEL_S,
+        qm_domain_word(job->request.domain), job->request.disk);
     return left_open(err);
 }
 

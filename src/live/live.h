@@ -78,6 +78,8 @@ struct qm_live_commit {
     bool keep_relative; /* the overlay's backing name must stay relative */
     bool wait;          /* until the job has ended or, without a finish, is ready */
     bool async;         /* a cancelled job is not waited for */
+    bool
+        settles_snapshots; /* the caller puts right what libvirt keeps of snapshots: nothing is said of it */
     uint64_t bandwidth; /* bytes a second, 0: no limit */
 
     /* Called several times a second while something is waited for; not 0: stop.  phase is "copy",

@@ -24,10 +24,10 @@
 static int
 busy(const struct qm_run *run, const char *job, struct qmeld_error *err)
 {
-    return qm_fail(
-        err, QMELD_BUSY, qm_nowhere(),
-        "a %s job runs on %s already: wait for it, or end it with virsh blockjob %s %s --abort",
-        job, run->disk->target, run->domain->name, run->disk->target);
+    return qm_fail(err, QMELD_BUSY, qm_nowhere(),
+                   "a block job (%s) runs on %s already: wait for it, or end it with virsh "
+                   "blockjob %s %s --abort",
+                   job, run->disk->target, qm_domain_word(run->domain), run->disk->target);
 }
 
 /* An active commit to the same base, left by an earlier call, is gone on with. */
@@ -266,6 +266,65 @@ check_relative(struct qm_run *run, struct qmeld_error *err)
     return 0;
 }
 
+static int
+refuse_inside(const struct qm_run *run, const char *file, const char *snapshot,
+              struct qmeld_error *err)
+{
+    return qm_fail(err, QMELD_BUSY, qm_in(file ? file : ""),
+                   "snapshot \"%s\" is kept inside of it, and reads through to the base, which the "
+                   "merge changes: delete that snapshot first (virsh snapshot-delete %s)",
+                   snapshot, qm_domain_word(run->domain));
+}
+
+/* A snapshot's text that was taken inside of a layer of the range. */
+static int
+check_text_inside(const struct qm_run *run, const char *text, struct qmeld_error *err)
+{
+    struct qmeld_error unreadable = {0};
+    struct qm_domxml *xml = NULL;
+    int rc = 0;
+
+    if (qm_domxml_parse(text, &xml, &unreadable) < 0)
+        return 0;
+    QM_VEC_EACH (own, &xml->snap_disks) {
+        const struct qm_domxml_disk *then = qm_domxml_find(xml, run->disk->target);
+
+        if (rc == 0 && own->internal && strcmp(own->target, run->disk->target) == 0 && then &&
+            then->layers.n > 0 && qm_run_is_merged(run, &then->layers.at[0]))
+            rc = refuse_inside(run, then->layers.at[0].path, xml->name, err);
+    }
+    qm_domxml_free(xml);
+    return rc;
+}
+
+/* What is kept inside of a merged layer reads through to the base.  libvirt tells of what it made, also of files
+ * that we may not open; the headers tell of the rest. */
+static int
+check_inside(const struct qm_run *run, struct qmeld_error *err)
+{
+    struct qm_texts texts;
+    struct qm_fault fault;
+    int rc = 0;
+
+    if (qm_texts_get(qm_run_session(run), run->domain->ptr, &texts, &fault) < 0)
+        return qm_session_fail(err, &fault, "read the machine's snapshots");
+    for (size_t i = 0; rc == 0 && i < texts.snapshots.n; i++)
+        rc = check_text_inside(run, texts.snapshots.at[i], err);
+    qm_texts_free(&texts);
+    for (size_t i = run->range.top; rc == 0 && run->local && i < run->range.base; i++) {
+        const struct qm_domxml_source *layer = &run->disk->layers.at[i];
+        struct qmeld_layer_info info;
+        struct qmeld_chain *chain;
+
+        if (!look_into(layer->path, layer->format, &chain, &info))
+            continue;
+        if (info.n_snapshots)
+            rc = refuse_inside(run, layer->path, info.snapshots[0].name, err);
+        qm_lib->chain_close(chain);
+    }
+    return rc;
+}
+
 static void
 note_bitmaps(struct qm_run *run)
 {
@@ -367,15 +426,24 @@ check_unfinished(const struct qm_run *run, struct qmeld_error *err)
     return -1;
 }
 
-/* A running machine has its bitmaps in memory, and its QEMU merges them. */
+/* What only we could do, and QEMU merges.  Options for how the work is done (threads, cache) may stay in a
+ * command that is for both kinds of machines; those that promise something may not. */
 static int
-check_bitmaps(const struct qm_run *run, struct qmeld_error *err)
+check_promises(const struct qm_run *run, struct qmeld_error *err)
 {
-    if (run->request->offline.bitmaps == QMELD_BITMAPS_MERGE)
+    const struct qmeld_commit_options *o = &run->request->offline;
+    const char *cannot = o->verify ? "--verify" : o->protect ? "--protect" : NULL;
+
+    if (o->bitmaps != QMELD_BITMAPS_MERGE)
+        return qm_fail(err, QMELD_USAGE, qm_in(run->request->domain),
+                       "of a running machine libvirt merges the bitmaps, or loses them: leave out "
+                       "--bitmaps, or stop the machine first");
+    if (!cannot)
         return 0;
-    return qm_fail(err, QMELD_USAGE, qm_in(run->request->domain),
-                   "of a running machine libvirt merges the bitmaps, or loses them: leave out "
-                   "--bitmaps, or stop the machine first");
+    return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                   "the machine \"%s\" runs, and QEMU, which then merges, does not know %s: leave "
+                   "that out, or stop the machine",
+                   run->domain->name, cannot);
 }
 
 int
@@ -385,7 +453,8 @@ qm_run_preflight(struct qm_run *run, struct qmeld_error *err)
         return -1;
     if (run->attached)
         return 0; /* it was all looked at when the job began; nothing can be refused any more */
-    if (check_bitmaps(run, err) < 0 || check_others(run, err) < 0 || check_relative(run, err) < 0)
+    if (check_promises(run, err) < 0 || check_inside(run, err) < 0 || check_others(run, err) < 0 ||
+        check_relative(run, err) < 0)
         return -1;
     if (!run->local)
         return 0;

@@ -196,7 +196,8 @@ static int
 tell_verdict(const struct qm_run *run, const struct qm_job_end *end, enum verdict verdict,
              struct qmeld_error *err)
 {
-    const char *name = run->domain->name, *target = run->disk->target;
+    const char *name = run->domain->name, *word = qm_domain_word(run->domain),
+               *target = run->disk->target;
 
     switch (verdict) {
     case STOPPED:
@@ -209,14 +210,14 @@ tell_verdict(const struct qm_run *run, const struct qm_job_end *end, enum verdic
                       "the job on %s is still there: the same command with --pivot finishes it, "
                       "virsh blockjob %s %s "
                       "--abort ends it",
-                      target, name, target);
+                      target, word, target);
         break;
     case STRANGE:
         (void)qm_fail(err, QMELD_IO, qm_nowhere(),
                       "the chain of %s is neither what it was nor merged: somebody else changed it "
                       "meanwhile; look "
                       "with qmeld info %s",
-                      target, name);
+                      target, word);
         break;
     case AS_BEFORE:
         if (end->stop_asked)
@@ -247,7 +248,7 @@ take_end(struct qm_run *run, const struct qm_job_end *end, struct qmeld_error *e
         (void)qm_fail(
             err, QMELD_CANCELED, qm_nowhere(),
             "stopped; the job was asked to end and was not waited for: virsh blockjob %s %s tells",
-            run->domain->name, run->disk->target);
+            qm_domain_word(run->domain), run->disk->target);
         qm_err_disk(err, QMELD_DISK_OPEN);
         return -1;
     }

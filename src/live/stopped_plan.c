@@ -357,7 +357,7 @@ add_snapshot(struct qm_stopped *s, const struct qm_domxml *x, const char *name,
     if (!snapshot)
         return qm_fail(err, QMELD_USAGE, qm_nowhere(),
                        "domain \"%s\" has no snapshot \"%s\": `virsh snapshot-list %s` shows them",
-                       s->domain->name, name, s->domain->name);
+                       s->domain->name, name, qm_domain_word(s->domain));
     rc = add_snapshot_disks(s, x, snapshot, err);
     s->planning = NULL;
     qm_domxml_free(snapshot);

@@ -2,12 +2,13 @@
 /*
  * killcall.c - preloaded into qmeld: it dies at a call to libvirt, or when it removes a file.
  *
- * Why.  A stopped machine's merge is right only when images, definition, snapshots and files all are; it may
- * die between any two of them.  SIGKILL cannot be caught, so what is there then is what a crash leaves.
+ * Why.  A machine's merge is right only when images, definition, snapshots and files all are; it may die
+ * between any two of them.  SIGKILL cannot be caught, so what is there then is what a crash leaves.
  *
  * Environment
  *   KILL_CALL=NAME   of the function: virDomainUpdateDeviceFlags, virDomainSnapshotDelete,
- *                    virDomainSnapshotCreateXML, virDomainManagedSaveDefineXML, unlink
+ *                    virDomainSnapshotCreateXML, virDomainManagedSaveDefineXML, virDomainBlockCommit,
+ *                    virDomainBlockJobAbort, unlink
  *   KILL_AFTER=1     when the call has returned; otherwise in front of it
  *   KILL_NTH=N       the N-th such call (1)
  */
@@ -65,6 +66,12 @@ STAND_IN(void *, virDomainSnapshotCreateXML, (void *dom, const char *xml, unsign
          (dom, xml, flags))
 STAND_IN(int, virDomainManagedSaveDefineXML, (void *dom, const char *xml, unsigned flags),
          (dom, xml, flags))
+STAND_IN(int, virDomainBlockCommit,
+         (void *dom, const char *disk, const char *base, const char *top, unsigned long bandwidth,
+          unsigned flags),
+         (dom, disk, base, top, bandwidth, flags))
+STAND_IN(int, virDomainBlockJobAbort, (void *dom, const char *disk, unsigned flags),
+         (dom, disk, flags))
 
 int
 unlink(const char *path)

@@ -327,6 +327,21 @@ class Machine:
             raise Fail(f"exit {process.returncode}, not {rc}\n{out}{err}")
         return Result(process.returncode, out, err)
 
+    def preload(self, source):
+        """The environment in which the program under test has this library in it, built where its user can read it."""
+        out = f"{self.lab.dir}/bin/{os.path.basename(source)}.so"
+        if not os.path.exists(out):
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", out, source, "-ldl"], check=True)
+            os.chmod(out, 0o755)
+        options = os.environ.get("ASAN_OPTIONS", "")
+        return {"LD_PRELOAD": out, "ASAN_OPTIONS": options + ":verify_asan_link_order=0:detect_leaks=0"}
+
+    def kill_env(self, call, after=False, nth=1):
+        """... in which it dies at a call (killcall.c)."""
+        env = dict(self.preload(os.path.dirname(os.path.abspath(__file__)) + "/killcall.c"), KILL_CALL=call,
+                   KILL_NTH=str(nth))
+        return dict(env, KILL_AFTER="1") if after else env
+
     def job(self):
         """What runs on vda, in virsh's words; "" if nothing does."""
         told = self.virsh("blockjob", self.name, "vda", rc=None)

@@ -145,13 +145,100 @@ def busy(m):
     m.fill()
     m.snapshot("b")
     m.commit("--top", m.path("a.qcow2"), *SLOW)
-    m.has(m.commit("--pivot", rc=2), "commit job runs on vda already")
+    m.has(m.commit("--pivot", rc=2), "(commit) runs on vda already")
     m.virsh("blockjob", m.name, "vda", "--abort")
     m.virsh("blockcopy", m.name, "vda", m.path("copy"), "--format", "raw", "--transient-job", "--bytes",
             "--bandwidth", "200000")
-    m.has(m.commit("--pivot", rc=2), "copy job runs on vda already")
+    m.has(m.commit("--pivot", rc=2), "(copy) runs on vda already")
     m.virsh("blockjob", m.name, "vda", "--abort")
     m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+
+
+@case("inside", "a snapshot inside of a merged layer reads through to the base: refused; one inside of the base is not")
+def inside(m):
+    m.disk("base.qcow2", "qcow2")
+    m.define([(m.path("base.qcow2"), "qcow2", "vda", "")])
+    m.writes()
+    m.virsh("snapshot-create-as", m.name, "in-base")
+    m.snapshot("a", metadata=True)
+    m.writes()
+    m.virsh("snapshot-create-as", m.name, "in-a")
+    m.writes()
+    m.snapshot("b", metadata=True)
+    m.writes()
+    for words in (["--pivot"], ["--pivot", "--delete"], ["--top", m.path("a.qcow2"), "--wait"]):
+        m.has(m.commit(*words, rc=2), "a.qcow2", 'snapshot "in-a" is kept inside')
+    m.has(m.run(m.lab.qmeld, "snapshot-delete", m.name, "a", rc=2), 'snapshot "in-a" is kept inside')
+    m.exists("a.qcow2")
+    if [n for n in os.listdir(m.dir) if n.startswith(".")]:
+        raise Fail(f"left behind: {os.listdir(m.dir)}")
+    # b stands on what in-a is in, and changes only what in-a has of its own
+    m.commit("--shallow", "--pivot")
+    m.is_chain("a.qcow2", "base.qcow2")
+    # libvirt has forgotten it, and the image has it still
+    m.virsh("snapshot-delete", m.name, "in-a", "--metadata")
+    m.has(m.commit("--pivot", rc=2), 'snapshot "in-a" is kept inside')
+    m.destroy()
+    m.img("snapshot", "-d", "in-a", m.path("a.qcow2"))
+    m.virsh("start", m.name)
+    m.writes()
+    m.commit("--pivot")
+    m.is_chain("base.qcow2")
+    m.writes()
+    m.destroy()
+    m.is_right("base.qcow2")
+    m.img("check", m.path("base.qcow2"))
+    if "in-base" not in m.img("snapshot", "-l", m.path("base.qcow2")):
+        raise Fail("the base has lost its snapshot")
+
+
+@case("promises", "what QEMU does not do for us is refused; commands are printed so that a shell takes them")
+def promises(m):
+    m.chain("a")
+    for option in ("--verify", "--protect"):
+        m.has(m.commit("--pivot", option, rc=2), f"does not know {option}")
+    m.is_chain("a.qcow2", "base.raw")
+    m.fill()
+    odd = "-a b'"
+    uuid = m.virsh("domuuid", m.name).out.strip()
+    m.destroy()
+    m.virsh("domrename", m.name, "--", odd)
+    try:
+        m.virsh("start", uuid)
+        before = m.passes()
+        wait_for("the guest to write", lambda: m.passes() > before)
+        m.has(m.run(m.lab.qmeld, "commit", "--live=never", m.path("a.qcow2"), rc=2), uuid + " vda --pivot")
+        m.run(m.lab.qmeld, "blockcommit", uuid, "vda", "--active", *SLOW)
+        m.has(m.run(m.lab.qmeld, "blockcommit", "--wait", "--top=[1]", "--", odd, "vda", rc=2), "nothing under it")
+        m.has(m.run(m.lab.qmeld, "blockcommit", "--keep-relative", "--base", m.path("a.qcow2"), "--", odd, "vda", rc=2),
+              "does not lie under")
+        m.virsh("blockjob", uuid, "vda", "--abort")
+        m.virsh("blockcopy", uuid, "vda", m.path("copy"), "--format", "raw", "--transient-job", "--bytes",
+                "--bandwidth", "200000")
+        m.has(m.run(m.lab.qmeld, "blockcommit", "--pivot", "--", odd, "vda", rc=2), f"virsh blockjob {uuid} vda")
+        m.virsh("blockjob", uuid, "vda", "--abort")
+    finally:
+        m.virsh("destroy", uuid, rc=None)
+        m.virsh("domrename", uuid, m.name)
+
+
+@case("killed-ours", "qmeld is killed around its calls to libvirt; the same command again ends it")
+def killed_ours(m):
+    m.disk("base.raw")
+    m.define()
+    m.writes()
+    for number, (call, after) in enumerate((("virDomainBlockCommit", False), ("virDomainBlockCommit", True),
+                                            ("virDomainBlockJobAbort", False), ("virDomainBlockJobAbort", True))):
+        top = m.snapshot(f"k{number}")
+        m.writes()
+        m.commit("--pivot", rc=-9, env=m.kill_env(call, after=after))
+        m.is_right(os.path.basename(m.layers()[0]))
+        m.commit("--pivot")
+        m.is_chain("base.raw")
+        os.unlink(top)
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
 
 
 @case("ctrl_c", "Ctrl-C cancels the job: the same chain, and the same command works afterwards")

@@ -137,25 +137,13 @@ def refused(m, *words, sentence, rc=2, disk="vda"):
 
 # ---- dying ----
 
-def preload(m, source):
-    """A library that kills the program under test, built where its user can read it."""
-    out = f"{m.lab.dir}/bin/{os.path.basename(source)}.so"
-    if not os.path.exists(out):
-        subprocess.run(["cc", "-shared", "-fPIC", "-o", out, source, "-ldl"], check=True)
-        os.chmod(out, 0o755)
-    options = os.environ.get("ASAN_OPTIONS", "")
-    return {"LD_PRELOAD": out, "ASAN_OPTIONS": options + ":verify_asan_link_order=0:detect_leaks=0"}
-
-
 def dies(m, *words, call, after=False, nth=1, command=None):
-    env = dict(preload(m, HERE + "/killcall.c"), KILL_CALL=call, KILL_NTH=str(nth))
-    if after:
-        env["KILL_AFTER"] = "1"
-    m.run(*(command or [m.lab.qmeld, "blockcommit", m.name, "vda", *words]), rc=-9, env=env)
+    m.run(*(command or [m.lab.qmeld, "blockcommit", m.name, "vda", *words]), rc=-9,
+          env=m.kill_env(call, after=after, nth=nth))
 
 
 def dies_at_change(m, number, *words):
-    env = dict(preload(m, HERE + "/../oracle/killat.c"), KILL_AT=str(number))
+    env = dict(m.preload(HERE + "/../oracle/killat.c"), KILL_AT=str(number))
     return m.run(m.lab.qmeld, "blockcommit", m.name, "vda", *words, rc=None, env=env).rc == -9
 
 
