@@ -378,18 +378,22 @@ tidy(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *alone,
                : qm_qcow2_mend_leaks(qm_qcow2_of(img), err);
 }
 
+static int
+tidy_own(const struct qm_protect *p, const struct qm_guarded *g, struct qmeld_error *err)
+{
+    struct qm_image *img = p->chain->layers[g->layer + 1].img;
+
+    return qm_image_lock(img, QM_LOCK_EXCLUSIVE, err) < 0 || qm_image_make_writable(img, err) < 0
+               ? -1
+               : qm_qcow2_mend_leaks(qm_qcow2_of(img), err);
+}
+
 int
 qm_protect_tidy(struct qm_protect *p, struct qmeld_error *err)
 {
-    QM_VEC_EACH (g, &p->intent->guarded) {
-        struct qm_image *img = p->chain->layers[g->layer + 1].img;
-
-        if (!g->own ? with_image(p, g, NULL, tidy, err) < 0
-                    : qm_image_lock(img, QM_LOCK_EXCLUSIVE, err) < 0 ||
-                          qm_image_make_writable(img, err) < 0 ||
-                          qm_qcow2_mend_leaks(qm_qcow2_of(img), err) < 0)
+    QM_VEC_EACH (g, &p->intent->guarded)
+        if ((g->own ? tidy_own(p, g, err) : with_image(p, g, NULL, tidy, err)) < 0)
             return -1;
-    }
     return 0;
 }
 
