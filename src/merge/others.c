@@ -292,7 +292,9 @@ is_guarded(const struct qm_intent *intent, const struct qmeld_dependant *d)
     if (d->kind != QMELD_DEPENDANT_OVERLAY || stat(d->path, &st) < 0)
         return false;
     QM_VEC_EACH (g, &intent->guarded)
-        if (!g->own && !g->file.blockdev && g->file.ino == st.st_ino)
+        /* under another name it would not be found when its turn comes, and taken for removed */
+        if (!g->own && !g->file.blockdev && g->file.ino == st.st_ino &&
+            qm_path_same(g->file.path, d->path))
             return true;
     return false;
 }

@@ -327,26 +327,22 @@ protect_own(struct qm_protect *p, const struct qm_guarded *g, struct qmeld_error
     return protect_snapshots(p, g, image, err);
 }
 
-/* Whoever removed it does not need it. */
-static bool
-is_gone(const struct qmeld_error *err)
-{
-    return err->sys_errno == ENOENT;
-}
-
 /* What is done to one of these images, which is open alone, and held as a writer. */
 typedef int protect_fn(struct qm_protect *p, const struct qm_guarded *g, struct qm_chain *alone,
                        struct qmeld_error *err);
 
+/* *out_gone: it is not there, and nothing is done. */
 static int
 with_image(struct qm_protect *p, const struct qm_guarded *g,
-           const struct qmeld_commit_options *opts, protect_fn *fn, struct qmeld_error *err)
+           const struct qmeld_commit_options *opts, protect_fn *fn, bool *out_gone,
+           struct qmeld_error *err)
 {
     const enum qmeld_disk disk = err->disk;
     struct qm_chain *alone;
     int rc = open_alone(g->file.path, opts, &alone, err);
 
-    if (rc < 0 && is_gone(err)) {
+    *out_gone = rc < 0 && err->sys_errno == ENOENT;
+    if (*out_gone) {
         *err = (struct qmeld_error){.disk = disk};
         return 0;
     }
@@ -357,11 +353,26 @@ with_image(struct qm_protect *p, const struct qm_guarded *g,
     return rc;
 }
 
+/* One that is not there may have been removed, and need nothing; or renamed, or its file system is not mounted. */
+static int
+protect_image(struct qm_protect *p, const struct qm_guarded *g, struct qmeld_error *err)
+{
+    bool gone;
+
+    if (with_image(p, g, p->opts, protect_open, &gone, err) < 0)
+        return -1;
+    return !gone ? 0
+                 : qm_fail(err, QMELD_USAGE, qm_in(g->file.path),
+                           "it is to get what it reads through the chain, and is not there: put it "
+                           "back; or, if it is gone for good, take the merge back (`qmeld "
+                           "revert`), as no layer has changed so far, and begin again");
+}
+
 int
 qm_protect_run(struct qm_protect *p, struct qmeld_error *err)
 {
     QM_VEC_EACH (g, &p->intent->guarded)
-        if ((g->own ? protect_own(p, g, err) : with_image(p, g, p->opts, protect_open, err)) < 0)
+        if ((g->own ? protect_own(p, g, err) : protect_image(p, g, err)) < 0)
             return -1;
     return 0;
 }
@@ -391,8 +402,10 @@ tidy_own(const struct qm_protect *p, const struct qm_guarded *g, struct qmeld_er
 int
 qm_protect_tidy(struct qm_protect *p, struct qmeld_error *err)
 {
+    bool gone; /* then it leaves nothing */
+
     QM_VEC_EACH (g, &p->intent->guarded)
-        if ((g->own ? tidy_own(p, g, err) : with_image(p, g, NULL, tidy, err)) < 0)
+        if ((g->own ? tidy_own(p, g, err) : with_image(p, g, NULL, tidy, &gone, err)) < 0)
             return -1;
     return 0;
 }
@@ -424,9 +437,10 @@ int
 qm_protect_repoint(const struct qm_intent *intent, struct qmeld_error *err)
 {
     struct qm_protect p = {.intent = intent};
+    bool gone; /* whoever removed it does not need it */
 
     QM_VEC_EACH (g, &intent->guarded)
-        if (!g->own && g->layer != intent->base && with_image(&p, g, NULL, point, err) < 0)
+        if (!g->own && g->layer != intent->base && with_image(&p, g, NULL, point, &gone, err) < 0)
             return -1;
     return 0;
 }

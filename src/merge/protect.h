@@ -48,10 +48,11 @@ int qm_protect_note(const struct qm_protect *p, const char *path, size_t layer,
 int qm_protect_note_own(const struct qm_protect *p, size_t layer, struct qm_guarded *out,
                         struct qmeld_error *err) QM_CHECK;
 
-/* All that the intent lists get what they need, durably.  Those that are not there any more need nothing. */
+/* All that the intent lists get what they need, durably.  USAGE: one of them is not there. */
 int qm_protect_run(struct qm_protect *p, struct qmeld_error *err) QM_CHECK;
 
-/* What was begun for them and is not needed leaves no leaks. */
+/* What was begun for them and is not needed leaves no leaks.  Those that are not there any more need nothing, nor
+ * below. */
 int qm_protect_tidy(struct qm_protect *p, struct qmeld_error *err) QM_CHECK;
 
 /* Those that stand on a layer above the base stand on the base now, durably. */

@@ -303,3 +303,35 @@ def others__protecting_goes_on_where_it_was_killed():
     assert "in-use" not in str(json.loads(qemu_img("info", "--output=json", "sib.qcow2"))["format-specific"])
     qmeld("resume", JOURNAL)
     assert view("sib.qcow2") == was and contents("base.raw") == want
+
+
+def others__an_image_that_was_renamed_before_it_was_protected_is_not_forgotten():
+    forge(BIG)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "sib.qcow2")
+    was, want = view("sib.qcow2"), expected("top.qcow2")
+    kill_protecting()
+    os.rename("sib.qcow2", "moved.qcow2")
+    done = qmeld("resume", JOURNAL, code=3)
+    assert "moved.qcow2: it reads through layers of a merge that has begun" in done.stderr, done.stderr
+    assert view("moved.qcow2") == was
+    os.rename("moved.qcow2", "sib.qcow2")
+    qmeld("resume", JOURNAL)
+    assert view("sib.qcow2") == was and contents("base.raw") == want
+
+
+def others__an_image_that_is_not_there_when_it_is_to_be_protected_stops_the_merge():
+    forge(BIG)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "sib.qcow2")
+    was, want = view("sib.qcow2"), expected("top.qcow2")
+    before = contents("base.raw")
+    kill_protecting()
+    os.mkdir("away")
+    os.rename("sib.qcow2", "away/sib.qcow2")
+    done = qmeld("resume", JOURNAL, code=3)
+    assert "sib.qcow2: it is to get what it reads through the chain, and is not there" in done.stderr, done.stderr
+    assert contents("base.raw") == before
+    qmeld("revert", JOURNAL)
+    os.rename("away/sib.qcow2", "sib.qcow2")
+    assert view("sib.qcow2") == was and contents("base.raw") == before
+    qmeld("commit", "--protect", "top.qcow2")
+    assert view("sib.qcow2") == was and contents("base.raw") == want
