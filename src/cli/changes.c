@@ -218,6 +218,9 @@ qm_cli_changes_find(const char *path, const char *journal_dir, struct qm_cli_cha
         return qmeld_notes(journal_dir, take, &search, err);
     if (search_dir(&search, dir_of(path), err) < 0)
         return -1;
+    if (out->n ==
+        0) /* from here on images are read; libvirt may still be asked, but starts nothing */
+        qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
     search_chain(&search, path);
     return 0;
 }

@@ -25,7 +25,8 @@ struct qm_cli_changes {
 };
 
 /* All of a directory; or those that have to do with a layer, a journal or a note.  Several notes of one
- * change count once. */
+ * change count once.  If there is none beside a layer the sandbox is entered (sandbox.h) before its chain is read: libvirt
+ * can be asked from within, but not started. */
 int qm_cli_changes_find(const char *path, const char *journal_dir, struct qm_cli_changes *out,
                         struct qmeld_error *err) QMELD_CHECK;
 void qm_cli_changes_release(struct qm_cli_changes *changes);

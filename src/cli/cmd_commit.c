@@ -77,7 +77,7 @@ static const char help[] =
     "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP
-        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+        QM_CLI_MERGING_SANDBOX_HELP QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done, already merged, or nothing to do; 1 failed, images as they were;\n"
     "2 refused or wrong usage, nothing touched; 3 stopped half-way, and 75 stopped by a signal\n"
     "or at the deadline: the same command again finishes.\n";
@@ -211,8 +211,7 @@ take_option(struct qm_cli_merging *merging, struct words *words, int c)
 int
 qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_merging *merging)
 {
-    static const struct option only_plan = QM_CLI_SANDBOX_OPTION;
-    static struct option options[] = {
+    static const struct option options[] = {
         {"live", required_argument, NULL, OPT_LIVE}, /* of commit alone */
         {"base", required_argument, NULL, OPT_BASE},
         {"top", required_argument, NULL, OPT_TOP},
@@ -226,13 +225,13 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
+    const bool commits = strcmp(argv[0], qm_cli_commit.name) == 0;
     struct words words = {.live = false};
     int c;
 
     *merging = (struct qm_cli_merging){.command = argv[0]};
-    if (strcmp(argv[0], qm_cli_commit.name) != 0)
-        options[0] = only_plan;
-    while ((c = qm_cli_getopt(argc, argv, ":b:df:hpr:t:" QM_CLI_MERGING_LETTERS, options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":b:df:hpr:t:" QM_CLI_MERGING_LETTERS,
+                              commits ? options : options + 1)) != -1) {
         if (c == 'h') {
             fputs(text, stdout);
             return QM_EXIT_DONE;
@@ -256,12 +255,14 @@ run(int argc, char **argv)
 
     if (code >= 0)
         return code;
-    qm_cli_machines_ask(&merging);
+    qm_cli_machines_ask(&merging); /* which runs ssh, or a daemon of this user, if at all */
+    qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
     code = qm_cli_delegate(&merging, argv[optind]);
     if (code >= 0)
         return code;
     if (!qm_cli_machines_let(&merging, argv[optind]))
         return QM_EXIT_REFUSED;
+    qm_cli_merging_confine(&merging, argv[optind], QM_SANDBOX_WRITES);
     qm_cli_merging_begin(&merging);
     return qm_cli_merging_run_and_report(&merging, argv[optind], qmeld_commit);
 }

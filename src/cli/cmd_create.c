@@ -5,6 +5,7 @@
  * Everything -o can say has a long option as well; both end in the same setter.
  */
 #include "create_options.h"
+#include "sandbox.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -41,6 +42,7 @@ static const char help[] =
     "        --lazy-refcounts=on|off  refcounts written late; repaired after a crash\n"
     "        --preallocation=MODE     off, metadata, falloc or full\n"
     "    -q, --quiet                  no report\n"
+    "        --no-sandbox             keep what the command does not need, to debug it\n"
     "        --output=human|json      form of the report\n"
     "    -h, --help                   this text\n";
 
@@ -319,6 +321,7 @@ run(int argc, char **argv)
         {"backing-format", required_argument, NULL, 'F'},
         {"unsafe-backing", no_argument, NULL, 'u'},
         QM_CLI_ALLOW_PATH_OPTION,
+        QM_CLI_SANDBOX_OPTION,
         {"quiet", no_argument, NULL, 'q'},
         {"compat", required_argument, NULL, QM_OPT_FIRST},
         {"cluster-size", required_argument, NULL, QM_OPT_FIRST + 1},
@@ -345,6 +348,9 @@ run(int argc, char **argv)
     if (!take_operands(&request, argc - optind, argv + optind))
         return QM_EXIT_REFUSED;
     request.create.allow_paths = qm_cli_allow_paths();
+    qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
+    if (!request.create.backing_name && !strstr(request.path, "nbd"))
+        qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
     return create(&request);
 }
 

@@ -418,7 +418,8 @@ confine(const struct request *r)
     qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
     qm_cli_sandbox_peek(r->image, &open);
     if (!r->out || !strstr(r->out, "nbd"))
-        qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
+        qm_cli_sandbox_opened(r->flatten.manifest || r->flatten.secrets ? QM_SANDBOX_OPENS_CODE
+                                                                        : QM_SANDBOX_OPENS_FILES);
 }
 
 static int

@@ -44,7 +44,7 @@ static const char help[] =
     "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP
-        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+        QM_CLI_MERGING_SANDBOX_HELP QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done, or nothing to do; 1 failed, images as they were; 2 refused or wrong\n"
     "usage, nothing touched; 3 stopped half-way, and 75 stopped by a signal or at the deadline:\n"
     "the same command again finishes.\n";
@@ -111,8 +111,10 @@ run(int argc, char **argv)
     }
     merging.options.allow_paths = qm_cli_allow_paths();
     qm_cli_machines_ask(&merging);
+    qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
     if (!qm_cli_machines_let(&merging, argv[optind]))
         return QM_EXIT_REFUSED;
+    qm_cli_merging_confine(&merging, argv[optind], QM_SANDBOX_WRITES);
     qm_cli_merging_begin(&merging);
     return qm_cli_merging_run_and_report(&merging, argv[optind], fold);
 }

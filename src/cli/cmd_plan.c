@@ -5,7 +5,6 @@
 #include "merging.h"
 #include "others_report.h"
 #include "outcome.h"
-#include "sandbox.h"
 
 #include <inttypes.h>
 #include <json-c/json.h>
@@ -52,8 +51,7 @@ static const char help[] =
     "    -p\n"
     "        --allow-path=PATH\n"
     "        --backing-format=FMT\n"
-    "        --no-sandbox           keep what the command does not need, to debug "
-    "it\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP QM_CLI_MERGING_HELP "\n"
+    "        --no-sandbox\n" QM_CLI_OTHERS_HELP QM_CLI_SECRET_HELP QM_CLI_MERGING_HELP "\n"
     "Exit codes: 0 commit can do it, or has nothing to do; 1 failed; 2 commit would refuse;\n"
     "75 stopped by a signal or at the deadline.\n";
 
@@ -355,19 +353,6 @@ draw_page(const char *path, const struct qmeld_commit_options *options,
     return 0;
 }
 
-static void
-confine(const struct qm_cli_merging *merging, const char *path)
-{
-    const struct qmeld_open_options open = {.format = merging->options.format,
-                                            .backing_format = merging->options.backing_format,
-                                            .allow_paths = merging->options.allow_paths};
-
-    qm_cli_sandbox_enter(QM_SANDBOX_READS);
-    qm_cli_sandbox_peek(path, &open);
-    if (!merging->options.protect) /* who is protected may stand on a server's export, too */
-        qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
-}
-
 static int
 run(int argc, char **argv)
 {
@@ -382,8 +367,8 @@ run(int argc, char **argv)
         qm_cli_usage(argv[0], "--format=html is for people, --output=json for programs: choose");
         return QM_EXIT_REFUSED;
     }
-    qm_cli_machines_ask(&merging);   /* a machine that runs is told of by its locks */
-    confine(&merging, argv[optind]); /* behind libvirt, to which it connects */
+    qm_cli_machines_ask(&merging); /* a machine that runs is told of by its locks */
+    qm_cli_merging_confine(&merging, argv[optind], QM_SANDBOX_READS);
     qm_cli_merging_begin(&merging);
     qm_cli_progress_begin(&merging.progress, merging.mode);
     rc = qmeld_plan(argv[optind], &merging.options, &report, &err);

@@ -43,6 +43,7 @@ static const char help[] =
     "                               to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT   format of layers for which no overlay stores one; without\n"
     "                               it they are refused\n" QM_CLI_SECRET_HELP
+        QM_CLI_MERGING_SANDBOX_HELP
     "        --bandwidth=RATE       bytes a second at most, for comparing and for copying;\n"
     "                               suffixes k, M, G; 0: no limit\n"
     "        --threads=N            use N threads (as many as processors, at most 16)\n"
@@ -122,6 +123,36 @@ print_json(const struct request *request, const struct qmeld_rebase_report *r,
     qm_cli_json_print(o);
 }
 
+/* The new chain is known when IMAGE's folder and its journal have been looked at: whatever could be behind a server
+ * there leaves connections possible. */
+static void
+confine(const struct request *request, const char *path)
+{
+    const struct qmeld_rebase_options *o = &request->options;
+    const struct qmeld_open_options open = {
+        .format = o->format, .backing_format = o->chain_format, .allow_paths = o->allow_paths};
+    const struct qmeld_open_options new = {.format = o->backing_format,
+                                           .backing_format = o->chain_format,
+                                           .allow_paths = o->allow_paths};
+    const char *slash = strrchr(path, '/');
+    QM_CLI_FREE char *where = NULL;
+
+    qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
+    if (!qm_cli_sandbox_peek(path, &open))
+        return;
+    if (o->backing && !o->unsafe) {
+        if (strchr(o->backing, ':') ||
+            asprintf(&where, "%.*s%s", *o->backing == '/' || !slash ? 0 : (int)(slash + 1 - path),
+                     path, o->backing) < 0) {
+            where = NULL;
+            return;
+        }
+        if (!qm_cli_sandbox_peek(where, &new))
+            return;
+    }
+    qm_cli_sandbox_opened(o->secrets ? QM_SANDBOX_OPENS_CODE : QM_SANDBOX_OPENS_FILES);
+}
+
 static int
 rebase(struct request *request, const char *path)
 {
@@ -138,6 +169,7 @@ rebase(struct request *request, const char *path)
     o->verify = merging->options.verify;
     o->journal_dir = merging->options.journal_dir;
     o->progress = merging->options.progress;
+    confine(request, path);
     o->opaque = merging->options.opaque;
     qm_cli_progress_begin(&merging->progress, merging->mode);
     rc = qmeld_rebase(path, o, &report, &err);
@@ -247,6 +279,7 @@ run(int argc, char **argv)
         {"dry-run", no_argument, NULL, OPT_DRY_RUN},
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         QM_CLI_ALLOW_PATH_OPTION,
+        QM_CLI_SANDBOX_OPTION,
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"bandwidth", required_argument, NULL, QM_OPT_BANDWIDTH},

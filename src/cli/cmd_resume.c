@@ -32,7 +32,7 @@ static const char resume_help[] =
     "(.NAME.qmeld-flatten): as if the same command were given again.\n"
     "\n"
     "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
-        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+        QM_CLI_MERGING_SANDBOX_HELP QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 still half-way, and 75 stopped by a signal or at the deadline: the same command\n"
     "again finishes.\n";
@@ -54,7 +54,7 @@ static const char revert_help[] =
     "What qmeld flatten has not completed is given up: the file and its note are removed.\n"
     "\n"
     "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
-        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+        QM_CLI_MERGING_SANDBOX_HELP QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 taken back; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 half-way back: the same command again, or qmeld resume, goes on.\n";
 
@@ -70,7 +70,7 @@ static const char finalize_help[] =
     "that only reads the base may be running.\n"
     "\n"
     "        --journal-dir=DIR      look for the layer's journal there\n" QM_CLI_SECRET_HELP
-        QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+        QM_CLI_MERGING_SANDBOX_HELP QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 done; 1 failed, images as they were; 2 refused or wrong usage, nothing\n"
     "touched; 3 half-way: the same command again finishes.\n";
 
@@ -83,7 +83,8 @@ static const char recover_help[] =
     "\n"
     "A line tells of each merge.  What fails is left for the next time, and the others are gone\n"
     "on with.  If nothing is unfinished, nothing is done.\n"
-    "\n" QM_CLI_SECRET_HELP QM_CLI_MERGING_HELP "\n" QM_CLI_MERGING_SIGNALS "\n"
+    "\n" QM_CLI_SECRET_HELP QM_CLI_MERGING_SANDBOX_HELP QM_CLI_MERGING_HELP
+    "\n" QM_CLI_MERGING_SIGNALS "\n"
     "Exit codes: 0 all are finished, or there were none; otherwise 2 if one was refused, for that\n"
     "needs somebody who looks at it, 3 if one is still half-way, 1 if one failed before it did\n"
     "anything, 75 if one was stopped; of these the first that applies.\n";
@@ -94,13 +95,25 @@ struct found {
     char *journal;
     struct qmeld_error problem;
     bool usable;
-    bool held; /* done, and can be taken back */
+    bool held;  /* done, and can be taken back */
+    bool local; /* nothing that it opens is behind a server */
 };
 
 struct search {
     struct found *list;
     size_t n;
 };
+
+/* Every name of an export has "nbd" in it; that a file's may, too, leaves a door open, no more.  Who is protected, and
+ * what a new backing file stands on, is not told here. */
+static bool
+is_local(const struct qmeld_unfinished *merge)
+{
+    for (size_t i = 0; i < merge->n_layers; i++)
+        if (strstr(merge->layers[i], "nbd"))
+            return false;
+    return !merge->protecting && !merge->new_backing;
+}
 
 static int
 note(const struct qmeld_unfinished *merge, void *opaque)
@@ -115,8 +128,10 @@ note(const struct qmeld_unfinished *merge, void *opaque)
         free(journal);
         return 1;
     }
-    list[search->n] = (struct found){
-        .journal = journal, .usable = !merge->problem, .held = !merge->problem && merge->held};
+    list[search->n] = (struct found){.journal = journal,
+                                     .usable = !merge->problem,
+                                     .held = !merge->problem && merge->held,
+                                     .local = merge->problem || is_local(merge)};
     if (merge->problem)
         list[search->n].problem = *merge->problem;
     search->n++;
@@ -137,13 +152,26 @@ by_name(const void *a, const void *b)
     return strcmp(((const struct found *)a)->journal, ((const struct found *)b)->journal);
 }
 
+/* Journals say what will be opened. */
+static void
+confine(const struct qm_cli_merging *merging, const struct search *search)
+{
+    for (size_t i = 0; i < search->n; i++)
+        if (!search->list[i].local)
+            return;
+    if (search->n > 0)
+        qm_cli_sandbox_opened(merging->options.secrets ? QM_SANDBOX_OPENS_CODE
+                                                       : QM_SANDBOX_OPENS_FILES);
+}
+
 /* 0, or an exit code after the complaint. */
 static int
-look(const char *path, const char *journal_dir, struct search *search)
+look(const struct qm_cli_merging *merging, const char *path, struct search *search)
 {
     struct qmeld_error err;
 
-    if (qmeld_status(path, journal_dir, note, search, &err) == 0) {
+    if (qmeld_status(path, merging->options.journal_dir, note, search, &err) == 0) {
+        confine(merging, search);
         if (search->n > 0)
             qsort(search->list, search->n, sizeof *search->list, by_name);
         return 0;
@@ -224,18 +252,22 @@ end_partial(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call 
     *out_found = true;
     if (qm_cli_partials_find(path, &partials, &err) < 0) {
         code = qm_cli_fail(&err);
-    } else if (call == qmeld_revert) {
-        *out_found = partials.n + partials.n_left > 0;
-        code = *out_found ? qm_cli_partial_abandon(merging, path) : QM_EXIT_DONE;
-    } else { /* without a note it is refused, by name */
-        *out_found = partials.n + partials.n_left > 0;
-        code = *out_found ? qm_cli_partial_finish(merging, path, NULL) : QM_EXIT_DONE;
+    } else if (partials.n + partials.n_left == 0) {
+        *out_found = false;
+        code = QM_EXIT_DONE;
+    } else {
+        qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
+        code =
+            call == qmeld_revert
+                ? qm_cli_partial_abandon(merging, path)
+                : qm_cli_partial_finish(merging, path, NULL); /* without a note: refused by name */
     }
     qm_cli_partials_release(&partials);
     return code;
 }
 
-/* For the merge that path, a layer or a journal, has to do with. */
+/* For the merge that path, a layer or a journal, has to do with.  Only a note of a machine's change needs libvirt, which
+ * may run a program: it is looked for first, and by name (changes.h). */
 static int
 call_for(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *call)
 {
@@ -251,13 +283,16 @@ call_for(struct qm_cli_merging *merging, const char *path, qm_cli_merge_call *ca
             path);
         return QM_EXIT_REFUSED;
     }
+    if (call != qmeld_resume)
+        qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
     if (qm_cli_partials_own(path) && call != qmeld_finalize)
         code = end_partial(merging, path, call, &found);
     if (!found && call == qmeld_resume)
         code = resume_change(merging, path, &found);
     if (found)
         return code;
-    code = look(path, merging->options.journal_dir, &search);
+    qm_cli_sandbox_enter(QM_SANDBOX_WRITES);
+    code = look(merging, path, &search);
     if (code != 0)
         return code;
     if (search.n == 0 && call != qmeld_finalize)
@@ -382,8 +417,9 @@ recover(struct qm_cli_merging *merging, const char *dir)
         return QM_EXIT_REFUSED;
     }
     code = recover_changes(merging, dir, array, &n_changes);
+    qm_cli_sandbox_enter(QM_SANDBOX_WRITES); /* libvirt has been asked all */
     code = worse(code, recover_partials(merging, dir, array, &n_partials));
-    looked = look(dir, NULL, &search);
+    looked = look(merging, dir, &search);
     if (looked != 0)
         return looked;
     for (size_t i = 0; i < search.n; i++) {
@@ -438,6 +474,7 @@ run_with_path(int argc, char **argv, const char *help, qm_cli_merge_call *call)
         {"journal-dir", required_argument, NULL, QM_OPT_JOURNAL_DIR},
         QM_CLI_MERGING_OPTIONS,
         QM_CLI_SECRET_OPTIONS,
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -472,10 +509,8 @@ static int
 run_recover(int argc, char **argv)
 {
     static const struct option options[] = {
-        QM_CLI_MERGING_OPTIONS,
-        QM_CLI_SECRET_OPTIONS,
-        QM_CLI_COMMON_OPTIONS,
-        {NULL, 0, NULL, 0},
+        QM_CLI_MERGING_OPTIONS, QM_CLI_SECRET_OPTIONS, QM_CLI_SANDBOX_OPTION,
+        QM_CLI_COMMON_OPTIONS,  {NULL, 0, NULL, 0},
     };
     struct qm_cli_merging merging = {.command = argv[0]};
     int code;

@@ -5,6 +5,7 @@
  */
 #include "changes.h"
 #include "partials.h"
+#include "sandbox.h"
 
 #include <json-c/json.h>
 #include <unistd.h>
@@ -27,6 +28,7 @@ static const char help[] =
     "Takes no lock and writes nothing.\n"
     "\n"
     "        --journal-dir=DIR      look for the layers' journals there\n"
+    "        --no-sandbox           keep what the command does not need, to debug it\n"
     "        --output=human|json\n"
     "    -h, --help                 this text\n"
     "\n"
@@ -378,6 +380,7 @@ run(int argc, char **argv)
     enum { OPT_JOURNAL_DIR = QM_OPT_FIRST };
     static const struct option options[] = {
         {"journal-dir", required_argument, NULL, OPT_JOURNAL_DIR},
+        QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
@@ -397,6 +400,8 @@ run(int argc, char **argv)
         else if (c != QM_OPT_OUTPUT || !qm_cli_parse_output("status", optarg, &output))
             return QM_EXIT_REFUSED;
     }
+    qm_cli_sandbox_enter(
+        QM_SANDBOX_READS); /* chains are opened, of which journals tell: servers, too */
     if (output == QM_OUTPUT_JSON)
         request.array = json_object_new_array();
     if (optind == argc)

@@ -308,6 +308,20 @@ qm_cli_merging_begin(struct qm_cli_merging *merging)
     catch_signals();
 }
 
+void
+qm_cli_merging_confine(const struct qm_cli_merging *merging, const char *path,
+                       enum qm_cli_sandbox_needs needs)
+{
+    const struct qmeld_commit_options *o = &merging->options;
+    const struct qmeld_open_options open = {
+        .format = o->format, .backing_format = o->backing_format, .allow_paths = o->allow_paths};
+
+    qm_cli_sandbox_enter(needs);
+    if (qm_cli_sandbox_peek(path, &open) &&
+        !o->protect) /* who is protected may stand on a server's export, too */
+        qm_cli_sandbox_opened(o->secrets ? QM_SANDBOX_OPENS_CODE : QM_SANDBOX_OPENS_FILES);
+}
+
 static int
 take_journal(const struct qmeld_unfinished *merge, void *opaque)
 {

@@ -12,6 +12,7 @@
 #define QM_CLI_MERGING_H
 
 #include "progress.h"
+#include "sandbox.h"
 #include "secrets.h"
 
 /* Places to look for other images, beside the chain's own folders. */
@@ -91,7 +92,7 @@ enum {
         {"detect-zeroes", no_argument, NULL, QM_OPT_DETECT_ZEROES},                                \
         {"keep-relative", no_argument, NULL, QM_OPT_KEEP_RELATIVE},                                \
         {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS}, QM_CLI_OTHERS_OPTIONS,               \
-        QM_CLI_ALLOW_PATH_OPTION, {"format", required_argument, NULL, 'f'},                        \
+        QM_CLI_ALLOW_PATH_OPTION, QM_CLI_SANDBOX_OPTION, {"format", required_argument, NULL, 'f'}, \
     {                                                                                              \
         "backing-format", required_argument, NULL, QM_OPT_BACKING_FORMAT                           \
     }
@@ -129,6 +130,9 @@ int qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli
     "        --output=human|json    form of the report\n"                                          \
     "    -h, --help                 this text\n"
 
+#define QM_CLI_MERGING_SANDBOX_HELP                                                                \
+    "        --no-sandbox           keep what the command does not need, to debug it\n"
+
 #define QM_CLI_MERGING_SIGNALS                                                                     \
     "SIGINT, SIGTERM and SIGHUP stop at the next point where every file is in order; a second\n"   \
     "one stops at once, which is safe too.  SIGUSR1 prints a line that says how far it is.\n"
@@ -142,6 +146,11 @@ bool qm_cli_take_bitmaps(const char *command, struct qmeld_commit_options *optio
 
 /* After the options: signals are caught from now on, and the deadline's time runs. */
 void qm_cli_merging_begin(struct qm_cli_merging *merging);
+
+/* Enters the sandbox, if that has not been done, and gives up what the chain of path does not need: its headers are read
+ * for that.  Behind the last question to libvirt. */
+void qm_cli_merging_confine(const struct qm_cli_merging *merging, const char *path,
+                            enum qm_cli_sandbox_needs needs);
 
 /* Why it failed, and what can be done, on stderr.  path: the image, or the journal. */
 void qm_cli_merging_explain(const struct qm_cli_merging *merging, const char *path, bool is_journal,

@@ -520,7 +520,6 @@ def kill_and_check(rng, chain, qmeld, story, shim=None):
     missing = format_is_missing(case)
     if missing:
         case.args += ["--backing-format", chain.layers[missing.index - 1].fmt]
-    case.args.append("--no-sandbox")  # in which the program that is to die by its own hand could not
     names = set(os.listdir(chain.folder)) | {"count"}
     count = os.path.join(chain.folder, "count")
     out = os.path.join(chain.folder, "flat")
