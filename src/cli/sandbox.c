@@ -34,7 +34,7 @@
 #endif
 #endif
 
-static bool disabled, active, writes_files;
+static bool disabled, active;
 static const char *why_not = "off: it was not entered";
 
 void
@@ -51,6 +51,8 @@ qm_cli_sandbox_state(void)
 }
 
 #if defined(QM_SECCOMP) && !defined(SANITIZED)
+
+static bool writes_files; /* set by enter */
 
 #define XFS_GEOMETRY _IOR('X', 100, char[112]) /* xfs_fs.h, XFS_IOC_FSGEOMETRY_V1 */
 
