@@ -174,6 +174,8 @@ compare(struct request *request, char *const *paths)
     qm_cli_progress_begin(&request->progress, request->quiet ? QM_PROGRESS_NONE : request->mode);
     rc = qmeld_compare(paths[0], paths[1], &request->options, ranges ? take_range : NULL, request,
                        &report, &err);
+    if (rc == 0)
+        qm_cli_progress_full(&request->progress);
     qm_cli_progress_end(&request->progress);
     if (rc == 0) {
         if (request->output == QM_OUTPUT_JSON)

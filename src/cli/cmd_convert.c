@@ -74,6 +74,7 @@ struct request {
     bool bar;
     bool bitmaps;
     bool skip_broken;
+    bool report; /* one of ours was asked for: qemu-img has none */
 };
 
 static bool
@@ -213,6 +214,7 @@ take_option(struct request *r, int c)
     case OPT_SALVAGE:
         return add(r, "--salvage", NULL);
     case QM_OPT_OUTPUT:
+        r->report = true;
         return add(r, "--output", optarg);
     default:
         return take_flag(r, c);
@@ -249,9 +251,9 @@ take_operands(struct request *r, int n, char **operands)
         add(r, "--bitmaps=keep", NULL);
     if (r->skip_broken)
         add(r, "--skip-broken-bitmaps", NULL);
-    if (r->quiet)
+    if (r->quiet || (qm_cli_is_qmeld_img() && !r->report))
         add(r, "--quiet", NULL);
-    else if (r->bar)
+    if (r->bar && !r->quiet)
         add(r, "--progress=bar", NULL);
     add(r, "--force", NULL);
     add(r, "--", NULL);

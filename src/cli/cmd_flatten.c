@@ -449,6 +449,8 @@ run(int argc, char **argv)
     confine(&r);
     qm_cli_progress_begin(&r.merging.progress, r.merging.mode);
     code = qmeld_flatten(r.image, r.to_stdout ? NULL : r.out, &r.flatten, &report, &err);
+    if (code == 0)
+        qm_cli_progress_full(&r.merging.progress);
     qm_cli_progress_end(&r.merging.progress);
     free_words(command);
     code = code < 0 ? explain(&r, &err) : QM_EXIT_DONE;

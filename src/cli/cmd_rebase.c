@@ -173,10 +173,12 @@ rebase(struct request *request, const char *path)
     o->opaque = merging->options.opaque;
     qm_cli_progress_begin(&merging->progress, merging->mode);
     rc = qmeld_rebase(path, o, &report, &err);
+    if (rc == 0)
+        qm_cli_progress_full(&merging->progress);
     qm_cli_progress_end(&merging->progress);
     if (merging->output == QM_OUTPUT_JSON)
         print_json(request, &report, rc < 0 ? &err : NULL);
-    else if (rc == 0 && !merging->quiet)
+    else if (rc == 0 && !merging->quiet && (o->dry_run || !qm_cli_is_qmeld_img()))
         print_human(&report, o->dry_run, o->unsafe);
     if (rc < 0)
         qm_cli_merging_explain(merging, path, false, &err);

@@ -137,7 +137,7 @@ run(int argc, char **argv, bool *changes)
     if (!command)
         return unknown_command(argv[1]);
     *changes = command->changes;
-    return command->run(argc - 1, argv + 1);
+    return qm_cli_code_of_qemu(command->name, command->run(argc - 1, argv + 1));
 }
 
 /* A descriptor of 0 to 2 that is closed would be an image's.  Where there is no /dev, a folder is as dead an end. */

@@ -3,6 +3,7 @@
 
 #include "others_report.h"
 #include "outcome.h"
+#include "qemu_words.h"
 
 #include <errno.h>
 #include <json-c/json.h>
@@ -377,6 +378,8 @@ qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, qm_cli_merg
     merging->began = false;
     qm_cli_progress_begin(&merging->progress, merging->mode);
     rc = call(path, &merging->options, report, err);
+    if (rc == 0)
+        qm_cli_progress_full(&merging->progress);
     qm_cli_progress_end(&merging->progress);
     if (!merging->quiet)
         qm_cli_others_print_unread(report->files_unread, report->unread, report->unread_errno);
@@ -391,6 +394,14 @@ qm_cli_merging_run(struct qm_cli_merging *merging, const char *path, qm_cli_merg
     return qm_cli_exit_code(err);
 }
 
+/* The report of `qmeld-img commit`, unless one of ours was asked for. */
+static bool
+speaks_as_qemu(const struct qm_cli_merging *merging)
+{
+    return qm_cli_is_qmeld_img() && strcmp(merging->command, qm_cli_commit.name) == 0 &&
+           merging->output == QM_OUTPUT_HUMAN && !merging->verbose;
+}
+
 int
 qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
                               qm_cli_merge_call *call)
@@ -401,10 +412,12 @@ qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
 
     if (merging->output == QM_OUTPUT_JSON)
         qm_cli_json_print(qm_cli_outcome_json(&report, code == QM_EXIT_DONE ? NULL : &err));
-    else if (code == QM_EXIT_DONE && !merging->quiet)
+    else if (code == QM_EXIT_DONE && !merging->quiet && !speaks_as_qemu(merging))
         qm_cli_outcome_print(&report, merging->verbose);
     else if (code == QM_EXIT_DONE)
         qm_cli_outcome_print_bitmaps(stderr, "the base", report.bitmaps, report.n_bitmaps, true);
+    if (code == QM_EXIT_DONE && !merging->quiet && speaks_as_qemu(merging))
+        puts("Image committed."); /* scripts wait for it */
     qmeld_commit_report_free(&report);
     return code;
 }

@@ -8,6 +8,8 @@
  */
 #include "progress.h"
 
+#include "qemu_words.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,14 +53,48 @@ qm_cli_progress_parse(const char *text, enum qm_cli_progress_mode *out)
     return false;
 }
 
+/* As qemu_progress_print() writes it, by steps of 1 % as qemu-img asks of it. */
+static void
+show_percent(struct qm_cli_progress *progress, double percent)
+{
+    printf("    (%.2f/100%%)\r", percent);
+    fflush(stdout);
+    progress->percent = percent;
+    progress->bar_stands = true;
+}
+
+/* What goes before and after the bytes' way is not told: to those who read it, 100 % is the end. */
+static void
+tick_percent(struct qm_cli_progress *progress, const struct qmeld_progress *now)
+{
+    static const char *const ways[] = {"copy", "flatten", "compare"};
+    const double percent =
+        now->total_bytes ? (double)now->done_bytes / (double)now->total_bytes * 100 : 0.0;
+
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (strcmp(now->phase, ways[i]) == 0 && percent <= 100 && percent >= progress->percent + 1)
+            show_percent(progress, percent);
+}
+
+void
+qm_cli_progress_full(struct qm_cli_progress *progress)
+{
+    if (progress->mode == QM_PROGRESS_PERCENT)
+        show_percent(progress, 100);
+}
+
 void
 qm_cli_progress_begin(struct qm_cli_progress *progress, enum qm_cli_progress_mode mode)
 {
     memset(progress, 0, sizeof *progress);
     if (mode == QM_PROGRESS_AUTO)
-        mode = isatty(STDERR_FILENO) ? QM_PROGRESS_BAR : QM_PROGRESS_NONE;
+        mode = isatty(STDERR_FILENO) && !qm_cli_is_qmeld_img() ? QM_PROGRESS_BAR : QM_PROGRESS_NONE;
+    if (mode == QM_PROGRESS_BAR && qm_cli_is_qmeld_img())
+        mode = QM_PROGRESS_PERCENT;
     progress->mode = mode;
     progress->began = qm_cli_progress_now();
+    if (mode == QM_PROGRESS_PERCENT)
+        show_percent(progress, 0);
 }
 
 static void
@@ -162,6 +198,10 @@ qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_progre
     const double least = progress->mode == QM_PROGRESS_JSON ? record_seconds : bar_seconds;
     struct pace pace;
 
+    if (progress->mode == QM_PROGRESS_PERCENT) {
+        tick_percent(progress, now);
+        return;
+    }
     if (new_phase) { /* what was measured of another phase says nothing about this one */
         snprintf(progress->phase, sizeof progress->phase, "%s", phase);
         progress->n_samples = 0;
@@ -205,6 +245,9 @@ qm_cli_progress_end(struct qm_cli_progress *progress)
 {
     if (!progress->bar_stands)
         return;
-    fputs("\r\033[K", stderr);
+    if (progress->mode == QM_PROGRESS_PERCENT)
+        putchar('\n');
+    else
+        fputs("\r\033[K", stderr);
     progress->bar_stands = false;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * progress.h - how far a long command is, on stderr.
+ * progress.h - how far a long command is, on stderr; as qmeld-img, in qemu-img's words, on stdout.
  *
  * Why.  A person wants one line that moves, a program wants records, a log wants nothing; and a
  * time left that jumps about is worse than none.
@@ -19,6 +19,7 @@ enum qm_cli_progress_mode {
     QM_PROGRESS_BAR,
     QM_PROGRESS_JSON, /* one object a line */
     QM_PROGRESS_NONE,
+    QM_PROGRESS_PERCENT, /* qemu-img's, which programs read: what BAR is when called as qmeld-img */
 };
 
 enum { QM_PROGRESS_SAMPLES = 64 };
@@ -30,6 +31,7 @@ struct qm_cli_progress {
     char phase[16];
     bool ended;      /* all of the phase's bytes were done at the last tick */
     bool bar_stands; /* a bar is on the terminal's last line */
+    double percent;  /* the last that was shown: it never goes back */
     /* what was done when, newest at (n_samples - 1) % QM_PROGRESS_SAMPLES; of one phase */
     struct {
         double time;
@@ -52,6 +54,9 @@ void qm_cli_progress_tick(struct qm_cli_progress *progress, const struct qmeld_p
 
 /* Prints one line in words, whatever the mode.  Ticks must have gone before. */
 void qm_cli_progress_tell(struct qm_cli_progress *progress, const struct qmeld_progress *now);
+
+/* All is done: says 100 %, where percentages are shown.  Then comes end. */
+void qm_cli_progress_full(struct qm_cli_progress *progress);
 
 /* Wipes the bar. */
 void qm_cli_progress_end(struct qm_cli_progress *progress);

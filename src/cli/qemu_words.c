@@ -19,6 +19,19 @@ qm_cli_is_qmeld_img(void)
     return called_qmeld_img;
 }
 
+int
+qm_cli_code_of_qemu(const char *command, int code)
+{
+    static const char *const both[] = {"commit", "convert", "create", "info",
+                                       "map",    "measure", "rebase"};
+
+    /* check and compare have codes of their own that are qemu-img's whatever the name */
+    for (size_t i = 0; called_qmeld_img && i < sizeof both / sizeof *both; i++)
+        if (strcmp(command, both[i]) == 0 && code == QM_EXIT_REFUSED)
+            return QM_EXIT_FAILED;
+    return code;
+}
+
 bool
 qm_cli_refuse_qemu_option(const char *command, int c)
 {

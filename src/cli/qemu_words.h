@@ -24,6 +24,10 @@
 bool qm_cli_is_qmeld_img(void);
 void qm_cli_set_name(const char *argv0);
 
+/* So called, a command that both programs have ends with the code that qemu-img would have: it knows no code of
+ * its own for what is refused.  What is half done, or was stopped, keeps ours, as there is no such thing there. */
+int qm_cli_code_of_qemu(const char *command, int code);
+
 /* QM_OPT_OBJECT or QM_OPT_IMAGE_OPTS was found: always false, after the complaint. */
 bool qm_cli_refuse_qemu_option(const char *command, int c);
 

@@ -182,6 +182,37 @@ def words__qmeld_img_merges_one_layer_and_empties_it():
     same([layer["fate"] for layer in done["layers"]][2], "redundant")  # ours has no twin in qemu-img
 
 
+def words__qmeld_img_prints_what_scripts_wait_for():
+    forge(CHAIN)
+    done = as_qmeld_img("commit", "top.qcow2")
+    same((done.stdout, done.stderr), ("Image committed.\n", ""))
+    same(as_qmeld_img("commit", "-q", "top.qcow2").stdout, "")
+    same(as_qmeld_img("commit", "-b", "base.raw", "top.qcow2").stdout, "Image committed.\n")
+    assert "base.raw" in as_qmeld_img("commit", "-v", "-d", "top.qcow2").stdout  # ours was asked for
+    for args in (("rebase", "-b", "", "top.qcow2"), ("rebase", "-u", "-b", "base.raw", "-F", "raw", "top.qcow2"),
+                 ("convert", "top.qcow2", "out"), ("convert", "-O", "qcow2", "-c", "top.qcow2", "out")):
+        done = as_qmeld_img(*args)
+        same((args, done.stdout, done.stderr), (args, "", ""))
+    assert "would be rebased" in as_qmeld_img("rebase", "--dry-run", "-b", "", "top.qcow2").stdout
+    assert "result" in json.loads(as_qmeld_img("convert", "--output=json", "top.qcow2", "out").stdout)
+    for args in (("convert", "-p", "top.qcow2", "out"), ("compare", "-p", "out", "top.qcow2"),
+                 ("rebase", "-p", "-b", "", "top.qcow2"), ("commit", "-p", "mid.qcow2")):
+        done = as_qmeld_img(*args)
+        assert re.match(r"    \(0\.00/100%\)\n(    \(\d+\.\d\d/100%\)\n)*    \(100\.00/100%\)\n\n?", done.stdout), done
+        same(done.stderr, "")
+
+
+def words__qmeld_img_has_the_codes_of_qemu_img():
+    forge(CHAIN)
+    for args in (("commit", "--nonsense"), ("commit", "nothing.qcow2"), ("rebase", "-b", "x", "top.qcow2"),
+                 ("convert", "top.qcow2"), ("create", "-f", "qcow2", "new"), ("info", "nothing"),
+                 ("map", "nothing"), ("measure", "nothing"), ("check", "nothing")):
+        as_qmeld_img(*args, code=1)
+    as_qmeld_img("compare", "top.qcow2", "nothing", code=2)
+    as_qmeld_img("compare", "top.qcow2", "base.raw", code=1)
+    as_qmeld_img("plan", "--nonsense", code=2)  # ours has no twin in qemu-img
+
+
 def words__what_means_nothing_here_is_refused_in_a_sentence():
     forge(CHAIN)
     before = contents("base.raw"), contents("mid.qcow2"), contents("top.qcow2")
