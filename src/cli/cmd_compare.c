@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* cmd_compare.c - `qmeld compare`: do two images read the same? */
 #include "progress.h"
+#include "qemu_words.h"
 #include "sandbox.h"
 #include "secrets.h"
 
@@ -35,6 +36,8 @@ static const char help[] =
     "    -p                         a progress bar\n"
     "        --progress=auto|bar|json|none\n"
     "                               on stderr; auto: a bar if that is a terminal\n"
+    "    -U, --force-share          accepted, and makes no difference, as no lock is taken\n"
+    "    -T MODE                    a cache mode of qemu-img: accepted, and makes none either\n"
     "    -q, --quiet                the exit code tells; only errors are printed\n"
     "        --output=human|json\n"
     "        --no-sandbox           keep what the command does not need, to debug it\n"
@@ -216,6 +219,8 @@ take_number(struct request *request, int c)
 static bool
 take_option(struct request *request, int c)
 {
+    bool past_cache; /* of -T, which makes no difference */
+
     switch (c) {
     case 'f':
         request->options.format_a = optarg;
@@ -243,6 +248,13 @@ take_option(struct request *request, int c)
     case 'q':
         request->quiet = true;
         return true;
+    case 'T':
+        return qm_cli_parse_cache(request->command, c, optarg, &past_cache);
+    case 'U':
+        return true;
+    case QM_OPT_OBJECT:
+    case QM_OPT_IMAGE_OPTS:
+        return qm_cli_refuse_qemu_option(request->command, c);
     case QM_OPT_SECRET:
     case QM_OPT_SECRET_FD:
         if (!qm_cli_secrets_take(request->command, c))
@@ -285,6 +297,8 @@ run(int argc, char **argv)
         {"bandwidth", required_argument, NULL, OPT_BANDWIDTH},
         {"progress", required_argument, NULL, OPT_PROGRESS},
         {"quiet", no_argument, NULL, 'q'},
+        {"force-share", no_argument, NULL, 'U'},
+        QM_CLI_QEMU_OPTIONS,
         QM_CLI_SECRET_OPTIONS,
         QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
@@ -293,7 +307,7 @@ run(int argc, char **argv)
     struct request request = {.command = argv[0]};
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":f:F:spqh", options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":f:F:T:Uspqh", options)) != -1) {
         if (c == 'h') {
             fputs(help, stdout);
             return SAME;

@@ -209,7 +209,7 @@ def words__qmeld_img_has_the_codes_of_qemu_img():
                  ("map", "nothing"), ("measure", "nothing"), ("check", "nothing")):
         as_qmeld_img(*args, code=1)
     as_qmeld_img("compare", "top.qcow2", "nothing", code=2)
-    as_qmeld_img("compare", "top.qcow2", "base.raw", code=1)
+    as_qmeld_img("compare", "-U", "-T", "none", "top.qcow2", "base.raw", code=1)
     as_qmeld_img("plan", "--nonsense", code=2)  # ours has no twin in qemu-img
 
 
@@ -221,6 +221,8 @@ def words__what_means_nothing_here_is_refused_in_a_sentence():
                         (("commit", "-d", "--overlays=delete", "top.qcow2"), "-d leaves the image"),
                         (("commit", "--image-opts", "top.qcow2"), "--image-opts"),
                         (("commit", "--object", "secret,id=x", "top.qcow2"), "--secret"),
+                        (("compare", "--image-opts", "top.qcow2", "mid.qcow2"), "--image-opts"),
+                        (("compare", "-T", "fast", "top.qcow2", "mid.qcow2"), "-T is none"),
                         (("rebase", "-U", "-b", "", "top.qcow2"), "-U"),
                         (("rebase", "-T", "fast", "-b", "", "top.qcow2"), "-T is none"),
                         (("convert", "-B", "base.raw", "top.qcow2", "out"), "qmeld create -b"),
