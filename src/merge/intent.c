@@ -73,6 +73,15 @@ string_or_null(const char *s)
     return s ? json_object_new_string(s) : NULL;
 }
 
+static void
+add_birth(struct json_object *o, const struct qm_birth *born)
+{
+    if (born->sec == 0 && born->nsec == 0)
+        return;
+    json_object_object_add(o, "born", json_object_new_int64(born->sec));
+    json_object_object_add(o, "born-nsec", json_object_new_int64(born->nsec));
+}
+
 static struct json_object *
 data_to_json(const struct qm_journal_data *d)
 {
@@ -83,6 +92,7 @@ data_to_json(const struct qm_journal_data *d)
     json_object_object_add(o, "size", json_object_new_uint64(d->size));
     json_object_object_add(o, "mtime", json_object_new_int64(d->mtime_sec));
     json_object_object_add(o, "mtime-nsec", json_object_new_int64(d->mtime_nsec));
+    add_birth(o, &d->born);
     return o;
 }
 
@@ -98,6 +108,7 @@ layer_to_json(const struct qm_journal_layer *l)
     json_object_object_add(o, "size", json_object_new_uint64(l->size));
     json_object_object_add(o, "mtime", json_object_new_int64(l->mtime_sec));
     json_object_object_add(o, "mtime-nsec", json_object_new_int64(l->mtime_nsec));
+    add_birth(o, &l->born);
     if (l->backing_name)
         json_object_object_add(o, "backing-name", json_object_new_string(l->backing_name));
     if (l->backing_format)
@@ -372,6 +383,13 @@ get_fold(struct json_object *o, struct qm_intent *i)
 }
 
 static bool
+get_birth(struct json_object *o, struct qm_birth *out)
+{
+    return !json_object_object_get_ex(o, "born", NULL) ||
+           (qm_field_time(o, "born", &out->sec) && qm_field_time(o, "born-nsec", &out->nsec));
+}
+
+static bool
 get_data(struct json_object *o, struct qm_journal_data *d)
 {
     struct json_object *data;
@@ -382,7 +400,7 @@ get_data(struct json_object *o, struct qm_journal_data *d)
            qm_field_text(data, "path", true, &d->path) && d->path && d->path[0] == '/' &&
            qm_field_number(data, "inode", &d->ino) && qm_field_number(data, "size", &d->size) &&
            qm_field_time(data, "mtime", &d->mtime_sec) &&
-           qm_field_time(data, "mtime-nsec", &d->mtime_nsec);
+           qm_field_time(data, "mtime-nsec", &d->mtime_nsec) && get_birth(data, &d->born);
 }
 
 static bool
@@ -393,7 +411,7 @@ file_from_json(struct json_object *o, struct qm_journal_layer *out)
         qm_field_bool(o, "block-device", &out->blockdev) &&
         qm_field_number(o, "inode", &out->ino) && qm_field_number(o, "size", &out->size) &&
         qm_field_time(o, "mtime", &out->mtime_sec) &&
-        qm_field_time(o, "mtime-nsec", &out->mtime_nsec) &&
+        qm_field_time(o, "mtime-nsec", &out->mtime_nsec) && get_birth(o, &out->born) &&
         qm_field_text(o, "path", true, &out->path) && out->path &&
         (out->path[0] == '/' || qm_nbd_is_name(out->path)) &&
         qm_field_text(o, "format", true, &out->format) && out->format &&

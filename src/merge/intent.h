@@ -16,6 +16,13 @@
 #include "qcow2_stage.h"
 #include "vec.h"
 
+/* When a file was made; all 0: its file system does not tell.  The number of an inode is given to another file as soon as
+ * its own is gone; with this it is told apart. */
+struct qm_birth {
+    int64_t sec;
+    int64_t nsec;
+};
+
 /* How a layer looked when the merge began; what it looks like now tells whether it changed. */
 struct qm_journal_layer {
     char *path; /* absolute */
@@ -30,12 +37,14 @@ struct qm_journal_layer {
     uint64_t size;
     int64_t mtime_sec;
     int64_t mtime_nsec;
+    struct qm_birth born;
     struct qm_journal_data { /* its external data file; path NULL: none */
         char *path;          /* as its header has it, made absolute */
         uint64_t ino;
         uint64_t size;
         int64_t mtime_sec;
         int64_t mtime_nsec;
+        struct qm_birth born;
     } data;
 };
 

@@ -517,6 +517,31 @@ copy_text(const char *from, char **to)
     return *to || !from;
 }
 
+static struct qm_birth
+birth_of(const struct qm_file *f)
+{
+    struct qm_birth born = {.sec = 0};
+    struct statx st;
+
+    if (qm_file_is_local(f) && !f->blockdev &&
+        statx(f->fd, "", AT_EMPTY_PATH, STATX_BTIME, &st) == 0 && st.stx_mask & STATX_BTIME) {
+        born.sec = st.stx_btime.tv_sec;
+        born.nsec = st.stx_btime.tv_nsec;
+    }
+    return born;
+}
+
+/* The same number of an inode is not enough. */
+static bool
+is_born_then(const struct qm_birth *then, const struct qm_file *f)
+{
+    const struct qm_birth now = birth_of(f);
+
+    if ((then->sec == 0 && then->nsec == 0) || (now.sec == 0 && now.nsec == 0))
+        return true;
+    return then->sec == now.sec && then->nsec == now.nsec;
+}
+
 static int
 note_data(const struct qm_image *img, struct qm_journal_data *out, struct qmeld_error *err)
 {
@@ -531,7 +556,8 @@ note_data(const struct qm_image *img, struct qm_journal_data *out, struct qmeld_
                                     .ino = f->ino,
                                     .size = (uint64_t)st.st_size,
                                     .mtime_sec = st.st_mtim.tv_sec,
-                                    .mtime_nsec = st.st_mtim.tv_nsec};
+                                    .mtime_nsec = st.st_mtim.tv_nsec,
+                                    .born = birth_of(f)};
     return out->path ? 0 : qm_fail_nomem(err, "the journal");
 }
 
@@ -546,6 +572,7 @@ qm_journal_note(const struct qm_layer *layer, struct qm_journal_layer *out, stru
         return -1;
     out->mtime_sec = st.st_mtim.tv_sec;
     out->mtime_nsec = st.st_mtim.tv_nsec;
+    out->born = birth_of(f);
     out->path = qm_absolute_path(layer->path);
     out->format = strdup(layer->img->ops->format);
     if (out->path && out->format && copy_text(layer->img->backing_name, &out->backing_name) &&
@@ -603,7 +630,7 @@ same_data(const struct qm_journal_data *then, const struct qm_image *img, bool u
         return then->path ? stale(file, err) : 0;
     if (stat_of(file, &st, err) < 0)
         return -1;
-    if (then->path && then->ino == file->ino &&
+    if (then->path && then->ino == file->ino && is_born_then(&then->born, file) &&
         (!untouched || file->blockdev ||
          (then->size == (uint64_t)st.st_size && then->mtime_sec == st.st_mtim.tv_sec &&
           then->mtime_nsec == st.st_mtim.tv_nsec)))
@@ -620,8 +647,12 @@ qm_journal_same(const struct qm_journal_layer *then, const struct qm_image *img,
 
     if (stat_of(file, &st, err) < 0)
         return -1;
-    if (then->blockdev == file->blockdev && then->ino == file->ino &&
-        (!untouched || file->blockdev || looks_so(then, &st)))
-        return same_data(&then->data, img, untouched, err);
-    return stale(file, err);
+    if (then->blockdev != file->blockdev || then->ino != file->ino ||
+        !is_born_then(&then->born, file))
+        return qm_fail(err, QMELD_STALE, qm_in(file->path),
+                       "it is another file than when the unfinished merge began: move it away, and "
+                       "put the old one back, unless the merge has removed that already");
+    if (untouched && !file->blockdev && !looks_so(then, &st))
+        return stale(file, err);
+    return same_data(&then->data, img, untouched, err);
 }

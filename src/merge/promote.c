@@ -147,14 +147,6 @@ refuse_file(const struct qm_layer *layer, unsigned own_names, struct qmeld_error
     return 0;
 }
 
-static char *
-dir_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-}
-
 /* Zero if the kernel does not say. */
 static uint64_t
 mount_of(const char *path)
@@ -172,7 +164,7 @@ mount_of(const char *path)
 static int
 refuse_places(const struct qm_layer *target, const struct qm_layer *base, struct qmeld_error *err)
 {
-    QM_FREE char *home = dir_of(base->path), *other = dir_of(target->path);
+    QM_FREE char *home = qm_dir_of(base->path), *other = qm_dir_of(target->path);
     struct stat h, o, b;
 
     if (!home || !other)

@@ -192,9 +192,11 @@ drop_old_name(const struct qm_settle *s, struct qmeld_error *err)
             err, QMELD_STALE, qm_in(base),
             "its name does not lead to the merged file any more: put that back, it is %.300s",
             target->path);
-    if (lstat(target->path, &st) < 0 && errno == ENOENT)
-        return 0; /* by the run that was interrupted */
-    return qm_unlink(target->path, err);
+    if (lstat(target->path, &st) < 0)
+        return errno == ENOENT ? 0 /* by the run that was interrupted */
+                               : qm_fail_sys(err, qm_in(target->path), "cannot stat");
+    /* since then its name may have been given to another file, which is nobody's business here */
+    return st.st_dev == file->dev && st.st_ino == file->ino ? qm_unlink(target->path, err) : 0;
 }
 
 /* Layer by layer, from the top: no file without its backing. */

@@ -32,7 +32,8 @@ add_layer(struct qm_intent *i, const char *path, const char *format)
                                  .ino = UINT64_MAX,
                                  .size = 1ull << 62,
                                  .mtime_sec = -5,
-                                 .mtime_nsec = 999999999};
+                                 .mtime_nsec = 999999999,
+                                 .born = {.sec = -7, .nsec = 1}};
 
     assert_true(qm_vec_push(&i->layers, &l));
 }
@@ -160,6 +161,8 @@ journal__is_loaded_as_it_was_made(void **state)
     assert_int_equal(i->layers.at[1].size, 1ull << 62);
     assert_int_equal(i->layers.at[1].mtime_sec, -5);
     assert_int_equal(i->layers.at[1].mtime_nsec, 999999999);
+    assert_int_equal(i->layers.at[1].born.sec, -7);
+    assert_int_equal(i->layers.at[1].born.nsec, 1);
     qm_journal_close(j);
 }
 
@@ -569,6 +572,35 @@ journal__power_cut_while_it_advances_leaves_one_of_two_cursors(void **state)
     qm_journal_close(j);
 }
 
+/* An inode's number is given away again as soon as its file is gone. */
+static void
+journal__another_file_with_the_number_of_a_layer_is_not_that_layer(void **state)
+{
+    const struct qm_chain_options how = {.mode = QM_CHAIN_LOOK, .format = "raw"};
+    struct qmeld_error why = {0};
+    struct qm_journal_layer l;
+    struct qm_chain *c;
+
+    (void)state;
+    qm_torn_save("x.raw", (const unsigned char *)"a layer", 7);
+    OK(qm_chain_open("x.raw", &how, &c, err));
+    OK(qm_journal_note(&c->layers[0], &l, err));
+    OK(qm_journal_same(&l, c->layers[0].img, false, err));
+    if (l.born.sec == 0) {
+        print_message("the file system tells no time of birth\n");
+    } else {
+        l.born.nsec ^= 1;
+        assert_int_equal(qm_journal_same(&l, c->layers[0].img, false, &why), -1);
+        assert_int_equal(why.code, QMELD_STALE);
+    }
+    l.born = (struct qm_birth){.sec = 0}; /* it did not tell then: the number has to do */
+    OK(qm_journal_same(&l, c->layers[0].img, false, err));
+    l.ino ^= 1;
+    assert_int_equal(qm_journal_same(&l, c->layers[0].img, false, &why), -1);
+    qm_journal_layer_release(&l);
+    qm_chain_close(c);
+}
+
 int
 main(void)
 {
@@ -591,6 +623,7 @@ main(void)
         FACT(that_everybody_may_write_is_not_obeyed),
         FACT(that_is_something_else_stays),
         FACT(power_cut_while_it_is_made_leaves_none_or_all),
+        FACT(another_file_with_the_number_of_a_layer_is_not_that_layer),
         FACT(power_cut_while_it_advances_leaves_one_of_two_cursors),
     };
 
