@@ -37,15 +37,15 @@ fill(struct qmeld_error *err, enum qmeld_code code, struct qm_place place, const
     clean(err->what);
 }
 
-int
-qm_fail(struct qmeld_error *err, enum qmeld_code code, struct qm_place place, const char *fmt, ...)
+void
+qm_err_fill(struct qmeld_error *err, enum qmeld_code code, struct qm_place place, const char *fmt,
+            ...)
 {
     va_list ap;
 
     va_start(ap, fmt);
     fill(err, code, place, fmt, ap);
     va_end(ap);
-    return -1;
 }
 
 static enum qmeld_code
@@ -63,8 +63,8 @@ code_of_errno(int e)
     }
 }
 
-int
-qm_fail_sys(struct qmeld_error *err, struct qm_place place, const char *fmt, ...)
+void
+qm_err_fill_sys(struct qmeld_error *err, struct qm_place place, const char *fmt, ...)
 {
     const int e = errno;
     size_t used;
@@ -76,13 +76,6 @@ qm_fail_sys(struct qmeld_error *err, struct qm_place place, const char *fmt, ...
     err->sys_errno = e;
     used = strlen(err->what);
     snprintf(err->what + used, sizeof err->what - used, ": %s", strerrordesc_np(e));
-    return -1;
-}
-
-int
-qm_fail_nomem(struct qmeld_error *err, const char *what)
-{
-    return qm_fail(err, QMELD_NOMEM, qm_nowhere(), "out of memory for %s", what);
 }
 
 void
