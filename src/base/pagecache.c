@@ -67,8 +67,9 @@ qm_cache_look(struct qm_window *w, uint64_t off, uint64_t len)
     return there;
 }
 
-void
-qm_cache_drop(const struct qm_file *file, uint64_t off, uint64_t len, uint64_t there)
+/* Forgets the parts that were not there.  Only whole pages go, and only what is durable or was not changed. */
+static void
+drop(const struct qm_file *file, uint64_t off, uint64_t len, uint64_t there)
 {
     const uint64_t part = part_bytes(len);
     const int fd = file->wfd >= 0 ? file->wfd : file->fd;
@@ -238,7 +239,7 @@ drop_all(struct range *r, size_t n)
                         r[k].off == whole.off + whole.len;
              k++)
             whole.len += r[k].len;
-        qm_cache_drop(whole.file, whole.off, whole.len, whole.there);
+        drop(whole.file, whole.off, whole.len, whole.there);
     }
 }
 

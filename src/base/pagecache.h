@@ -22,9 +22,6 @@
  * The window is of this file. */
 uint64_t qm_cache_look(struct qm_window *w, uint64_t off, uint64_t len);
 
-/* Forgets the parts that were not there.  Only whole pages go, and only what is durable or was not changed. */
-void qm_cache_drop(const struct qm_file *file, uint64_t off, uint64_t len, uint64_t there);
-
 /* ---- behind a writer ---- */
 
 struct qm_behind;

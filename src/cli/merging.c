@@ -98,8 +98,8 @@ take_scan(struct qm_cli_merging *merging, const char *arg)
     return false;
 }
 
-bool
-qm_cli_take_bitmaps(const char *command, struct qmeld_commit_options *options, const char *arg)
+static bool
+take_bitmaps(const char *command, struct qmeld_commit_options *options, const char *arg)
 {
     static const char *const names[] = {"merge", "keep", "drop"};
 
@@ -145,7 +145,7 @@ take_kind(struct qm_cli_merging *merging, int c)
         options->detect_zeroes = true;
         return true;
     case QM_OPT_BITMAPS:
-        return qm_cli_take_bitmaps(merging->command, options, optarg);
+        return take_bitmaps(merging->command, options, optarg);
     case QM_OPT_KEEP_RELATIVE:
         options->keep_relative = true;
         return true;

@@ -140,10 +140,6 @@ int qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli
 /* An option that qm_cli_getopt found, --output and --journal-dir included.  False after a complaint. */
 bool qm_cli_merging_take(struct qm_cli_merging *merging, int c);
 
-/* The word of --bitmaps; false after a complaint. */
-bool qm_cli_take_bitmaps(const char *command, struct qmeld_commit_options *options,
-                         const char *arg);
-
 /* After the options: signals are caught from now on, and the deadline's time runs. */
 void qm_cli_merging_begin(struct qm_cli_merging *merging);
 

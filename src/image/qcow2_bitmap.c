@@ -316,9 +316,9 @@ open_orders(struct qm_bitmaps *b, struct qmeld_error *err)
 }
 
 int
-qm_bitmaps_begin_with(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
-                      const struct qm_bitmap_names *trusted, const struct qm_bitmap_orders *orders,
-                      struct qm_bitmaps **out, struct qmeld_error *err)
+qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
+                 const struct qm_bitmap_names *trusted, const struct qm_bitmap_orders *orders,
+                 struct qm_bitmaps **out, struct qmeld_error *err)
 {
     struct qm_bitmaps *b;
 
@@ -345,14 +345,6 @@ qm_bitmaps_begin_with(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_siz
     }
     *out = b;
     return 0;
-}
-
-int
-qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
-                 const struct qm_bitmap_names *trusted, struct qm_bitmaps **out,
-                 struct qmeld_error *err)
-{
-    return qm_bitmaps_begin_with(q, refs, new_size, trusted, NULL, out, err);
 }
 
 /* If nothing was written to the image, what begin did is undone, as far as the disk lets us. */

@@ -122,10 +122,6 @@ const struct qm_bitmap_order *qm_bitmap_order_of(const struct qm_bitmap_orders *
 int qm_bitmap_orders_check(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders,
                            uint64_t new_size, struct qmeld_error *err) QM_CHECK;
 
-/* The directory's length, and the number of bitmaps, when they are obeyed. */
-int qm_bitmap_orders_result(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders,
-                            uint32_t *out_n, uint64_t *out_len, struct qmeld_error *err) QM_CHECK;
-
 /* The finest granularity, from `bits` on, that the format allows for this virtual size and clusters of so many bytes. */
 uint32_t qm_bitmap_granularity_for(uint64_t cluster_size, uint32_t bits, uint64_t size);
 
@@ -139,18 +135,14 @@ int qm_bitmaps_let_grow(const struct qm_qcow2 *q, uint64_t new_size,
  * also if that differs - but for those named in `trusted` (NULL: none), which count as valid:
  * an earlier run with the same new_size was cut short, and its end left them so.  One whose table
  * no such run can have left stays in_use.  USAGE, nothing changed: a bitmap cannot be that long.
- * *out is NULL if the image has no bitmaps at all. */
-int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
-                     const struct qm_bitmap_names *trusted, struct qm_bitmaps **out,
-                     struct qmeld_error *err) QM_CHECK;
-
-/* The same; orders (borrowed) are obeyed, and a trusted name is whatever they carry.  Whoever gives orders
+ * *out is NULL if the image has no bitmaps at all.
+ *
+ * orders (borrowed; NULL: none) are obeyed, and a trusted name is whatever they carry.  Whoever gives orders
  * must give them again when he resumes, and what he marked by name, too.  If the image is abandoned, bitmaps that are
  * carried stay in_use. */
-int qm_bitmaps_begin_with(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
-                          const struct qm_bitmap_names *trusted,
-                          const struct qm_bitmap_orders *orders, struct qm_bitmaps **out,
-                          struct qmeld_error *err) QM_CHECK;
+int qm_bitmaps_begin(struct qm_qcow2 *q, struct qm_refs *refs, uint64_t new_size,
+                     const struct qm_bitmap_names *trusted, const struct qm_bitmap_orders *orders,
+                     struct qm_bitmaps **out, struct qmeld_error *err) QM_CHECK;
 
 /* *out: for qm_bitmaps_mark_in, of the bitmap that this order is about; false: it gets no marks.  b may be NULL. */
 bool qm_bitmaps_find(const struct qm_bitmaps *b, size_t order, size_t *out);

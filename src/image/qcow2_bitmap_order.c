@@ -124,19 +124,6 @@ sum_up(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders, struct s
     return 0;
 }
 
-int
-qm_bitmap_orders_result(const struct qm_qcow2 *q, const struct qm_bitmap_orders *orders,
-                        uint32_t *out_n, uint64_t *out_len, struct qmeld_error *err)
-{
-    struct sums s;
-    const int rc = sum_up(q, orders, &s, err);
-
-    *out_n = (uint32_t)s.n;
-    *out_len = s.len;
-    release(&s);
-    return rc;
-}
-
 /* ---- may it? ---- */
 
 static int

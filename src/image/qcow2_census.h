@@ -72,7 +72,6 @@ struct qm_census {
     size_t l2_merged;       /* part of l2 that is sorted while it is gathered */
     uint64_t table_bytes;   /* of L2 tables read so far */
     unsigned n_unaligned;   /* L2 tables at odd places walked so far */
-    bool blocks_unknown;    /* some refcount block cannot be found */
     /* what was found; their sum is QEMU's "corruptions" */
     uint64_t damaged;         /* entries that cannot be right: what they stood for may be lost */
     uint64_t damaged_blocks;  /* refcount table entries that cannot be right */

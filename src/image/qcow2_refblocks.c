@@ -133,7 +133,6 @@ qm_census_load_refcounts(struct qm_census *c, struct qmeld_error *err)
             break;
         if (qm_census_read_block(c, i, c->file_clusters, buf, &b, &known, err) < 0)
             return -1;
-        c->blocks_unknown |= !known;
         if (b.data && note_ones(c, &b, err) < 0)
             return -1;
     }

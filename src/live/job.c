@@ -150,9 +150,10 @@ qm_job_begin(struct qm_job *job, const char *base, const char *top, unsigned fla
 
 /* ---- looking ---- */
 
-int
-qm_job_mirror_is_ready(struct qm_session *session, virDomainPtr domain, const char *disk, bool *out,
-                       struct qm_fault *fault)
+/* What the definition of the machine's disk says. */
+static int
+is_mirror_ready(struct qm_session *session, virDomainPtr domain, const char *disk, bool *out,
+                struct qm_fault *fault)
 {
     QM_FREE char *text = NULL;
     struct qm_domxml *xml = NULL;
@@ -262,8 +263,7 @@ poll_job(struct qm_job *job, struct qmeld_error *err)
     }
     /* the event may have gone before we listened */
     if (job->request.active && job->phase == COPYING) {
-        if (qm_job_mirror_is_ready(session_of(job), domain_of(job), job->request.disk, &ready,
-                                   &fault) < 0)
+        if (is_mirror_ready(session_of(job), domain_of(job), job->request.disk, &ready, &fault) < 0)
             return take_fault(job, &fault, err);
         if (ready)
             job->phase = READY;

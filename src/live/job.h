@@ -59,8 +59,4 @@ int qm_job_begin(struct qm_job *job, const char *base, const char *top, unsigned
 /* Waits, finishes as asked, or cancels. */
 int qm_job_run(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err) QM_CHECK;
 
-/* The definition of the machine's disk says that its job is ready. */
-int qm_job_mirror_is_ready(struct qm_session *session, virDomainPtr domain, const char *disk,
-                           bool *out, struct qm_fault *fault) QM_CHECK;
-
 #endif

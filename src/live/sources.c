@@ -25,8 +25,8 @@ qm_stopped_path(struct qm_stopped *s, const struct qm_domxml_source *source, cha
                            "ask for the path of a storage volume (is its pool active?)");
 }
 
-enum qm_layer_role
-qm_stopped_role(const struct qm_domxml_source *source, void *opaque)
+static enum qm_layer_role
+role_of(const struct qm_domxml_source *source, void *opaque)
 {
     struct qm_stopped_role *role = opaque;
     QM_FREE char *path = NULL;
@@ -48,7 +48,7 @@ qm_stopped_edit(struct qm_stopped_role *role)
     const struct qm_change_layer *base = qm_change_base(role->disk);
 
     return (struct qm_domxml_edit){.target = role->disk->target,
-                                   .role = qm_stopped_role,
+                                   .role = role_of,
                                    .opaque = role,
                                    .base = base->path,
                                    .base_format = base->format,

@@ -585,6 +585,7 @@ go_on(struct qm_stopped *s, struct qmeld_error *err)
         rc = qm_session_fail(err, &fault, "ask whether the machine runs");
     if (rc == 0)
         rc = run(s, err);
+    s->domain = NULL;
     qm_domain_free(&domain);
     qm_session_close(s->session);
     return rc;

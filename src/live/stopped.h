@@ -106,7 +106,6 @@ struct qm_stopped_role {
     bool failed; /* a volume could not be asked for */
     struct qmeld_error err;
 };
-enum qm_layer_role qm_stopped_role(const struct qm_domxml_source *source, void *opaque);
 struct qm_domxml_edit qm_stopped_edit(struct qm_stopped_role *role);
 
 /* The <disk> as it has to be; *out NULL: it is right. */

@@ -54,7 +54,7 @@ size_t qm_carry_n_created(const struct qm_bitmap_orders *orders);
 /* Something of the target is to change, though all data may be there. */
 bool qm_carry_has_work(const struct qm_bitmap_orders *orders);
 
-/* After qm_bitmaps_begin_with, of the target; in every run.  bitmaps may be NULL. */
+/* After qm_bitmaps_begin, of the target; in every run.  bitmaps may be NULL. */
 int qm_carry_import(const struct qm_carry *c, const struct qm_bitmap_orders *orders,
                     struct qm_bitmaps *bitmaps, struct qmeld_error *err) QM_CHECK;
 

@@ -233,10 +233,10 @@ static int
 copy_all(struct qm_flatten *f, struct qmeld_error *err)
 {
     const uint64_t from = f->output.done;
-    uint64_t done = from;
 
     for (;;) {
         struct qm_chunk *c;
+        uint64_t done;
 
         if (qm_stream_next(f->stream, &c, err) < 0)
             return -1;

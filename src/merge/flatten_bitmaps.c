@@ -136,7 +136,7 @@ begin(struct qm_flatten *f, struct qm_refs **refs, struct qm_bitmaps **out, stru
     *out = NULL;
     if (qm_refs_open(f->q, refs, err) < 0)
         return -1;
-    return qm_bitmaps_begin_with(f->q, *refs, f->q->hdr.size, NULL, &f->orders, out, err);
+    return qm_bitmaps_begin(f->q, *refs, f->q->hdr.size, NULL, &f->orders, out, err);
 }
 
 int

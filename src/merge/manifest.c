@@ -317,8 +317,9 @@ qm_manifest_kind(const struct qm_map_span *s)
     return "hole";
 }
 
-bool
-qm_manifest_joins(const struct qm_map_span *a, const struct qm_map_span *b)
+/* b begins where a ends, and is the same without that. */
+static bool
+joins(const struct qm_map_span *a, const struct qm_map_span *b)
 {
     if (a->guest.g + a->len != b->guest.g || a->layer != b->layer || a->past_end != b->past_end ||
         a->ext.lost != b->ext.lost || a->ext.kind != b->ext.kind ||
@@ -386,7 +387,7 @@ put_spans(struct qm_manifest *m, const struct qm_chunk *c, size_t *i, uint64_t f
     for (size_t k = *i; k < c->spans.n && c->spans.at[k].guest.g < to; k++) {
         const struct qm_map_span part = cut(&c->spans.at[k], from, to);
 
-        if (held.len > 0 && qm_manifest_joins(&held, &part)) {
+        if (held.len > 0 && joins(&held, &part)) {
             held.len += part.len;
             continue;
         }

@@ -52,7 +52,4 @@ void qm_manifest_free(struct qm_manifest *m); /* NULL is fine */
 /* How a span is called: "data", "compressed", "zero", "hole", "lost". */
 const char *qm_manifest_kind(const struct qm_map_span *span);
 
-/* b begins where a ends, and is the same without that. */
-bool qm_manifest_joins(const struct qm_map_span *a, const struct qm_map_span *b);
-
 #endif

@@ -279,7 +279,7 @@ qm_merge_read_back(const struct qm_merge *m, const char *backing_format,
 static int
 verify(const struct qm_merge *m, const char *backing_format, struct qmeld_error *err)
 {
-    struct qm_compare_result found;
+    struct qm_compare_result found = {.equal = false};
 
     if (!m->transfer.verify)
         return 0;

@@ -98,8 +98,8 @@ begin_bitmaps(struct qm_seal *s, const struct qm_seal_config *c, struct qmeld_er
 {
     if (c->holder || c->unchanged)
         return 0;
-    return qm_bitmaps_begin_with(s->q, s->refs, s->new_size, c->trusted_bitmaps, s->orders,
-                                 &s->bitmaps, err);
+    return qm_bitmaps_begin(s->q, s->refs, s->new_size, c->trusted_bitmaps, s->orders, &s->bitmaps,
+                            err);
 }
 
 static int
@@ -288,7 +288,7 @@ qm_seal_grow(struct qm_seal *s, struct qmeld_error *err)
     if (set_size(s, err) < 0 || qm_qcow2_reload(s->q, err) < 0)
         return -1;
     /* those that are carried have all bits that came by name */
-    return qm_bitmaps_begin_with(s->q, s->refs, s->new_size, NULL, s->orders, &s->bitmaps, err);
+    return qm_bitmaps_begin(s->q, s->refs, s->new_size, NULL, s->orders, &s->bitmaps, err);
 }
 
 int

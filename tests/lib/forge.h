@@ -39,10 +39,6 @@ const char *qm_forge_format(const struct qm_forge *forge, size_t layer);
 /* The name of its external data file; NULL: none. */
 const char *qm_forge_data_file(const struct qm_forge *forge, size_t layer);
 
-/* True if the recipe damages some layer on purpose: then the expected view of it is only what
- * it would have been without. */
-bool qm_forge_is_damaged(const struct qm_forge *forge);
-
 /* Writes all files of the recipe into dir, which must exist. */
 int qm_forge_write(const struct qm_forge *forge, const char *dir, struct qmeld_error *err) QM_CHECK;
 

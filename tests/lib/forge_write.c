@@ -95,21 +95,6 @@ qm_forge_n_layers(const struct qm_forge *forge)
     return forge->layers.n;
 }
 
-bool
-qm_forge_is_damaged(const struct qm_forge *forge)
-{
-    QM_VEC_EACH (l, &forge->layers) {
-        if (l->damages.n)
-            return true;
-        QM_VEC_EACH (cell, &l->cells) {
-            if (cell->stream == QM_FORGE_STREAM_SHORT || cell->stream == QM_FORGE_STREAM_GARBAGE ||
-                cell->stream == QM_FORGE_STREAM_WRAPPED)
-                return true;
-        }
-    }
-    return false;
-}
-
 int
 qm_forge_load(const char *path, struct qm_forge **out, struct qmeld_error *err)
 {

@@ -111,7 +111,7 @@ add_bitmap(const char *path)
     size_t idx;
 
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin_with(q, refs, SIZE, NULL, &orders, &b, err));
+    OK(qm_bitmaps_begin(q, refs, SIZE, NULL, &orders, &b, err));
     assert_true(qm_bitmaps_find(b, 0, &idx));
     for (uint64_t g = 0; g < SIZE / GRANULE; g++)
         if (is_dirty(g))

@@ -88,7 +88,8 @@ run(const char *path, struct run *r, struct qm_torn **out_torn)
     if (out_torn)
         *out_torn = qm_torn_start(path);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, r->work->w.new_size, r->depth ? &r->work->valid : NULL, &b, err));
+    OK(qm_bitmaps_begin(q, refs, r->work->w.new_size, r->depth ? &r->work->valid : NULL, NULL, &b,
+                        err));
     r->begin_syncs = out_torn ? qm_torn_syncs(*out_torn) : 0;
     mark_all(r->work, b);
     OK(qm_bitmaps_end(b, err));
@@ -216,7 +217,7 @@ make_killed(struct qm_world *w, uint64_t new_size, struct qm_bitmap_names *out_v
     q = qm_world_make("0", w);
     OK(qm_bitmaps_valid_names(q, out_valid, err));
     OK(qm_refs_open(q, out_refs, err));
-    OK(qm_bitmaps_begin(q, *out_refs, w->new_size, NULL, &b, err));
+    OK(qm_bitmaps_begin(q, *out_refs, w->new_size, NULL, NULL, &b, err));
     qm_world_mark(w, b, 0, 1);
     qm_bitmaps_abandon(b);
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
@@ -269,7 +270,7 @@ qcow2_bitmap_resume__who_is_not_named_stays_in_use(void **state)
     q = make_killed(w, 3 << 20, &valid, &refs);
     first = valid.list.at[0];
     valid.list.at[0] = valid.list.at[1]; /* the disabled one, twice */
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, NULL, &b, err));
     OK(qm_bitmaps_end(b, err));
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
     assert_int_equal(qm_world_flags(q, 1), 0);
@@ -295,7 +296,7 @@ qcow2_bitmap_resume__a_table_of_foreign_length_stays_in_use(void **state)
         OK(qm_pwrite(q->img.file,
                      q->hdr.bitmap_dir_off + offsetof(struct qcow2_disk_bitmap, table_entries),
                      &two, sizeof two, err));
-        OK(qm_bitmaps_begin(q, refs, new_size, &valid, &b, err));
+        OK(qm_bitmaps_begin(q, refs, new_size, &valid, NULL, &b, err));
         qm_world_mark(w, b, 0, 1);
         OK(qm_bitmaps_end(b, err));
         assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
@@ -316,13 +317,13 @@ qcow2_bitmap_resume__giving_up_keeps_in_use_for_the_next_one(void **state)
 
     (void)state;
     q = make_killed(w, 3 << 20, &valid, &refs);
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, NULL, &b, err));
     qm_bitmaps_abandon(b);
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, NULL, &b, err));
     OK(qm_bitmaps_stop(b, err));
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
-    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, &valid, NULL, &b, err));
     qm_world_mark(w, b, 0, 1);
     OK(qm_bitmaps_end(b, err));
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO);
@@ -354,7 +355,7 @@ qcow2_bitmap_resume__a_damaged_table_is_an_error(void **state)
         if (i == 1) /* the disabled one, as if cut short after the growth */
             OK(qm_pwrite(q->img.file, q->hdr.bitmap_dir_off + m->dir_pos + 15, &in_use, 1, err));
         qm_bitmap_list_release(&l);
-        assert_int_equal(qm_bitmaps_begin(q, refs, w->new_size, &valid, &b, &told), -1);
+        assert_int_equal(qm_bitmaps_begin(q, refs, w->new_size, &valid, NULL, &b, &told), -1);
         assert_int_equal(told.code, QMELD_CORRUPT);
         assert_null(b);
         close_all(q, refs, &valid);

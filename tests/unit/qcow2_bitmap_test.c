@@ -70,7 +70,7 @@ round_trip(struct qm_world *w)
     struct qm_torn *t;
 
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, NULL, &b, err));
     for (uint64_t k = qm_world_any(6); k > 0; k--) {
         const uint64_t from = qm_world_any(w->new_size);
 
@@ -131,7 +131,7 @@ qcow2_bitmap__enabled_ones_are_in_use_between_begin_and_end(void **state)
     qm_world_plain(w, 1 << 20);
     q = qm_world_make(path, w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, NULL, &b, err));
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO | QCOW2_BITMAP_IN_USE);
     assert_int_equal(qm_world_flags(q, 1), 0);
     qm_world_mark(w, b, 0, 1);
@@ -153,7 +153,7 @@ qcow2_bitmap__giving_up_before_the_first_mark_changes_nothing(void **state)
     qm_world_plain(w, 5 << 20);
     q = qm_world_make(path, w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, NULL, &b, err));
     qm_bitmaps_abandon(b);
     assert_int_equal(q->hdr.size, w->old_size);
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO);
@@ -174,7 +174,7 @@ qcow2_bitmap__stopping_keeps_marks_and_size(void **state)
     qm_world_plain(w, 5 << 20);
     q = qm_world_make(path, w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, NULL, &b, err));
     qm_world_mark(w, b, 100000, 900000);
     qm_world_mark(w, b, 1000000, 3 << 20);
     OK(qm_bitmaps_stop(b, err));
@@ -198,7 +198,7 @@ qcow2_bitmap__no_bit_is_set_behind_the_end(void **state)
     qm_world_plain(w, 1 << 20);
     q = qm_world_make(path, w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, &b, err));
+    OK(qm_bitmaps_begin(q, refs, w->new_size, NULL, NULL, &b, err));
     qm_world_mark(w, b, 0, UINT32_MAX);
     OK(qm_bitmaps_end(b, err));
     qm_world_check(q, w);
@@ -224,7 +224,7 @@ qcow2_bitmap__an_inconsistent_one_stays_while_the_image_grows(void **state)
     w->m[1].flags = QCOW2_BITMAP_IN_USE;
     q = qm_world_make(path, w);
     OK(qm_refs_open(q, &refs, err));
-    OK(qm_bitmaps_begin(q, refs, 2 << 20, NULL, &b, err));
+    OK(qm_bitmaps_begin(q, refs, 2 << 20, NULL, NULL, &b, err));
     OK(qm_bitmaps_end(b, err));
     assert_int_equal(qm_world_flags(q, 1), QCOW2_BITMAP_IN_USE);
     assert_int_equal(q->hdr.size, 2 << 20);
@@ -249,7 +249,7 @@ qcow2_bitmap__an_image_without_them_costs_nothing(void **state)
     q = qm_world_open(path);
     OK(qm_bitmaps_valid_names(q, &names, err));
     assert_int_equal(names.list.n, 0);
-    OK(qm_bitmaps_begin(q, NULL, 2 << 20, &names, &b, err));
+    OK(qm_bitmaps_begin(q, NULL, 2 << 20, &names, NULL, &b, err));
     assert_null(b);
     OK(qm_bitmaps_mark(b, qm_guest(0), 512, err));
     OK(qm_bitmaps_end(b, err));
@@ -322,7 +322,7 @@ qcow2_bitmap__a_shared_cluster_is_never_written_in_place(void **state)
     qm_image_close(&q->img);
     q = qm_world_open(path);
     OK(qm_refs_open(q, &refs, err));
-    assert_int_equal(qm_bitmaps_begin(q, refs, 1 << 20, NULL, &b, &bad), -1);
+    assert_int_equal(qm_bitmaps_begin(q, refs, 1 << 20, NULL, NULL, &b, &bad), -1);
     assert_int_equal(bad.code, QMELD_CORRUPT);
     assert_int_equal(qm_world_flags(q, 0), QCOW2_BITMAP_AUTO);
     qm_refs_close(refs);
