@@ -252,6 +252,18 @@ QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 QMELD_API int qmeld_fold(const char *path, size_t keep, const struct qmeld_commit_options *opts,
                          struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 
+/* What dependant points to lives during the call.  Not 0: the walk ends, QMELD_CANCELED. */
+typedef int qmeld_dependant_fn(const struct qmeld_dependant *dependant, void *opaque);
+
+/* Tells of each image, outside of the chain, that a merge of the layers up to top into base would break (layers count
+ * from 0, the bottom; base < top): of those that read through base or a layer between, and, with opts->files_go,
+ * through top.  They are looked for as by qmeld_commit; of opts (may be NULL) scan, n_scan, threads and files_go
+ * count.  Internal snapshots are not told of.  For callers who let somebody else merge, QEMU for one.
+ * USAGE: no such range; IO: a place to look that cannot be listed. */
+QMELD_API int qmeld_dependants(const struct qmeld_chain *chain, size_t base, size_t top,
+                               const struct qmeld_commit_options *opts, qmeld_dependant_fn *fn,
+                               void *opaque, struct qmeld_error *err) QMELD_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

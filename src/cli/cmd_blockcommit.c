@@ -50,7 +50,8 @@ static const char help[] =
     "    -v, --verbose              with --wait: show progress as virsh does\n"
     "        --bandwidth=N          MiB a second at most; 0: no limit\n"
     "        --bytes                the bandwidth is in bytes a second; suffixes k, M, G\n"
-    "        --deadline=TIME        the same as --timeout; seconds, or 30m, 2h, 1d\n"
+    "        --deadline=TIME        the same as --timeout; seconds, or 30m, 2h, "
+    "1d\n" QM_CLI_OTHERS_HELP
     "  of a stopped machine, which qmeld merges itself, and which cannot be started meanwhile:\n"
     "        --all-disks            every disk that has layers, as one: all of them are merged, "
     "or\n"
@@ -59,7 +60,7 @@ static const char help[] =
     "        --managed-save=update  its guest then goes on with the merged chain\n"
     "        --threads=N            copy with N threads\n"
     "        --bitmaps=merge|keep|drop\n"
-    "                               bitmaps of merged layers, as with commit\n" QM_CLI_OTHERS_HELP
+    "                               bitmaps of merged layers, as with commit\n"
     "        --verify               read back what was written\n"
     "        --cache=writeback|none as with commit\n"
     "        --journal-dir=DIR      where the journal and the note of the change lie: beside the\n"

@@ -43,6 +43,7 @@ what_qemu_cannot(const struct qmeld_commit_options *o)
                {o->undo, "--undo"},
                {o->reclaim, "--reclaim"},
                {o->verify, "--verify"},
+               {o->protect, "--protect"},
                {o->skip_equal, "--skip-equal"},
                {o->detect_zeroes, "--detect-zeroes"},
                {o->direct, "--cache=none"},
@@ -77,6 +78,10 @@ translate(const struct qm_cli_merging *merging, const char *path, const struct q
         .keep_relative = options->keep_relative,
         .wait = true,
         .bandwidth = options->bandwidth,
+        .offline = {.force = options->force,
+                    .no_scan = options->no_scan,
+                    .scan = options->scan,
+                    .n_scan = options->n_scan},
     };
     cannot = what_qemu_cannot(options);
     if (!cannot)

@@ -22,6 +22,7 @@ static const struct qm_live_host host = {
     .chain_close = qmeld_chain_close,
     .chain_depth = qmeld_chain_depth,
     .chain_layer = qmeld_chain_layer,
+    .dependants = qmeld_dependants,
     .commit = qmeld_commit,
     .commit_report_free = qmeld_commit_report_free,
     .status = qmeld_status,

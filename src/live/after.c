@@ -14,6 +14,7 @@
 #include "cleanup.h"
 #include "defs.h"
 #include "io.h"
+#include "leftover.h"
 #include "scan.h"
 #include "texts.h"
 
@@ -241,6 +242,18 @@ note_snapshots(struct qm_run *run)
     qm_texts_free(&texts);
 }
 
+/* What stays is no reason to refuse the next merge (leftover.h). */
+static void
+mark_leftovers(const struct qm_run *run)
+{
+    for (size_t i = run->range.top; run->local && i < run->range.base; i++) {
+        const struct qm_file_id now = qm_file_id(run->disk->layers.at[i].path);
+
+        if (now.regular && qm_file_id_same(&now, &run->ids[i]))
+            qm_leftover_mark(run->disk->layers.at[i].path);
+    }
+}
+
 int
 qm_run_settle(struct qm_run *run, struct qmeld_error *err)
 {
@@ -252,5 +265,6 @@ qm_run_settle(struct qm_run *run, struct qmeld_error *err)
         note_snapshots(run);
     if (run->request->remove && remove_files(run, err) < 0)
         return half_done(err);
+    mark_leftovers(run);
     return 0;
 }

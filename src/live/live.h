@@ -23,7 +23,7 @@
 #include "qmeld.h"
 
 /* Raised with every change of the structs below: program and module are installed together. */
-enum { QM_LIVE_ABI = 5 };
+enum { QM_LIVE_ABI = 6 };
 
 #define QM_LIVE_SYMBOL "qm_live_module"
 
@@ -35,6 +35,7 @@ struct qm_live_host {
     __typeof__(qmeld_chain_close) *chain_close;
     __typeof__(qmeld_chain_depth) *chain_depth;
     __typeof__(qmeld_chain_layer) *chain_layer;
+    __typeof__(qmeld_dependants) *dependants;
     __typeof__(qmeld_commit) *commit;
     __typeof__(qmeld_commit_report_free) *commit_report_free;
     __typeof__(qmeld_status) *status;

@@ -16,6 +16,7 @@
 #include "texts.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/statvfs.h>
 
@@ -188,6 +189,87 @@ check_others(struct qm_run *run, struct qmeld_error *err)
 }
 
 /* ---- what the images tell ---- */
+
+struct folders {
+    char *found; /* the first image; NULL: none */
+    size_t n;
+};
+
+static int
+take_dependant(const struct qmeld_dependant *dependant, void *opaque)
+{
+    struct folders *f = opaque;
+
+    if (f->n++ == 0)
+        f->found = strdup(dependant->path);
+    return 0;
+}
+
+/* Where a layer of the definition stands in the chain that the headers tell; the depth: nowhere. */
+static size_t
+find_in_headers(const struct qm_run *run, struct qmeld_chain *chain, size_t layer)
+{
+    const size_t n = qm_lib->chain_depth(chain);
+    struct qmeld_layer_info info;
+    struct qmeld_error unheard;
+
+    for (size_t i = 0; i < n; i++)
+        if (qm_lib->chain_layer(chain, i, &info, &unheard) == 0) {
+            const struct qm_domxml_source source = {.type = QM_SOURCE_FILE,
+                                                    .path = (char *)info.path};
+
+            if (qm_range_same(&run->disk->layers.at[layer], &source, run->local))
+                return i;
+        }
+    return n;
+}
+
+static int
+refuse_dependants(struct qm_run *run, const struct folders *f, struct qmeld_error *err)
+{
+    char more[40] = "";
+
+    if (f->n > 1)
+        snprintf(more, sizeof more, ", and %zu more images", f->n - 1);
+    if (!run->request->offline.force)
+        return qm_fail(
+            err, QMELD_BUSY, qm_in(f->found ? f->found : ""),
+            "it stands on a layer that the merge changes or removes%s: give it another "
+            "backing file first (qmeld rebase), or remove it; --force merges nevertheless",
+            more);
+    qm_note(&run->report->notes,
+            "%s stands on a layer that was changed or removed, and reads something else now%s",
+            f->found ? f->found : "an image", more);
+    return 0;
+}
+
+/* Images beside the chain that no definition names.  Who may not open the chain cannot be told. */
+static int
+check_folders(struct qm_run *run, struct qmeld_error *err)
+{
+    const struct qm_domxml_source *active = &run->disk->layers.at[0];
+    const struct qmeld_open_options how = {.format = active->format};
+    struct qmeld_commit_options options = run->request->offline;
+    struct qmeld_chain *chain = NULL;
+    struct folders f = {.n = 0};
+    struct qmeld_error unheard;
+    size_t base, top;
+    int rc = 0;
+
+    if (options.no_scan || !active->path ||
+        qm_lib->chain_open(active->path, &how, &chain, &unheard) < 0)
+        return 0;
+    base = find_in_headers(run, chain, run->range.base);
+    top = find_in_headers(run, chain, run->range.top);
+    options.files_go = run->request->remove || run->request->settles_snapshots;
+    if (base < top && top < qm_lib->chain_depth(chain))
+        rc = qm_lib->dependants(chain, base, top, &options, take_dependant, &f, err);
+    qm_lib->chain_close(chain);
+    if (rc == 0 && f.n > 0)
+        rc = refuse_dependants(run, &f, err);
+    free(f.found);
+    return rc;
+}
 
 static bool
 look_into(const char *path, const char *format, struct qmeld_chain **chain,
@@ -458,7 +540,7 @@ qm_run_preflight(struct qm_run *run, struct qmeld_error *err)
         return -1;
     if (!run->local)
         return 0;
-    if (check_unfinished(run, err) < 0 || check_device(run, err) < 0)
+    if (check_unfinished(run, err) < 0 || check_folders(run, err) < 0 || check_device(run, err) < 0)
         return -1;
     note_bitmaps(run);
     note_space(run);

@@ -7,6 +7,7 @@
  * is here.  Its rules are those of qemu 7.2 (qemu-img.c: get_block_status, entry_mergeable;
  * block/io.c: bdrv_co_block_status).
  */
+#include "dependants.h"
 #include "lock.h"
 #include "map.h"
 #include "qcow2.h"
@@ -461,4 +462,37 @@ qmeld_read(struct qmeld_chain *chain, uint64_t off, void *buf, size_t len, struc
     if (check_readable(chain, err) < 0)
         return -1;
     return qm_map_read(chain->c, 0, chain->c->n - 1, qm_guest(off), buf, len, err);
+}
+
+/* ---- who else reads through it ---- */
+
+int
+qmeld_dependants(const struct qmeld_chain *chain, size_t base, size_t top,
+                 const struct qmeld_commit_options *opts, qmeld_dependant_fn *fn, void *opaque,
+                 struct qmeld_error *err)
+{
+    const size_t n = chain->c->n;
+    QM_FREE bool *hurt = calloc(n, sizeof *hurt);
+    const struct qm_dependants_config config = {.chain = chain->c,
+                                                .hurt = hurt,
+                                                .scan = opts ? opts->scan : NULL,
+                                                .n_scan = opts ? opts->n_scan : 0,
+                                                .threads = opts ? opts->threads : 0};
+    struct qm_dependants found = {.files = 0};
+    int rc;
+
+    memset(err, 0, sizeof *err);
+    if (!hurt)
+        return qm_fail_nomem(err, "looking for other images");
+    if (base >= top || top >= n)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "no range of layers: base %zu, top %zu, of %zu", base, top, n);
+    for (size_t i = base; i <= top; i++)
+        hurt[i] = i < top || (opts && opts->files_go);
+    rc = qm_dependants_find(&config, &found, err);
+    for (size_t i = 0; rc == 0 && i < found.list.n; i++)
+        if (fn(&found.list.at[i], opaque))
+            rc = qm_fail(err, QMELD_CANCELED, qm_nowhere(), "stopped by the caller");
+    qm_dependants_release(&found);
+    return rc;
 }

@@ -332,7 +332,38 @@ def sibling(m):
         m.is_chain("a.qcow2", "base.raw")
     finally:
         m.virsh("undefine", m.name + "2")
+    m.has(m.commit("--pivot", rc=2), "other.qcow2", "stands on a layer")  # nobody's by now
+    os.unlink(m.path("other.qcow2"))
     m.commit("--pivot")
+
+
+@case("folder", "an image beside the chain that no definition names is not spoilt; what an earlier merge left is no reason")
+def folder(m):
+    m.chain("a", "b")
+    other, above = m.path("other.qcow2"), m.path("above.qcow2")
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("a.qcow2"), "-F", "qcow2", other)
+    m.has(m.commit("--pivot", rc=2), "other.qcow2", "stands on a layer", "--force")
+    m.has(m.commit("--wait", "--top", m.path("a.qcow2"), "--delete", rc=2), "other.qcow2")
+    m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+    # a does not read otherwise when it is merged into the base itself, and stays
+    m.commit("--wait", "--top", m.path("a.qcow2"))
+    m.is_chain("b.qcow2", "base.raw")
+    os.unlink(other)
+    m.snapshot("c")
+    m.writes()
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", other)
+    m.img("create", "-q", "-f", "qcow2", "-b", other, "-F", "qcow2", above)
+    m.has(m.commit("--shallow", "--pivot", "--scan=/nowhere", rc=1), "/nowhere")
+    m.commit("--shallow", "--pivot")  # into b: nobody else has that
+    m.has(m.commit("--pivot", rc=2), "stands on a layer", "and 1 more")
+    m.has(m.commit("--pivot", "--force"), "reads something else now")
+    m.is_chain("base.raw")
+    m.snapshot("d")
+    m.writes()
+    m.commit("--pivot", "--no-scan")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
 
 
 @case("transient", "a machine without a kept definition, and a transient disk, which is refused")
@@ -551,7 +582,7 @@ def image(m):
     top, inner = m.path("b.qcow2"), m.path("a.qcow2")
     refused = m.run(m.lab.qmeld, "commit", "--live=never", top, rc=2)
     m.has(refused, "running machine", f"blockcommit -c qemu:///session {m.name} vda --pivot")
-    for option in ("--overlays=empty", "--atomic", "--undo", "--skip-equal", "--cache=none"):
+    for option in ("--overlays=empty", "--atomic", "--undo", "--skip-equal", "--cache=none", "--protect"):
         m.has(m.run(m.lab.qmeld, "commit", option, top, rc=2), f"does not know {option}")
     m.is_chain("b.qcow2", "a.qcow2", "base.raw")
     m.has(m.run(m.lab.qmeld, "commit", inner), "Commit complete")
@@ -637,6 +668,7 @@ def volume(m):
         m.virsh("define", m.path("other.xml"))
         m.has(m.commit("--pivot", rc=2), f"{m.name}2", "z.qcow2")
         m.virsh("undefine", m.name + "2")
+        os.unlink(m.path("z.qcow2"))
         m.has(m.run(m.lab.qmeld, "commit", "--overlays=delete", m.path("a.qcow2")), "Successfully pivoted", "removed")
         m.gone("a.qcow2")
         if "a.qcow2" in m.virsh("vol-list", m.name).out:
