@@ -54,6 +54,8 @@ merge_disk(struct qm_stopped *s, const struct qm_change_disk *disk, struct qmeld
     request.finish = request.active ? QM_LIVE_FINISH_PIVOT : QM_LIVE_FINISH_NONE;
     request.remove = false; /* until snapshots are right, too */
     request.wait = true;
+    if (!request.bandwidth)
+        request.bandwidth = request.offline.bandwidth; /* snapshot-delete has it there */
     request.settles_snapshots = true;
     request.keep_relative = false; /* the style is kept, and need not be relative */
     rc = qm_running_commit(&s->session, s->options, s->domain, &request, &report, err);

@@ -241,6 +241,42 @@ def killed_ours(m):
     m.is_right("base.raw")
 
 
+@case("slow-delete", "snapshot-delete has its rate; canceled it leaves all as it was, killed it is gone on with when the machine is stopped")
+def slow_delete(m):
+    m.disk("base.raw")
+    m.define()
+    m.writes()
+    m.snapshot("a", metadata=True)
+    m.fill()
+    m.snapshot("b", metadata=True)
+    m.writes()
+
+    def begin():
+        beside = m.lab.begin([m.lab.qmeld, "snapshot-delete", m.name, "a", "--bandwidth=200k"])
+        wait_for("the job", lambda: "Block Commit" in m.job() or beside.poll() is not None)
+        return beside
+
+    beside = begin()
+    beside.send_signal(signal.SIGTERM)
+    m.end(beside, 75)
+    m.is_chain("b.qcow2", "a.qcow2", "base.raw")
+    if [n for n in os.listdir(m.dir) if n.startswith(".")]:
+        raise Fail(f"left behind: {os.listdir(m.dir)}")
+    beside = begin()
+    beside.kill()
+    beside.communicate()
+    m.destroy()
+    m.has(m.run(m.lab.qmeld, "status", m.dir, rc=3), m.name)
+    m.run(m.lab.qmeld, "recover", m.dir)
+    m.gone("a.qcow2")
+    if m.virsh("snapshot-list", m.name, "--name").out.split() != ["b"]:
+        raise Fail("the snapshot is still listed")
+    m.virsh("start", m.name)
+    m.writes()
+    m.destroy()
+    m.is_right("b.qcow2")
+
+
 @case("ctrl_c", "Ctrl-C cancels the job: the same chain, and the same command works afterwards")
 def ctrl_c(m):
     m.chain("a", "b")
