@@ -51,6 +51,7 @@ qm_intent_release(struct qm_intent *i)
     free(i->base_arg);
     free(i->top_arg);
     free(i->backing_format);
+    free(i->journal);
     free(i->new_backing);
     free(i->new_format);
     QM_VEC_EACH (a, &i->allow)
@@ -231,6 +232,8 @@ intent_to_json(const struct qm_intent *i)
     json_object_object_add(o, "base-arg", string_or_null(i->base_arg));
     json_object_object_add(o, "top-arg", string_or_null(i->top_arg));
     json_object_object_add(o, "backing-format", string_or_null(i->backing_format));
+    if (i->journal)
+        json_object_object_add(o, "journal", json_object_new_string(i->journal));
     if (i->allow.n > 0)
         json_object_object_add(o, "allow-paths", allow_to_json(i));
     json_object_object_add(o, "shallow", json_object_new_boolean(i->shallow));
@@ -643,7 +646,8 @@ intent_from_json(struct json_object *o, struct qm_intent *i)
     return qm_field_text(o, "base-arg", true, &i->base_arg) &&
            qm_field_text(o, "top-arg", true, &i->top_arg) &&
            qm_field_text(o, "backing-format", true, &i->backing_format) &&
-           each(o, "layers", i, layer_from_json) && names_from_json(o, "bitmaps", &i->bitmaps) &&
+           get_optional(o, "journal", &i->journal) && each(o, "layers", i, layer_from_json) &&
+           names_from_json(o, "bitmaps", &i->bitmaps) &&
            (!json_object_object_get_ex(o, "allow-paths", NULL) ||
             each(o, "allow-paths", i, allow_from_json)) &&
            (!json_object_object_get_ex(o, "protected", NULL) ||

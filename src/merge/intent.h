@@ -97,6 +97,7 @@ struct qm_intent {
     char *new_backing;
     char *new_format;
     /* what it came to */
+    char *journal; /* absolute: the place it was made for; NULL: of an older version */
     size_t base;
     size_t top;
     size_t target;      /* as in plan.h */

@@ -236,9 +236,13 @@ make_file(const char *path, struct qm_file **out, struct qmeld_error *err)
 static int
 create(struct qm_journal *j, const char *path, struct qmeld_error *err)
 {
-    QM_FREE char *text = qm_intent_text(&j->intent);
+    QM_FREE char *text = NULL;
     int rc;
 
+    free(j->intent.journal);
+    j->intent.journal = qm_absolute_path(path);
+    if (j->intent.journal)
+        text = qm_intent_text(&j->intent);
     if (!text)
         return qm_fail_nomem(err, "the journal");
     rc = make_file(path, &j->file, err);
@@ -383,6 +387,21 @@ qm_journal_is_ours(const struct qm_file *file, struct qmeld_error *err)
                    (unsigned)st.st_uid);
 }
 
+/* It names its layers by absolute paths: gone by where it was copied to, with a backup of the folder, say, or seen in a
+ * snapshot of the file system, it would have the original images merged once more, over what their users wrote since. */
+static int
+in_its_place(const struct qm_journal *j, struct qmeld_error *err)
+{
+    if (!j->intent.journal || qm_file_is_at(j->file, j->intent.journal))
+        return 0;
+    return qm_fail(err, QMELD_USAGE, qm_in(j->file->path),
+                   "this journal was made as %s and is a copy of it, or was moved, so it is not "
+                   "gone by: finish that merge there, by that journal; if these images are copies, "
+                   "too, their active layer reads as before: move the journal away and give the "
+                   "merge command again",
+                   j->intent.journal);
+}
+
 /* *out_valid: it has a head. */
 static int
 load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
@@ -404,7 +423,7 @@ load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
                        ": finish the merge with the qmeld that began it",
                        be32_get(&h.version));
     if (qm_journal_is_ours(j->file, err) < 0 || read_intent(j, &h, err) < 0 ||
-        read_cursor(j, err) < 0)
+        read_cursor(j, err) < 0 || in_its_place(j, err) < 0)
         return -1;
     *out_valid = true;
     return 0;

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import time
+import zlib
 
 from lib import (ANY, BIG, BIG_FILES, JOURNAL, QMELD, Skip, contents, expected, fates, forge, interrupt, kill_protecting, poke,
                  qemu_img, qmeld, same, view)
@@ -192,10 +193,16 @@ def resume__without_anything_unfinished_is_refused():
 
 def two_merges():
     """The chain of BIG with two merges of it unfinished, of which only one can be meant: a copy of
-    the journal stands for the other."""
+    the journal, which says that it was made where it is, stands for the other."""
     forge(BIG)
     interrupt(signal.SIGTERM)
-    shutil.copy(JOURNAL, ".other.raw.qmeld")
+    data = contents(JOURNAL)
+    intent = json.loads(data[4096:4096 + struct.unpack_from(">I", data, 20)[0]])
+    intent["journal"] = os.path.abspath(".other.raw.qmeld")
+    text = json.dumps(intent).encode()
+    head = data[:20] + struct.pack(">II", len(text), zlib.crc32(text))
+    with open(".other.raw.qmeld", "wb") as f:
+        f.write(head + struct.pack(">I", zlib.crc32(head)) + data[32:4096] + text)
 
 
 def resume__several_merges_of_a_layer_are_listed():
@@ -331,6 +338,26 @@ def unfinished__journal_dir_holds_the_journal():
         qmeld(args[0], "-q", "--journal-dir=journals", *args[1:])
         same(os.listdir("journals"), [])
         assert contents("base.raw") == want
+
+
+def unfinished__copy_of_a_journal_merges_nothing_again():
+    """A backup of the folder, made while a merge was interrupted, names the layers by the same absolute paths."""
+    os.mkdir("there")
+    forge(BIG, "there")
+    interrupt(signal.SIGTERM, folder="there")
+    shutil.copytree("there", "copy")
+    qmeld("commit", "-q", "there/top.qcow2")
+    poke("there/base.raw", 1 << 20, b"a guest goes on with the base")
+    before = {f: contents(f"there/{f}") for f in BIG_FILES}
+    copied = f"copy/{JOURNAL}"
+    for args in (["resume", copied], ["recover", "copy"], ["revert", copied], ["commit", "copy/top.qcow2"]):
+        assert f"made as {os.getcwd()}/there/{JOURNAL}" in qmeld(*args, code=2).stderr
+        assert {f: contents(f"there/{f}") for f in BIG_FILES} == before
+    same(json.loads(qmeld("status", "--output=json", "copy", code=3).stdout)[0]["error"]["code"], "usage")
+    want = expected("top.qcow2")
+    os.remove(copied)
+    qmeld("commit", "-q", "copy/top.qcow2")  # what the refusal says
+    assert contents("copy/base.raw") == want
 
 
 def unfinished__journal_of_another_chain_is_not_overwritten():
