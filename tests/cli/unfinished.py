@@ -253,7 +253,7 @@ def unfinished__base_replaced_by_another_file_is_refused():
     interrupt(signal.SIGTERM)
     shutil.copy("base.raw", "copy")
     os.rename("copy", "base.raw")
-    assert "/base.raw: it has changed" in qmeld("resume", "top.qcow2", code=2).stderr
+    assert "/base.raw: it is another file than when" in qmeld("resume", "top.qcow2", code=2).stderr
 
 
 def unfinished__older_base_put_back_is_merged_again():
