@@ -21,9 +21,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* It lies in [top, base). */
-static bool
-is_merged(const struct qm_run *run, const struct qm_domxml_source *source)
+bool
+qm_run_is_merged(const struct qm_run *run, const struct qm_domxml_source *source)
 {
     for (size_t i = run->range.top; i < run->range.base; i++)
         if (qm_range_same(&run->disk->layers.at[i], source, run->local))
@@ -38,7 +37,7 @@ role_of(const struct qm_domxml_source *source, void *opaque)
 {
     const struct qm_run *run = opaque;
 
-    if (is_merged(run, source))
+    if (qm_run_is_merged(run, source))
         return QM_LAYER_MERGED;
     return qm_range_same(qm_run_base(run), source, run->local) ? QM_LAYER_BASE : QM_LAYER_OTHER;
 }
@@ -230,7 +229,7 @@ note_snapshots(struct qm_run *run)
         if (qm_domxml_parse(texts.snapshots.at[i], &xml, &err) < 0)
             continue;
         QM_VEC_EACH (disk, &xml->snap_disks)
-            if (disk->external && is_merged(run, &disk->source))
+            if (disk->external && qm_run_is_merged(run, &disk->source))
                 qm_note(&run->report->notes,
                         "snapshot %s still tells of %s, which was merged: virsh snapshot-delete %s "
                         "%s --metadata "

@@ -46,6 +46,9 @@ int qm_run_settle(struct qm_run *run, struct qmeld_error *err) QM_CHECK;
 
 /* ---- shared ---- */
 
+/* The layer was merged: it lies in [top, base). */
+bool qm_run_is_merged(const struct qm_run *run, const struct qm_domxml_source *source);
+
 static inline const struct qm_domxml_source *
 qm_run_base(const struct qm_run *run)
 {
