@@ -5,6 +5,7 @@
  * Everything -o can say has a long option as well; both end in the same setter.
  */
 #include "create_options.h"
+#include "qemu_words.h"
 #include "sandbox.h"
 
 #include <inttypes.h>
@@ -212,6 +213,31 @@ qm_cli_create_apply_list(const char *command, struct qmeld_create_options *creat
 
 /* ---- the command ---- */
 
+/* The line of qemu-img create, which tells the options in the order of its table. */
+static void
+print_as_qemu(const struct request *request, const char *path, const struct qmeld_layer_info *layer)
+{
+    /* as it was asked for, not as it was rounded up */
+    const uint64_t size = request->create.has_size ? request->create.size : layer->virtual_size;
+    QM_CLI_FREE char *backing = qm_cli_quote(layer->backing_name ? layer->backing_name : "");
+
+    printf("Formatting '%s', fmt=%s", path, layer->format);
+    if (layer->version)
+        printf(" cluster_size=%" PRIu64 " extended_l2=%s compression_type=%s", layer->cluster_size,
+               layer->extended_l2 ? "on" : "off", layer->compression ? layer->compression : "zlib");
+    printf(" size=%" PRIu64, size);
+    if (layer->version == 2)
+        printf(" compat=0.10");
+    if (layer->backing_name)
+        printf(" backing_file=%s", backing);
+    if (layer->backing_format)
+        printf(" backing_fmt=%s", layer->backing_format);
+    if (layer->version)
+        printf(" lazy_refcounts=%s refcount_bits=%u", layer->lazy_refcounts ? "on" : "off",
+               layer->refcount_bits);
+    putchar('\n');
+}
+
 /* Reads the new image back: what is told is what is there. */
 static int
 report(const struct request *request, struct qmeld_error *err)
@@ -239,6 +265,8 @@ report(const struct request *request, struct qmeld_error *err)
         if (layer.backing_name)
             qm_cli_json_add(object, "backing-filename", qm_cli_json_string(layer.backing_name));
         qm_cli_json_print(object);
+    } else if (qm_cli_is_qmeld_img()) {
+        print_as_qemu(request, path, &layer);
     } else {
         QM_CLI_FREE char *backing = qm_cli_quote(layer.backing_name ? layer.backing_name : "");
 

@@ -8,6 +8,7 @@
  * repeats a "file:" or "json:" name.
  */
 #include "info.h"
+#include "qemu_words.h"
 #include "sandbox.h"
 
 #include <inttypes.h>
@@ -42,6 +43,8 @@ static const char help[] =
     "                              to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT  format of layers for which no overlay stores one\n"
     "        --single              do not open backing files\n"
+    "        --backing-chain       do, as is done anyway, but not by the name qmeld-img\n"
+    "    -U, --force-share         accepted, and makes no difference, as no lock is taken\n"
     "        --output=human|json   json: the keys of qemu-img info --backing-chain, and more\n"
     "    -v, --verbose             tell on standard error whether there is a sandbox\n"
     "        --no-sandbox          keep what the command does not need, to debug it\n"
@@ -343,6 +346,26 @@ show_human(struct qmeld_chain *chain, struct qmeld_error *err)
     return 0;
 }
 
+/* Called as qmeld-img.  Without --backing-chain qemu-img opens no backing file, and its JSON is one object. */
+static int
+show_as_qemu(struct qmeld_chain *chain, enum qm_cli_output output, struct qmeld_error *err)
+{
+    for (size_t i = qmeld_chain_depth(chain); i-- > 0;) {
+        struct qmeld_layer_info layer;
+
+        if (qmeld_chain_layer(chain, i, &layer, err) < 0)
+            return -1;
+        if (output == QM_OUTPUT_JSON) { /* alone: of chains show_json() makes a list */
+            qm_cli_json_print(qm_cli_info_json(i + 1, &layer, NULL));
+            return 0;
+        }
+        qm_cli_info_print_as_qemu(&layer);
+        if (i > 0)
+            putchar('\n');
+    }
+    return 0;
+}
+
 static int
 show(const char *path, const struct qmeld_open_options *open_options, enum qm_cli_output output,
      bool verbose)
@@ -357,7 +380,10 @@ show(const char *path, const struct qmeld_open_options *open_options, enum qm_cl
     if (qmeld_chain_open(path, open_options, &chain, &err) < 0)
         return qm_cli_fail(&err);
     qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES); /* /proc tells who uses a layer */
-    result = output == QM_OUTPUT_JSON ? show_json(chain, &err) : show_human(chain, &err);
+    if (qm_cli_is_qmeld_img() && (output == QM_OUTPUT_HUMAN || open_options->single))
+        result = show_as_qemu(chain, output, &err);
+    else
+        result = output == QM_OUTPUT_JSON ? show_json(chain, &err) : show_human(chain, &err);
     qmeld_chain_close(chain);
     return result < 0 ? qm_cli_fail(&err) : QM_EXIT_DONE;
 }
@@ -371,70 +397,92 @@ may_be_domain(const char *name)
     return !strchr(name, '/') && (stat(name, &st) < 0 || S_ISDIR(st.st_mode));
 }
 
+enum { OPT_BACKING_FORMAT = QM_OPT_FIRST, OPT_SINGLE, OPT_BACKING_CHAIN };
+
+struct request {
+    struct qmeld_open_options open;
+    enum qm_cli_output output;
+    const char *uri;
+    bool verbose;
+};
+
+/* False after a complaint. */
+static bool
+take_option(struct request *request, int c)
+{
+    switch (c) {
+    case 'c':
+        request->uri = optarg;
+        return true;
+    case 'f':
+        request->open.format = optarg;
+        return true;
+    case OPT_BACKING_FORMAT:
+        request->open.backing_format = optarg;
+        return true;
+    case OPT_SINGLE:
+    case OPT_BACKING_CHAIN:
+        request->open.single = c == OPT_SINGLE;
+        return true;
+    case 'U':
+        return true;
+    case 'v':
+        request->verbose = true;
+        return true;
+    case QM_OPT_OUTPUT:
+        return qm_cli_parse_output(qm_cli_info.name, optarg, &request->output);
+    case QM_OPT_OBJECT:
+    case QM_OPT_IMAGE_OPTS:
+        return qm_cli_refuse_qemu_option(qm_cli_info.name, c);
+    default:
+        return false;
+    }
+}
+
 static int
 run(int argc, char **argv)
 {
-    enum { OPT_BACKING_FORMAT = QM_OPT_FIRST, OPT_SINGLE };
     static const struct option options[] = {
         {"connect", required_argument, NULL, 'c'},
         QM_CLI_ALLOW_PATH_OPTION,
         {"format", required_argument, NULL, 'f'},
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"single", no_argument, NULL, OPT_SINGLE},
+        {"backing-chain", no_argument, NULL, OPT_BACKING_CHAIN},
+        {"force-share", no_argument, NULL, 'U'},
         {"verbose", no_argument, NULL, 'v'},
+        QM_CLI_QEMU_OPTIONS,
         QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
-    struct qmeld_open_options open_options = {0};
-    enum qm_cli_output output = QM_OUTPUT_HUMAN;
-    const char *uri = NULL;
-    bool verbose = false;
+    struct request request = {.open = {.single = qm_cli_is_qmeld_img()}};
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":c:f:hv", options)) != -1)
-        switch (c) {
-        case 'c':
-            uri = optarg;
-            break;
-        case 'f':
-            open_options.format = optarg;
-            break;
-        case OPT_BACKING_FORMAT:
-            open_options.backing_format = optarg;
-            break;
-        case OPT_SINGLE:
-            open_options.single = true;
-            break;
-        case 'v':
-            verbose = true;
-            break;
-        case QM_OPT_OUTPUT:
-            if (!qm_cli_parse_output(argv[0], optarg, &output))
-                return QM_EXIT_REFUSED;
-            break;
-        case 'h':
+    while ((c = qm_cli_getopt(argc, argv, ":c:f:hUv", options)) != -1) {
+        if (c == 'h') {
             fputs(help, stdout);
             return QM_EXIT_DONE;
-        default:
-            return QM_EXIT_REFUSED;
         }
+        if (!take_option(&request, c))
+            return QM_EXIT_REFUSED;
+    }
     if (argc - optind != 1) {
         qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
         return QM_EXIT_REFUSED;
     }
-    if (uri || may_be_domain(argv[optind])) {
+    if (request.uri || (!qm_cli_is_qmeld_img() && may_be_domain(argv[optind]))) {
         struct qmeld_error err = {0};
-        const int code = qm_cli_info_domain(uri, argv[optind], output, &err);
+        const int code = qm_cli_info_domain(request.uri, argv[optind], request.output, &err);
 
         if (code >= 0)
             return code;
-        if (uri)
+        if (request.uri)
             return qm_cli_fail(&err);
         qm_cli_complain(&err); /* and that it is no file either */
     }
-    open_options.allow_paths = qm_cli_allow_paths();
-    return show(argv[optind], &open_options, output, verbose);
+    request.open.allow_paths = qm_cli_allow_paths();
+    return show(argv[optind], &request.open, request.output, request.verbose);
 }
 
 const struct qm_cli_command qm_cli_info = {"info", help, "image", run, false};

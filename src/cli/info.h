@@ -10,6 +10,9 @@
 /* label: how the layer is named in brackets or by libvirt: "[3]", "vda[3]". */
 void qm_cli_info_print(const char *label, const struct qmeld_layer_info *layer, bool is_top);
 
+/* The same in the lines of qemu-img info. */
+void qm_cli_info_print_as_qemu(const struct qmeld_layer_info *layer);
+
 /* number counts from the base, which is 1; below: the path of the layer this one stands on, NULL: none
  * was opened. */
 struct json_object *qm_cli_info_json(size_t number, const struct qmeld_layer_info *layer,

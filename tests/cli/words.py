@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 
-from lib import (ANY, CHAIN, QMELD, contents, expected, fates, forge, make_leak, qmeld, same)
+from lib import (ANY, CHAIN, HAVE_QEMU, QMELD, Skip, contents, expected, fates, forge, make_leak, qemu_img, qmeld, same)
 
 
 COMMANDS = [line.split("\t")[0] for line in subprocess.run(
@@ -200,6 +200,35 @@ def words__qmeld_img_prints_what_scripts_wait_for():
         done = as_qmeld_img(*args)
         assert re.match(r"    \(0\.00/100%\)\n(    \(\d+\.\d\d/100%\)\n)*    \(100\.00/100%\)\n\n?", done.stdout), done
         same(done.stderr, "")
+
+
+def words__qmeld_img_info_is_qemu_img_info():
+    if not HAVE_QEMU:
+        raise Skip("there is no qemu-img")
+    make = (("-f", "qcow2", "base.qcow2", "1000000"), ("-f", "qcow2", "-o", "compat=0.10", "old.qcow2", "10M"),
+            ("-f", "raw", "flat.raw", "10k"),
+            ("-f", "qcow2", "-o", "lazy_refcounts=on,cluster_size=4k", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"),
+            ("-f", "qcow2", "-o", "data_file=d.raw,data_file_raw=on", "data.qcow2", "10M"),
+            ("-u", "-f", "qcow2", "-b", "lost.qcow2", "-F", "raw", "orphan.qcow2", "1G"))
+    for args in make:
+        qemu_img("create", "-q", *args)
+    for args in (make[0], make[1], make[2], make[3]):
+        theirs = qemu_img("create", *args)
+        same(as_qmeld_img("create", *args).stdout, theirs)
+    for args in (("--add", "top.qcow2", "b0"), ("--add", "--disable", "-g", "128k", "top.qcow2", "b1")):
+        qemu_img("bitmap", *args)
+    for name in ("base.qcow2", "old.qcow2", "flat.raw", "top.qcow2", "data.qcow2", "orphan.qcow2"):
+        same(as_qmeld_img("info", "-U", name).stdout, qemu_img("info", name))
+    same(as_qmeld_img("info", "--backing-chain", "top.qcow2").stdout, qemu_img("info", "--backing-chain", "top.qcow2"))
+    ours, theirs = (json.loads(text) for text in (as_qmeld_img("info", "--output=json", "top.qcow2").stdout,
+                                                  qemu_img("info", "--output=json", "top.qcow2")))
+    same({key: ours[key] for key in theirs if key != "full-backing-filename"},
+         {key: theirs[key] for key in theirs if key != "full-backing-filename"})
+    same(len(json.loads(as_qmeld_img("info", "--backing-chain", "--output=json", "top.qcow2").stdout)), 2)
+    qemu_img("snapshot", "-c", "monday", "top.qcow2")
+    ours, theirs = as_qmeld_img("info", "top.qcow2").stdout, qemu_img("info", "top.qcow2")
+    same(re.sub(r"\d+ [KM]iB", "", ours), re.sub(r" {10}0\n", " " * 11 + "\n", re.sub(r"\d+ [KM]iB", "", theirs)))
+    as_qmeld_img("info", "nothing", code=1)
 
 
 def words__qmeld_img_has_the_codes_of_qemu_img():
