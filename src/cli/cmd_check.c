@@ -5,7 +5,7 @@
  * Text, JSON keys and exit codes are those of `qemu-img check`, for scripts test them.  That is
  * why wrong usage exits 1 here and not 2, which means corruption.
  */
-#include "cli.h"
+#include "qemu_words.h"
 #include "sandbox.h"
 
 #include <inttypes.h>
@@ -43,6 +43,9 @@ static const char help[] =
     "                             and save those, a new file for each range, in this directory\n"
     "    -f, --format=FMT         format of IMAGE; found by content otherwise\n"
     "        --output=human|json  json: the keys of qemu-img check\n"
+    "    -U, --force-share        accepted without --repair, and makes no difference, as no lock\n"
+    "                             is taken then\n"
+    "    -T MODE                  a cache mode of qemu-img: accepted, and makes none either\n"
     "    -q, --quiet              only the exit code\n"
     "        --no-sandbox         keep what the command does not need, to debug it\n"
     "    -h, --help               this text\n"
@@ -57,6 +60,7 @@ struct request {
     enum qm_cli_output output;
     bool quiet;
     bool report;
+    bool shares; /* -U */
     const char *extract_dir;
     struct json_object *anomalies; /* NULL: for people */
     uint64_t n_anomalies;
@@ -298,16 +302,73 @@ confine(const struct request *request)
     qm_cli_sandbox_opened(QM_SANDBOX_OPENS_FILES);
 }
 
+enum { OPT_REPORT = QM_OPT_FIRST, OPT_EXTRACT };
+
+/* False after a complaint. */
+static bool
+take_option(struct request *request, int c)
+{
+    bool past_cache; /* of -T, which makes no difference */
+
+    switch (c) {
+    case 'r':
+        return parse_repair(qm_cli_check.name, optarg, &request->repair);
+    case 'f':
+        request->format = optarg;
+        return true;
+    case 'q':
+        request->quiet = true;
+        return true;
+    case 'T':
+        return qm_cli_parse_cache(qm_cli_check.name, c, optarg, &past_cache);
+    case 'U':
+        request->shares = true;
+        return true;
+    case OPT_EXTRACT:
+        request->extract_dir = optarg;
+        request->report = true;
+        return true;
+    case OPT_REPORT:
+        request->report = true;
+        return true;
+    case QM_OPT_OUTPUT:
+        return qm_cli_parse_output(qm_cli_check.name, optarg, &request->output);
+    case QM_OPT_OBJECT:
+    case QM_OPT_IMAGE_OPTS:
+        return qm_cli_refuse_qemu_option(qm_cli_check.name, c);
+    default:
+        return false;
+    }
+}
+
+static bool
+check_request(const struct request *request, int n_images)
+{
+    if (n_images != 1)
+        qm_cli_usage(qm_cli_check.name, "one image is expected, %d were named", n_images);
+    else if (request->report && request->repair != QMELD_REPAIR_NONE)
+        qm_cli_usage(qm_cli_check.name,
+                     "what is odd is to be looked at before it is mended: leave out one");
+    else if (request->shares && request->repair != QMELD_REPAIR_NONE)
+        qm_cli_usage(
+            qm_cli_check.name,
+            "-U would change an image that somebody uses: stop who does, and leave it out");
+    else
+        return true;
+    return false;
+}
+
 static int
 run(int argc, char **argv)
 {
-    enum { OPT_REPORT = QM_OPT_FIRST, OPT_EXTRACT };
     static const struct option options[] = {
         {"repair", required_argument, NULL, 'r'},
         {"format", required_argument, NULL, 'f'},
         {"quiet", no_argument, NULL, 'q'},
         {"report", no_argument, NULL, OPT_REPORT},
         {"extract-unreferenced", required_argument, NULL, OPT_EXTRACT},
+        {"force-share", no_argument, NULL, 'U'},
+        QM_CLI_QEMU_OPTIONS,
         QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
@@ -315,43 +376,16 @@ run(int argc, char **argv)
     struct request request = {0};
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":r:f:qh", options)) != -1)
-        switch (c) {
-        case 'r':
-            if (!parse_repair(argv[0], optarg, &request.repair))
-                return CHECK_FAILED;
-            break;
-        case 'f':
-            request.format = optarg;
-            break;
-        case 'q':
-            request.quiet = true;
-            break;
-        case OPT_EXTRACT:
-            request.extract_dir = optarg;
-            request.report = true;
-            break;
-        case OPT_REPORT:
-            request.report = true;
-            break;
-        case QM_OPT_OUTPUT:
-            if (!qm_cli_parse_output(argv[0], optarg, &request.output))
-                return CHECK_FAILED;
-            break;
-        case 'h':
+    while ((c = qm_cli_getopt(argc, argv, ":r:f:T:Uqh", options)) != -1) {
+        if (c == 'h') {
             fputs(help, stdout);
             return CHECK_SOUND;
-        default:
-            return CHECK_FAILED;
         }
-    if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
-        return CHECK_FAILED;
+        if (!take_option(&request, c))
+            return CHECK_FAILED;
     }
-    if (request.report && request.repair != QMELD_REPAIR_NONE) {
-        qm_cli_usage(argv[0], "what is odd is to be looked at before it is mended: leave out one");
+    if (!check_request(&request, argc - optind))
         return CHECK_FAILED;
-    }
     request.path = argv[optind];
     confine(&request);
     return check(&request);

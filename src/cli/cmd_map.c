@@ -6,8 +6,8 @@
  * table, except that a compressed extent, which makes qemu-img give up, has "compressed" where
  * the offset would be.
  */
-#include "cli.h"
 #include "draw.h"
+#include "qemu_words.h"
 #include "sandbox.h"
 
 #include <inttypes.h>
@@ -48,6 +48,7 @@ static const char help[] =
     "        --allow-path=PATH       a folder, file or nbd://HOST that names in images may lead\n"
     "                                to; may be repeated, and then they lead nowhere else\n"
     "        --backing-format=FMT    format of layers for which no overlay stores one\n"
+    "    -U, --force-share           accepted, and makes no difference, as no lock is taken\n"
     "        --output=human|json     json: every extent, one a line\n"
     "        --no-sandbox            keep what the command does not need, to debug it\n"
     "    -h, --help                  this text\n"
@@ -299,6 +300,11 @@ take_option(struct request *request, int c)
     case 'f':
         request->open.format = optarg;
         return true;
+    case 'U':
+        return true;
+    case QM_OPT_OBJECT:
+    case QM_OPT_IMAGE_OPTS:
+        return qm_cli_refuse_qemu_option(qm_cli_map.name, c);
     case OPT_FORMAT:
         return take_format(request, optarg);
     case OPT_BASE:
@@ -329,6 +335,8 @@ run(int argc, char **argv)
         {"backing-format", required_argument, NULL, OPT_BACKING_FORMAT},
         {"base", required_argument, NULL, OPT_BASE},
         {"top", required_argument, NULL, OPT_TOP},
+        {"force-share", no_argument, NULL, 'U'},
+        QM_CLI_QEMU_OPTIONS,
         QM_CLI_SANDBOX_OPTION,
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
@@ -336,7 +344,7 @@ run(int argc, char **argv)
     struct request request = {.length = UINT64_MAX};
     int c;
 
-    while ((c = qm_cli_getopt(argc, argv, ":s:l:f:h", options)) != -1) {
+    while ((c = qm_cli_getopt(argc, argv, ":s:l:f:Uh", options)) != -1) {
         if (c == 'h') {
             fputs(help, stdout);
             return QM_EXIT_DONE;

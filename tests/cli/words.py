@@ -239,6 +239,10 @@ def words__qmeld_img_has_the_codes_of_qemu_img():
         as_qmeld_img(*args, code=1)
     as_qmeld_img("compare", "top.qcow2", "nothing", code=2)
     as_qmeld_img("compare", "-U", "-T", "none", "top.qcow2", "base.raw", code=1)
+    as_qmeld_img("check", "-U", "-T", "none", "top.qcow2")
+    as_qmeld_img("check", "-U", "-r", "all", "top.qcow2", code=1)
+    as_qmeld_img("check", "-T", "fast", "top.qcow2", code=1)
+    as_qmeld_img("map", "-U", "top.qcow2")
     as_qmeld_img("plan", "--nonsense", code=2)  # ours has no twin in qemu-img
 
 
@@ -251,6 +255,8 @@ def words__what_means_nothing_here_is_refused_in_a_sentence():
                         (("commit", "--image-opts", "top.qcow2"), "--image-opts"),
                         (("commit", "--object", "secret,id=x", "top.qcow2"), "--secret"),
                         (("compare", "--image-opts", "top.qcow2", "mid.qcow2"), "--image-opts"),
+                        (("map", "--image-opts", "top.qcow2"), "--image-opts"),
+                        (("info", "--object", "secret,id=x", "top.qcow2"), "--secret"),
                         (("compare", "-T", "fast", "top.qcow2", "mid.qcow2"), "-T is none"),
                         (("rebase", "-U", "-b", "", "top.qcow2"), "-U"),
                         (("rebase", "-T", "fast", "-b", "", "top.qcow2"), "-T is none"),
