@@ -100,7 +100,9 @@ open_real(struct qm_file *f, int flags, unsigned mode, struct qmeld_error *err)
     f->fd = open(f->path, flags | O_CLOEXEC | O_NONBLOCK, mode);
     if (f->fd < 0 && errno == EPERM && (flags & O_NOATIME)) /* only the owner may ask for that */
         f->fd = open(f->path, (flags & ~O_NOATIME) | O_CLOEXEC | O_NONBLOCK, mode);
-    return f->fd < 0 ? qm_fail_sys(err, qm_in(f->path), "cannot open") : identify(f, err);
+    if (f->fd < 0)
+        return qm_fail_sys(err, qm_in(f->path), flags & O_CREAT ? "cannot create" : "cannot open");
+    return identify(f, err);
 }
 
 static int

@@ -94,6 +94,13 @@ int qm_cli_getopt(int argc, char **argv, const char *letters, const struct optio
 void qm_cli_usage(const char *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* The same for a wrong number of operands: WHAT ("one image is expected"), n were named. */
+void qm_cli_expected(const char *command, const char *what, int n);
+
+/* Is word what was meant by typed?  *near becomes word if so, and if it is nearer than the word in *near, which is
+ * *best slips of the finger away: at first NULL and UINT_MAX. */
+void qm_cli_nearer(const char *typed, const char *word, const char **near, unsigned *best);
+
 /* The value of --output.  False after the complaint. */
 bool qm_cli_parse_output(const char *command, const char *arg, enum qm_cli_output *out);
 

@@ -358,10 +358,9 @@ run(int argc, char **argv)
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != (asked.request.all_disks ? 1 : 2)) {
-        qm_cli_usage(argv[0],
-                     "a domain and one of its disks are expected, or --all-disks and a "
-                     "domain; %d words were given",
-                     argc - optind);
+        qm_cli_expected(argv[0],
+                        "a domain and one of its disks are expected, or --all-disks and a domain",
+                        argc - optind);
         return QM_EXIT_REFUSED;
     }
     asked.request.domain = argv[optind];

@@ -345,7 +345,7 @@ static bool
 check_request(const struct request *request, int n_images)
 {
     if (n_images != 1)
-        qm_cli_usage(qm_cli_check.name, "one image is expected, %d were named", n_images);
+        qm_cli_expected(qm_cli_check.name, "one image is expected", n_images);
     else if (request->report && request->repair != QMELD_REPAIR_NONE)
         qm_cli_usage(qm_cli_check.name,
                      "what is odd is to be looked at before it is mended: leave out one");

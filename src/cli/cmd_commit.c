@@ -240,7 +240,7 @@ qm_cli_commit_options(int argc, char **argv, const char *text, struct qm_cli_mer
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        qm_cli_expected(argv[0], "one image is expected", argc - optind);
         return QM_EXIT_REFUSED;
     }
     merging->options.allow_paths = qm_cli_allow_paths();

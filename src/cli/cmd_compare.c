@@ -316,7 +316,7 @@ run(int argc, char **argv)
             return CANNOT_OPEN;
     }
     if (argc - optind != 2) {
-        qm_cli_usage(argv[0], "two images are expected, %d were named", argc - optind);
+        qm_cli_expected(argv[0], "two images are expected", argc - optind);
         return CANNOT_OPEN;
     }
     request.options.allow_paths = qm_cli_allow_paths();

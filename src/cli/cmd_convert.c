@@ -230,8 +230,7 @@ take_operands(struct request *r, int n, char **operands)
         return refuse(
             "several images would be joined to one: flatten each, and join them yourself");
     if (n != 2) {
-        qm_cli_usage("convert", "an image and a name for the new one are expected, %d were given",
-                     n);
+        qm_cli_expected("convert", "an image and a name for the new one are expected", n);
         return false;
     }
     if (r->zero && !r->no_create)

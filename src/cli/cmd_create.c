@@ -282,7 +282,7 @@ static bool
 take_operands(struct request *request, int n, char **operands)
 {
     if (n < 1 || n > 2) {
-        qm_cli_usage("create", "a file and a size are expected, %d operands were given", n);
+        qm_cli_expected("create", "a file and a size are expected", n);
         return false;
     }
     request->path = operands[0];

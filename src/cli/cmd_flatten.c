@@ -221,8 +221,7 @@ static bool
 take_operands(struct request *r, int n, char **operands)
 {
     if (n != 2) {
-        qm_cli_usage("flatten",
-                     "an image and a name for the new one are expected, %d operands were given", n);
+        qm_cli_expected("flatten", "an image and a name for the new one are expected", n);
         return false;
     }
     r->image = operands[0];

@@ -89,7 +89,10 @@ run(int argc, char **argv)
         QM_CLI_COMMON_OPTIONS,
         {NULL, 0, NULL, 0},
     };
-    struct qm_cli_merging merging = {.command = argv[0]};
+    struct qm_cli_merging merging = {
+        .command = argv[0],
+        .nothing = "nothing to do: there are no more increments than are to stay",
+    };
     int c;
 
     merging.options.overlays = QMELD_OVERLAYS_DELETE;
@@ -102,7 +105,7 @@ run(int argc, char **argv)
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        qm_cli_expected(argv[0], "one image is expected", argc - optind);
         return QM_EXIT_REFUSED;
     }
     if (!has_kept) {

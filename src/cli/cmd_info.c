@@ -457,7 +457,8 @@ run(int argc, char **argv)
         {NULL, 0, NULL, 0},
     };
     struct request request = {.open = {.single = qm_cli_is_qmeld_img()}};
-    int c;
+    struct qmeld_error err = {0};
+    int c, code;
 
     while ((c = qm_cli_getopt(argc, argv, ":c:f:hUv", options)) != -1) {
         if (c == 'h') {
@@ -468,21 +469,25 @@ run(int argc, char **argv)
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        qm_cli_expected(argv[0], "one image is expected", argc - optind);
         return QM_EXIT_REFUSED;
     }
-    if (request.uri || (!qm_cli_is_qmeld_img() && may_be_domain(argv[optind]))) {
-        struct qmeld_error err = {0};
-        const int code = qm_cli_info_domain(request.uri, argv[optind], request.output, &err);
-
-        if (code >= 0)
-            return code;
-        if (request.uri)
-            return qm_cli_fail(&err);
-        qm_cli_complain(&err); /* and that it is no file either */
-    }
     request.open.allow_paths = qm_cli_allow_paths();
-    return show(argv[optind], &request.open, request.output, request.verbose);
+    if (!request.uri && (qm_cli_is_qmeld_img() || !may_be_domain(argv[optind])))
+        return show(argv[optind], &request.open, request.output, request.verbose);
+    code = qm_cli_info_domain(request.uri, argv[optind], request.output, &err);
+    if (code >= 0)
+        return code;
+    if (request.uri)
+        return qm_cli_fail(&err);
+    code = show(argv[optind], &request.open, request.output,
+                request.verbose); /* says that it is no file either */
+    if (code != QM_EXIT_DONE) {
+        QM_CLI_FREE char *why = qm_cli_quote(err.what);
+
+        fprintf(stderr, "qmeld: nor is there a machine of that name: %s\n", why);
+    }
+    return code;
 }
 
 const struct qm_cli_command qm_cli_info = {"info", help, "image", run, false};

@@ -353,7 +353,7 @@ run(int argc, char **argv)
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        qm_cli_expected(argv[0], "one image is expected", argc - optind);
         return QM_EXIT_REFUSED;
     }
     if (request.format != FORMAT_TABLE && request.output == QM_OUTPUT_JSON) {

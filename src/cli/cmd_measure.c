@@ -170,7 +170,7 @@ check_request(const struct asked *asked, int n_images)
     else if (asked->has_size && n_images > 0)
         qm_cli_usage(asked->command, "--size is without an image: leave out one of them");
     else if (n_images != !asked->has_size)
-        qm_cli_usage(asked->command, "one image or --size is expected, %d were named", n_images);
+        qm_cli_expected(asked->command, "one image or --size is expected", n_images);
     else
         return true;
     return false;

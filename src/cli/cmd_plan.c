@@ -166,7 +166,7 @@ static void
 print_plan(const struct qmeld_plan_report *r, bool verbose)
 {
     if (r->nothing_to_do) {
-        puts("nothing to do: no layer above the base holds anything");
+        puts("nothing to do: the image has no backing file that it could be merged into");
         return;
     }
     if (r->already_merged)

@@ -308,7 +308,7 @@ run(int argc, char **argv)
             return QM_EXIT_REFUSED;
     }
     if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one image is expected, %d were named", argc - optind);
+        qm_cli_expected(argv[0], "one image is expected", argc - optind);
         return QM_EXIT_REFUSED;
     }
     request.options.allow_paths = qm_cli_allow_paths();

@@ -463,7 +463,7 @@ parse(int argc, char **argv, const struct option *options, const char *help,
     }
     if (argc - optind == 1)
         return 0;
-    qm_cli_usage(argv[0], "one path is expected, %d were named", argc - optind);
+    qm_cli_expected(argv[0], "one path is expected", argc - optind);
     return -1;
 }
 

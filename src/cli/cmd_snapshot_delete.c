@@ -98,8 +98,7 @@ run(int argc, char **argv)
         }
     }
     if (argc - optind != 2) {
-        qm_cli_usage(argv[0], "a domain and one of its snapshots are expected, %d words were given",
-                     argc - optind);
+        qm_cli_expected(argv[0], "a domain and one of its snapshots are expected", argc - optind);
         return QM_EXIT_REFUSED;
     }
     request.domain = argv[optind];

@@ -184,7 +184,7 @@ run(int argc, char **argv)
             return VERIFY_REFUSED;
     }
     if (argc - optind != 1) {
-        qm_cli_usage(argv[0], "one manifest is expected, %d were named", argc - optind);
+        qm_cli_expected(argv[0], "one manifest is expected", argc - optind);
         return VERIFY_REFUSED;
     }
     r.verify.allow_paths = qm_cli_allow_paths();

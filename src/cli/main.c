@@ -10,6 +10,7 @@
 #include "tell.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -83,9 +84,29 @@ find_command(const char *name)
 static int
 unknown_command(const char *name)
 {
+    /* what other tools, and people, call it */
+    static const char *const others[][2] = {
+        {"merge", "commit"},      {"blockpull", "rebase --standalone"},
+        {"stream", "commit"},     {"diff", "compare"},
+        {"undo", "revert"},       {"repair", "check --repair"},
+        {"version", "--version"}, {"snapshot", "snapshot-delete"},
+        {"list", "status"},       {"dd", "convert"},
+    };
     QM_CLI_FREE char *shown = qm_cli_quote(name);
+    const char *meant = NULL;
+    unsigned best = UINT_MAX;
 
-    fprintf(stderr, "qmeld: there is no command \"%s\": qmeld help lists them\n", shown);
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        qm_cli_nearer(name, commands[i]->name, &meant, &best);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (strcmp(name, others[i][0]) == 0)
+            meant = others[i][1];
+    if (meant)
+        fprintf(stderr,
+                "qmeld: there is no command \"%s\": is `qmeld %s` meant?  qmeld help lists all\n",
+                shown, meant);
+    else
+        fprintf(stderr, "qmeld: there is no command \"%s\": qmeld help lists them\n", shown);
     return QM_EXIT_REFUSED;
 }
 

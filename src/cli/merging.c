@@ -412,6 +412,8 @@ qm_cli_merging_run_and_report(struct qm_cli_merging *merging, const char *path,
 
     if (merging->output == QM_OUTPUT_JSON)
         qm_cli_json_print(qm_cli_outcome_json(&report, code == QM_EXIT_DONE ? NULL : &err));
+    else if (code == QM_EXIT_DONE && !merging->quiet && report.nothing_to_do && merging->nothing)
+        puts(merging->nothing);
     else if (code == QM_EXIT_DONE && !merging->quiet && !speaks_as_qemu(merging))
         qm_cli_outcome_print(&report, merging->verbose);
     else if (code == QM_EXIT_DONE)

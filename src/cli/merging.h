@@ -24,6 +24,8 @@ struct qm_cli_merging {
     struct qm_cli_progress progress;
     enum qm_cli_progress_mode mode;
     enum qm_cli_output output;
+    const char
+        *nothing; /* said where there is nothing to do; NULL: that there is no backing file */
     bool quiet;
     bool verbose; /* how the bytes of each layer went is told, too */
     bool bar;     /* -p: a progress bar, unless -q */

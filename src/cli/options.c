@@ -5,7 +5,7 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <stdarg.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,6 +33,32 @@ keep_allow_path(const char *path)
     allow_paths[n_allow_paths] = NULL;
 }
 
+/* --overlayz=keep: no option, or the beginning of more than one. */
+static void
+complain_of_long_option(const char *command, const char *given, const struct option *options)
+{
+    char word[64] = "";
+    const char *near = NULL;
+    unsigned best = UINT_MAX;
+    size_t len;
+
+    given += strspn(given, "-");
+    len = strcspn(given, "=");
+    snprintf(word, sizeof word, "%.*s", (int)(len < sizeof word ? len : sizeof word - 1), given);
+    for (const struct option *o = options; o->name; o++) {
+        if (strncmp(o->name, word, strlen(word)) ==
+            0) { /* so there is another one, or it would have been taken */
+            qm_cli_usage(command, "--%s is the beginning of more than one option", word);
+            return;
+        }
+        qm_cli_nearer(word, o->name, &near, &best);
+    }
+    if (near)
+        qm_cli_usage(command, "unknown option --%s: is --%s meant?", word, near);
+    else
+        qm_cli_usage(command, "unknown option --%s", word);
+}
+
 int
 qm_cli_getopt(int argc, char **argv, const char *letters, const struct option *options)
 {
@@ -57,22 +83,8 @@ qm_cli_getopt(int argc, char **argv, const char *letters, const struct option *o
     else if (optopt != 0) /* known, so it is a switch written as --switch=value */
         qm_cli_usage(argv[0], "option %s takes no value", argv[optind - 1]);
     else
-        qm_cli_usage(argv[0], "unknown or ambiguous option %s", argv[optind - 1]);
+        complain_of_long_option(argv[0], argv[optind - 1], options);
     return '?';
-}
-
-void
-qm_cli_usage(const char *command, const char *format, ...)
-{
-    char sentence[512];
-    QM_CLI_FREE char *shown = NULL;
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(sentence, sizeof sentence, format, args);
-    va_end(args);
-    shown = qm_cli_quote(sentence);
-    fprintf(stderr, "qmeld: %s: %s: see qmeld help %s\n", command, shown, command);
 }
 
 bool

@@ -267,7 +267,7 @@ print_sum(const struct qmeld_commit_report *report)
     const double seconds = (double)report->seconds_x1000 / 1000;
 
     if (report->nothing_to_do) {
-        puts("nothing to do: no layer above the base holds anything");
+        puts("nothing to do: the image has no backing file that it could be merged into");
         return;
     }
     if (report->reverted) {

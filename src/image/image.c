@@ -99,8 +99,8 @@ refuse_foreign(const struct qm_file *file, const char *name, const char *driver,
         name, driver, file->path);
 }
 
-static int
-probe(const struct qm_file *file, const char **out, struct qmeld_error *err)
+int
+qm_image_probe(const struct qm_file *file, const char **out, struct qmeld_error *err)
 {
     const size_t len = strlen(file->path);
     unsigned char first[PROBE_LEN];
@@ -142,7 +142,7 @@ open_as(struct qm_file *file, const char *format, const struct qm_qcow2_damage *
     struct qm_qcow2 *q;
 
     *out = NULL;
-    if (!format && probe(file, &format, err) < 0)
+    if (!format && qm_image_probe(file, &format, err) < 0)
         return -1;
     if (!strcmp(format, "raw"))
         return qm_raw_open(file, out, err);

@@ -112,6 +112,10 @@ int qm_image_sync(struct qm_image *img, struct qmeld_error *err) QM_CHECK;
 int qm_image_looks_like_qcow2(const struct qm_file *file, bool *out, struct qmeld_error *err)
     QM_CHECK;
 
+/* *out becomes "qcow2" or "raw", by content.  What has the signature of another format is refused, UNSUPPORTED, with
+ * the command that converts it. */
+int qm_image_probe(const struct qm_file *file, const char **out, struct qmeld_error *err) QM_CHECK;
+
 /* The extent at `from`: starts there, 1 <= out->len <= len, neighbours of one kind joined as far
  * as that costs no further table.  from + len <= img->size, len > 0.  Cheap where the image
  * has no table: an ABSENT run over unallocated tables is returned whole. */

@@ -42,11 +42,19 @@ static int
 blame_overlay(const struct opening *o, const char *path, struct qmeld_error *err)
 {
     const struct qmeld_error was = *err;
+    const char *above;
 
     if (o->layers.n == 0)
         return -1;
-    qm_fail(err, was.code, qm_in(path), "backing file of %s: %s", qm_vec_last(&o->layers)->path,
-            was.what);
+    above = qm_vec_last(&o->layers)->path;
+    if (was.sys_errno == ENOENT)
+        qm_fail(err, was.code, qm_in(path),
+                "backing file of %.200s: %.200s: if it was moved, `qmeld rebase --unsafe -b NEW -F "
+                "FORMAT "
+                "%.200s` stores its new name",
+                above, was.what, above);
+    else
+        qm_fail(err, was.code, qm_in(path), "backing file of %s: %s", above, was.what);
     err->sys_errno = was.sys_errno;
     err->has_off = was.has_off;
     err->off = was.off;

@@ -21,17 +21,12 @@
 static int
 check_format(const struct qm_file *file, const char *format, struct qmeld_error *err)
 {
-    bool qcow2;
-
-    if (format && strcmp(format, "qcow2") == 0)
-        return 0;
-    if (qm_image_looks_like_qcow2(file, &qcow2, err) < 0)
+    if (!format && qm_image_probe(file, &format, err) < 0)
         return -1;
-    if (!format && qcow2)
+    if (strcmp(format, "qcow2") == 0)
         return 0;
     return qm_fail(err, QMELD_UNSUPPORTED, qm_in(file->path),
-                   "format %s has no metadata that could be checked: only qcow2 has",
-                   format ? format : "raw");
+                   "format %s has no metadata that could be checked: only qcow2 has", format);
 }
 
 /* Takes the file over from here on. */

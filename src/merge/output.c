@@ -233,8 +233,16 @@ look_for_note(struct qm_output *o, const struct qm_output_config *config, struct
 static int
 make_partial(struct qm_output *o, struct qmeld_error *err)
 {
-    if (remove_unheld(o, err) < 0 || qm_file_create_new(o->partial, MODE, &o->file, err) < 0)
+    if (remove_unheld(o, err) < 0)
         return -1;
+    if (qm_file_create_new(o->partial, MODE, &o->file, err) < 0) {
+        const struct qmeld_error was = *err; /* of a name that nobody has typed */
+
+        qm_fail(err, was.code, qm_in(o->path), "until it is complete, it is %.200s: %.200s",
+                o->partial, was.what);
+        err->sys_errno = was.sys_errno;
+        return -1;
+    }
     if (qm_lock_take(o->file, QM_LOCK_WRITER, err) < 0)
         return -1;
     o->owned = true;

@@ -143,7 +143,7 @@ static int
 extension_at(struct reader *r, uint64_t i, uint64_t *out)
 {
     uint64_t off = r->im->l->version < 3 ? 72 : r->im->l->header_len;
-    uint64_t len;
+    uint64_t len = 0;
 
     for (; i; i--) {
         if (get(r, off + 4, 4, &len) < 0)
@@ -159,9 +159,9 @@ static int
 snapshot_at(struct reader *r, uint64_t i, uint64_t *out)
 {
     uint64_t off = r->im->snapshots_off;
-    uint64_t id;
-    uint64_t name;
-    uint64_t extra;
+    uint64_t id = 0;
+    uint64_t name = 0;
+    uint64_t extra = 0;
 
     for (; i; i--) {
         if (get(r, off + 12, 2, &id) < 0 || get(r, off + 14, 2, &name) < 0 ||
