@@ -380,7 +380,8 @@ tell(struct finding *f, size_t i, struct qmeld_error *err)
         return add(f, n, QMELD_DEPENDANT_DATA_FILE, data, err);
     if (n->verdict != HURT || is_told(f, n, i))
         return 0;
-    if (qm_aside_is(n->path) || qm_leftover_is(n->path)) /* of an earlier merge */
+    /* of an earlier merge; the name of one that was put aside is believed only where it is all there is */
+    if (qm_leftover_is(n->path) || (qm_aside_is(n->path) && !qm_leftover_can_tell(n->path)))
         return 0;
     return add(f, n, n->direct ? QMELD_DEPENDANT_OVERLAY : QMELD_DEPENDANT_DEEPER, n->layer, err);
 }

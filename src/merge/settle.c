@@ -254,11 +254,14 @@ qm_settle_mark_leftovers(const struct qm_settle *s)
     const struct qm_settle_config *c = &s->cfg;
 
     for (size_t i = c->base + 1; i <= c->top; i++) {
+        const struct qm_image *img = c->chain->layers[i].img;
         const enum qmeld_fate fate = qm_settle_fate(c, i);
         const bool left = i < c->top ? fate == QMELD_FATE_INVALID || fate == QMELD_FATE_EMPTIED
                                      : fate == QMELD_FATE_REDUNDANT && c->top + 1 < c->chain->n;
 
-        if (left && c->chain->layers[i].img)
+        if (img && fate == QMELD_FATE_QUARANTINED)
+            qm_leftover_mark(c->moved_to[i]);
+        else if (img && left)
             qm_leftover_mark(c->chain->layers[i].path);
     }
 }
