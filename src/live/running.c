@@ -6,6 +6,7 @@
 #include "defs.h"
 #include "job.h"
 #include "run.h"
+#include "texts.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -296,6 +297,57 @@ merge(struct qm_run *run, struct qmeld_error *err)
     return take_end(run, &end, err);
 }
 
+/* An image that the kept definition names stands, by its header, on the one that the machine writes to. */
+static bool
+stands_on_active(const struct qm_run *run, const struct qm_domxml_source *kept)
+{
+    const struct qmeld_open_options how = {.format = kept->format};
+    struct qmeld_chain *chain = NULL;
+    struct qmeld_layer_info layer;
+    struct qmeld_error unheard;
+    bool stands = false;
+
+    if (!kept->path || qm_lib->chain_open(kept->path, &how, &chain, &unheard) < 0)
+        return false;
+    for (size_t i = qm_lib->chain_depth(chain); i-- > 0 && !stands;)
+        if (qm_lib->chain_layer(chain, i, &layer, &unheard) == 0) {
+            const struct qm_domxml_source below = {.type = QM_SOURCE_FILE,
+                                                   .path = (char *)layer.path};
+
+            stands = qm_range_same(&below, &run->disk->layers.at[0], true);
+        }
+    qm_lib->chain_close(chain);
+    return stands;
+}
+
+/* Nothing is left to merge.  If we were killed behind a pivot the kept definition may name what was merged; it is
+ * not known any more that it was, and somebody may mean it so, so that it is said and not changed. */
+static void
+note_kept(struct qm_run *run)
+{
+    const struct qm_domxml_disk *disk = NULL;
+    struct qmeld_error unreadable = {0};
+    struct qm_domxml *xml = NULL;
+    struct qm_texts texts;
+    struct qm_fault unheard;
+
+    if (!run->local || qm_texts_get(qm_run_session(run), run->domain->ptr, &texts, &unheard) < 0)
+        return;
+    if (texts.persistent && qm_domxml_parse(texts.persistent, &xml, &unreadable) == 0)
+        disk = qm_domxml_find(xml, run->disk->target);
+    if (disk && disk->layers.n > 0 &&
+        !qm_range_same(&disk->layers.at[0], &run->disk->layers.at[0], true) &&
+        stands_on_active(run, &disk->layers.at[0]))
+        qm_note(
+            &run->report->notes,
+            "the kept definition of %s names %s, which stands on the image that the machine "
+            "writes to: from it the next start would read something else; unless that is meant, "
+            "put it right (virsh edit %s)",
+            run->disk->target, disk->layers.at[0].path, qm_domain_word(run->domain));
+    qm_domxml_free(xml);
+    qm_texts_free(&texts);
+}
+
 int
 qm_running_commit(struct qm_session **session, const struct qm_session_options *options,
                   struct qm_domain *domain, const struct qm_live_commit *request,
@@ -313,9 +365,10 @@ qm_running_commit(struct qm_session **session, const struct qm_session_options *
 
     if (result == 0 && !run.range.empty)
         result = qm_run_preflight(&run, err);
-    if (result == 0 && run.range.empty)
+    if (result == 0 && run.range.empty) {
         report->end = QM_LIVE_NOTHING;
-    else if (result == 0)
+        note_kept(&run);
+    } else if (result == 0)
         result = merge(&run, err);
     qm_domxml_free(run.before);
     free(run.ids);

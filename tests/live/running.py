@@ -341,6 +341,16 @@ def kept(m):
     m.writes()
     m.destroy()
     m.is_right("base.raw")
+    # killed behind the pivot: the same command cannot know any more what was merged, and says what it sees
+    m.virsh("start", m.name, "--paused")
+    m.snapshot("c")
+    kept_c = m.xml("--inactive")
+    m.snapshot("d")
+    with open(m.path("edited.xml"), "w", encoding="utf-8") as f:
+        f.write(kept_c)
+    m.virsh("define", m.path("edited.xml"))
+    m.commit("--pivot", rc=-9, env=m.kill_env("virDomainUpdateDeviceFlags"))
+    m.has(m.commit("--pivot"), "nothing to merge", "c.qcow2, which stands on")
 
 
 @case("sibling", "a base that a stopped domain's overlay stands on is refused; nothing is touched")
