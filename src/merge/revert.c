@@ -31,8 +31,14 @@ check_old_layers(const struct qm_merge *m, enum qm_phase phase, struct qmeld_err
             then.mtime_nsec = trail.left.mtime_nsec;
         }
         if (qm_journal_same(&then, m->chain->layers[i].img,
-                            i == intent->base ? phase == QM_PHASE_HELD : !changes, err) < 0)
-            return -1;
+                            i == intent->base ? phase == QM_PHASE_HELD : !changes, err) == 0)
+            continue;
+        /* beginning the merge anew, as one that is half done may be, would lose what was written to the base since */
+        if (phase == QM_PHASE_HELD && err->code == QMELD_STALE)
+            return qm_fail(err, QMELD_STALE, qm_in(l->path),
+                           "it was written to, or replaced, since the merge was done, which cannot "
+                           "be taken back any more: make it final with `qmeld finalize`");
+        return -1;
     }
     return 0;
 }
@@ -79,8 +85,13 @@ qm_merge_go_back(struct qm_merge *m, struct qmeld_error *err)
     const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
 
     if (check_all_there(m, err) < 0 || qm_merge_take_over(m, false, err) < 0 ||
-        check_old_layers(m, phase, err) < 0 || qm_merge_advance(m, QM_PHASE_BACK, err) < 0 ||
-        point_back(m, err) < 0 || qm_back_restore(&m->back, err) < 0)
+        check_old_layers(m, phase, err) < 0) {
+        if (phase == QM_PHASE_HELD) /* what is done stays done */
+            err->disk = QMELD_DISK_OLD;
+        return -1;
+    }
+    if (qm_merge_advance(m, QM_PHASE_BACK, err) < 0 || point_back(m, err) < 0 ||
+        qm_back_restore(&m->back, err) < 0)
         return -1;
     m->report->reverted = true;
     m->report->base_new_size = m->report->base_old_size;
