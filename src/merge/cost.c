@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Which file a layer was, to be found among the shadows when all files are closed. */
 struct which {
@@ -38,18 +39,20 @@ struct dry {
 static int
 note_layers(struct dry *d, struct qmeld_error *err)
 {
-    const struct qm_layer *base = &d->m.chain->layers[d->m.transfer.base];
-    const struct qm_image *target = d->m.chain->layers[d->m.transfer.target].img;
+    const struct qm_chain *chain = d->m.chain;
 
     d->which = calloc(d->commit.n_layers + 1, sizeof *d->which);
     if (!d->which)
         return qm_fail_nomem(err, "the plan");
-    d->format = target->ops->format;
-    d->base = strdup(base->path);
+    /* a merge that is held is told from its journal, and one that is made final opens its target alone */
+    if (!chain || chain->n < d->commit.n_layers)
+        return 0;
+    d->format = chain->layers[d->m.transfer.target].img->ops->format;
+    d->base = strdup(chain->layers[d->m.transfer.base].path);
     if (!d->base)
         return qm_fail_nomem(err, "the plan");
     for (size_t i = 0; i < d->commit.n_layers; i++) {
-        const struct qm_image *img = d->m.chain->layers[i].img;
+        const struct qm_image *img = chain->layers[i].img;
 
         if (img)
             d->which[i] = (struct which){true, img->file->dev, img->file->ino, img->file->blockdev};
@@ -105,6 +108,18 @@ sum_of(const struct dry *d, size_t layer)
 
 /* ---- the report ---- */
 
+/* A file that was not even opened stays what it is. */
+static void
+look_at(struct qmeld_plan_layer *l)
+{
+    struct stat st;
+
+    if (stat(l->path, &st) < 0 || !S_ISREG(st.st_mode))
+        return;
+    l->old_length = l->new_length = (uint64_t)st.st_size;
+    l->old_allocated = l->new_allocated = (uint64_t)st.st_blocks * 512;
+}
+
 static int
 tell_layers(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error *err)
 {
@@ -126,8 +141,10 @@ tell_layers(const struct dry *d, struct qmeld_plan_report *r, struct qmeld_error
         l->fate = d->commit.layers[i].fate;
         l->bytes_shared = d->commit.layers[i].bytes_shared;
         l->bytes_copied = d->commit.layers[i].bytes_copied;
-        if (!s)
+        if (!s) {
+            look_at(l);
             continue;
+        }
         l->block_device = s->blockdev;
         l->nbd = s->remote;
         l->old_length = s->old_size;

@@ -277,7 +277,12 @@ int
 qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
 {
     const enum qm_phase phase = qm_journal_cursor(m->journal).phase;
+    const struct qm_intent *intent = qm_journal_intent(m->journal);
 
+    m->transfer.base =
+        intent->base; /* for who tells what this is, where nothing is to be prepared */
+    m->transfer.top = intent->top;
+    m->transfer.target = intent->target;
     if (phase == QM_PHASE_HELD)
         return tell_held(m, err);
     m->report->resumed = true;

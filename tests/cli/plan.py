@@ -45,6 +45,17 @@ def plan__says_what_commit_then_does():
     assert "already merged" in qmeld("plan", "top.qcow2").stdout
 
 
+def plan__of_a_merge_that_is_held_tells_that_it_is_done():
+    """Its journal answers, and no layer is opened."""
+    forge(CHAIN)
+    qmeld("commit", "-q", "--undo", "--base=[1]", "--top=[2]", "top.qcow2")
+    told = json.loads(qmeld("plan", "--output=json", "--undo", "--base=[1]", "--top=[2]", "top.qcow2").stdout)
+    same([told[k] for k in ("result", "base-layer", "top-layer", "target-layer")], ["already-merged", 1, 2, 1])
+    for layer in told["layers"]:
+        same((layer["old-length"], layer["new-length"]), (os.path.getsize(layer["filename"]),) * 2)
+    assert "qmeld finalize" in qmeld("plan", "top.qcow2", code=2).stderr  # other words
+
+
 def plan__of_a_single_image_is_nothing_to_do():
     forge("one.qcow2 | A.A\n")
     assert "nothing to do" in qmeld("plan", "one.qcow2").stdout
