@@ -340,7 +340,9 @@ draw_page(const char *path, const struct qmeld_commit_options *options,
 
     if (qmeld_chain_open(path, &how, &chain, err) < 0)
         return -1;
-    what.has_range = !report->nothing_to_do && report->base_layer < report->top_layer &&
+    /* of a finished merge nothing moves any more */
+    what.has_range = !report->nothing_to_do && !report->already_merged &&
+                     report->base_layer < report->top_layer &&
                      report->n_layers == qmeld_chain_depth(chain);
     what.base = report->base_layer;
     what.top = report->top_layer;

@@ -12,7 +12,7 @@ qm_plan_page_summary(const struct qmeld_plan_report *r)
 {
     fputs("<p>", stdout);
     if (r->nothing_to_do)
-        fputs("Nothing to do: no layer above the base holds anything.", stdout);
+        fputs("Nothing to do: the image has no backing file that it could be merged into.", stdout);
     else if (r->already_merged)
         fputs("Already merged: the base holds all of it.", stdout);
     else

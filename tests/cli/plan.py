@@ -43,6 +43,8 @@ def plan__says_what_commit_then_does():
     assert [x["fate"] for x in said["layers"]] == [x["fate"] for x in done["layers"]]
     same(plan("top.qcow2")["result"], "already-merged")
     assert "already merged" in qmeld("plan", "top.qcow2").stdout
+    page = qmeld("plan", "--format=html", "top.qcow2").stdout
+    assert "Already merged" in page and "goes to [1]" not in page  # the picture contradicts no sentence
 
 
 def plan__of_a_merge_that_is_held_tells_that_it_is_done():
