@@ -31,8 +31,8 @@ static int
 too_large(const struct reading *r, struct qmeld_error *err)
 {
     return qm_fail(err, QMELD_CORRUPT, qm_at(r->q->img.file->path, r->off),
-                   "snapshot table exceeds %u bytes: it is damaged, repair it with check "
-                   "--repair=all",
+                   "snapshot table exceeds %u bytes, more than QEMU takes: `qemu-img check -r all` "
+                   "cuts it off, and loses the snapshots behind that; no repair here does",
                    QCOW2_MAX_SNAPSHOT_TABLE);
 }
 
