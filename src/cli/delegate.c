@@ -9,7 +9,7 @@
 /* A machine may have a lock on a layer: QEMU, or somebody whom we cannot see.  What cannot be opened is for
  * the merge to complain of. */
 static bool
-may_be_a_machines(const struct qm_cli_merging *merging, const char *path)
+may_be_a_machines(struct qm_cli_merging *merging, const char *path)
 {
     const struct qmeld_open_options options = {.format = merging->options.format,
                                                .backing_format = merging->options.backing_format,
@@ -20,6 +20,7 @@ may_be_a_machines(const struct qm_cli_merging *merging, const char *path)
 
     if (qmeld_chain_open(path, &options, &chain, &unheard) < 0)
         return false;
+    merging->opened = true;
     for (size_t i = qmeld_chain_depth(chain); !held && i-- > 0;) {
         struct qmeld_layer_info layer;
 
@@ -130,7 +131,7 @@ the_use(const struct qm_live_uses *uses)
 }
 
 int
-qm_cli_delegate(const struct qm_cli_merging *merging, const char *path)
+qm_cli_delegate(struct qm_cli_merging *merging, const char *path)
 {
     const struct qm_live_module *module;
     struct qm_live_uses uses = {0};

@@ -15,7 +15,7 @@
 
 /* Before a merge.  The exit code if a running machine has the image, done or refused; -1 if none has it,
  * and the merge is ours, or cannot be anybody's: then the image's locks refuse it, with the holder's pid. */
-int qm_cli_delegate(const struct qm_cli_merging *merging, const char *path);
+int qm_cli_delegate(struct qm_cli_merging *merging, const char *path);
 
 /* cmd_blockcommit.c: the same as the command, from a request. */
 int qm_cli_blockcommit_run(const struct qm_live_commit *request,

@@ -318,7 +318,7 @@ qm_cli_merging_confine(const struct qm_cli_merging *merging, const char *path,
         .format = o->format, .backing_format = o->backing_format, .allow_paths = o->allow_paths};
 
     qm_cli_sandbox_enter(needs);
-    if (qm_cli_sandbox_peek(path, &open) &&
+    if ((merging->opened || qm_cli_sandbox_peek(path, &open)) &&
         !o->protect) /* who is protected may stand on a server's export, too */
         qm_cli_sandbox_opened(o->secrets ? QM_SANDBOX_OPENS_CODE : QM_SANDBOX_OPENS_FILES);
 }

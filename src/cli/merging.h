@@ -38,6 +38,7 @@ struct qm_cli_merging {
     bool has_deadline;
     uint64_t seconds; /* until the deadline, from begin on */
     double ends;      /* that, by the monotonic clock */
+    bool opened;      /* the chain was, in the sandbox: no need to peek at it */
     bool began;       /* the library works, and does not only look at what is asked */
 };
 

@@ -318,7 +318,9 @@ qm_append_publish(struct qm_append *a, struct qmeld_error *err)
 int
 qm_append_finish(struct qm_append *a, struct qmeld_error *err)
 {
-    if (qm_refs_commit(a->refs, err) < 0 || qm_refs_trim(a->refs, err) < 0)
+    bool changed;
+
+    if (qm_refs_commit(a->refs, err) < 0 || qm_refs_trim(a->refs, &changed, err) < 0)
         return -1;
-    return qm_sync(a->q->img.file, err);
+    return changed ? qm_sync(a->q->img.file, err) : 0; /* the commit was one */
 }

@@ -570,6 +570,8 @@ release_frees(struct qm_edit *e, struct qmeld_error *err)
 int
 qm_edit_publish(struct qm_edit *e, bool release, struct qmeld_error *err)
 {
+    const bool writes =
+        e->entries.n > 0 || e->tables.n > 0; /* otherwise the caller's sync was it */
     size_t t = 0;
 
     assert(e->host_end <= e->q->img.file->size); /* S2: no entry points behind the file's end */
@@ -588,7 +590,7 @@ qm_edit_publish(struct qm_edit *e, bool release, struct qmeld_error *err)
     }
     if (write_all_l1_entries(e, err) < 0)
         return -1;
-    if (qm_sync(e->q->img.file, err) < 0 || note_tables(e, err) < 0 ||
+    if ((writes && qm_sync(e->q->img.file, err) < 0) || note_tables(e, err) < 0 ||
         (release && release_frees(e, err) < 0))
         return -1;
     qm_vec_clear(&e->entries);

@@ -91,8 +91,9 @@ int qm_refs_commit(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
  * gone; their refcounts need not be durable. */
 int qm_refs_discard(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
 
-/* The same; and a free tail is cut off the file.  Call when everything is durable. */
-int qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err) QM_CHECK;
+/* The same; and a free tail is cut off the file.  Call when everything is durable.  *out_changed (may be NULL): the file
+ * was changed, and is to be synced. */
+int qm_refs_trim(struct qm_refs *refs, bool *out_changed, struct qmeld_error *err) QM_CHECK;
 
 /* Gives back the space of all free clusters below `end`. */
 int qm_refs_discard_free(struct qm_refs *refs, uint64_t end, struct qmeld_error *err) QM_CHECK;

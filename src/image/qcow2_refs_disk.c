@@ -258,8 +258,9 @@ qm_refs_discard(struct qm_refs *refs, struct qmeld_error *err)
 }
 
 int
-qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
+qm_refs_trim(struct qm_refs *refs, bool *out_changed, struct qmeld_error *err)
 {
+    const bool holes = refs->freed.n > 0;
     const uint32_t bits = refs->q->geo.cluster_bits;
     struct qm_file *file = refs->q->img.file;
     uint64_t end, keep = refs->floor ? refs->floor << bits : refs->old_file_size;
@@ -280,6 +281,8 @@ qm_refs_trim(struct qm_refs *refs, struct qmeld_error *err)
     keep = qm_max(keep, end);
     if (qm_refs_discard(refs, err) < 0)
         return -1;
+    if (out_changed)
+        *out_changed = holes || (!file->blockdev && file->size > keep);
     if (!file->blockdev && file->size > keep)
         return qm_truncate(file, keep, err);
     return 0;

@@ -224,7 +224,7 @@ make_holes(struct unmap *u, struct qmeld_error *err)
         return qm_refs_discard(u->refs, err);
     if (qm_refs_commit(u->refs, err) < 0)
         return -1;
-    return qm_refs_trim(u->refs, err);
+    return qm_refs_trim(u->refs, NULL, err);
 }
 
 /* ---- all of it ---- */

@@ -302,8 +302,12 @@ qm_seal_save(struct qm_seal *s, struct qmeld_error *err)
 static int
 finish_qcow2(struct qm_seal *s, struct qmeld_error *err)
 {
+    bool changed;
+
     if (set_size(s, err) < 0 || qm_refs_commit(s->refs, err) < 0 ||
-        qm_refs_trim(s->refs, err) < 0 || qm_sync(s->file, err) < 0)
+        qm_refs_trim(s->refs, &changed, err) < 0)
+        return -1;
+    if (changed && qm_sync(s->file, err) < 0) /* otherwise the commit was the last sync */
         return -1;
     return qm_qcow2_reload(s->holder, err);
 }

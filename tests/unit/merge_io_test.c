@@ -54,7 +54,7 @@ merge_io__data_in_place_needs_no_metadata(void **state)
     (void)state;
     tells("top  | .C. cluster=4k\n"
           "base | AB. cluster=4k\n",
-          "D||||");
+          "D||");
 }
 
 static void
@@ -63,7 +63,7 @@ merge_io__a_new_cluster_is_durable_before_its_entry(void **state)
     (void)state;
     tells("top  | ..C cluster=4k\n"
           "base | AB. cluster=4k\n",
-          "BDt|2|||");
+          "BDt|2||");
 }
 
 static void
@@ -72,7 +72,7 @@ merge_io__a_new_table_is_durable_before_its_l1_entry(void **state)
     (void)state;
     tells("top  | .C. cluster=4k\n"
           "base | ... cluster=4k\n",
-          "2BDt|1|||");
+          "2BDt|1||");
 }
 
 static void
@@ -82,7 +82,7 @@ merge_io__a_shared_table_is_copied_and_then_let_go(void **state)
     tells("top  | .C. cluster=4k\n"
           "base | AB. cluster=4k\n"
           "  snapshot s ^^^\n",
-          "2BDt|1|B||");
+          "2BDt|1|B|");
 }
 
 static void
@@ -100,7 +100,7 @@ merge_io__the_size_grows_when_all_else_is_durable(void **state)
     (void)state;
     tells("top  | .C. cluster=4k\n"
           "base | A cluster=4k\n",
-          "BDt|2|H|||");
+          "BDt|2|H||");
 }
 
 static void
@@ -119,7 +119,7 @@ merge_io__a_refcount_block_is_linked_before_its_clusters_are(void **state)
     tells("top  | - size=64k cluster=512\n"
           "  fill 0 100 C\n"
           "base | A size=64k cluster=512 refcount_bits=64\n",
-          "2BDt|R|12|||");
+          "2BDt|R|12||");
 }
 
 static void
@@ -128,7 +128,7 @@ merge_io__unknown_autoclear_bits_go_before_anything(void **state)
     (void)state;
     tells("top  | .C. cluster=4k\n"
           "base | AB. cluster=4k autoclear=0x100\n",
-          "H|D||||");
+          "H|D||");
 }
 
 static void
@@ -282,7 +282,7 @@ merge_io__adjacent_new_tables_become_one_write(void **state)
     qm_lab_unwatch();
     table = first_table("base");
     assert_int_equal(qm_lab_write_at("base", table), 4 * 512); /* 64 entries each */
-    assert_string_equal(qm_lab_story("base"), "2BDt|R|1|||");
+    assert_string_equal(qm_lab_story("base"), "2BDt|R|1||");
     qm_lab_reads_as("base", f, 0);
     qm_lab_clean("base");
     qm_forge_free(f);

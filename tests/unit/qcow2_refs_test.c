@@ -276,7 +276,7 @@ refs__a_freed_tail_is_cut_off(void **state)
     OK(qm_refs_commit(r, err));
     OK(qm_refs_free(r, qm_host(at.h + 2 * 65536), 8 * 65536, err));
     OK(qm_refs_commit(r, err));
-    OK(qm_refs_trim(r, err));
+    OK(qm_refs_trim(r, NULL, err));
     assert_int_equal(q->img.file->size, at.h + 2 * 65536);
     assert_true(q->img.file->size > old);
     qm_refs_close(r);
@@ -298,7 +298,7 @@ refs__a_tail_that_was_there_before_is_not_ours_to_cut(void **state)
     OK(qm_refs_alloc(r, 2, &at, &n, err));
     OK(qm_refs_free(r, at, 65536, err));
     OK(qm_refs_commit(r, err));
-    OK(qm_refs_trim(r, err));
+    OK(qm_refs_trim(r, NULL, err));
     assert_int_equal(q->img.file->size, 100 * 65536);
     qm_refs_close(r);
     qm_image_close(&q->img);
