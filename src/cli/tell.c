@@ -60,6 +60,8 @@ static const struct {
     {NULL, "to", "words:raw,qcow2", NULL},
     {NULL, "top", "layer", NULL},
     /* letters that have no long name */
+    {"check", "T", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
+    {"compare", "T", "words:none,writeback,writethrough,directsync,unsafe", "a cache mode"},
     {"compare", "f", "words:qcow2,raw", NULL},
     {"compare", "F", "words:qcow2,raw", NULL},
     {"commit", "b", "layer", NULL},
