@@ -4,6 +4,7 @@
  */
 #include "bitmap_world.h"
 
+#include "lab.h"
 #include "qcow2_check.h"
 #include "qcow2_create.h"
 #include "qcow2_header.h"
@@ -27,18 +28,6 @@ qm_world_any(uint64_t below)
 {
     seed = seed * 6364136223846793005u + 1442695040888963407u;
     return (seed >> 33) % below;
-}
-
-struct qm_qcow2 *
-qm_world_open(const char *name)
-{
-    struct qm_file *file;
-    struct qm_qcow2 *q;
-
-    OK(qm_file_open(name, &file, err));
-    OK(qm_file_make_writable(file, err));
-    OK(qm_qcow2_open(file, 0, &q, err));
-    return q;
 }
 
 static host_off
@@ -150,7 +139,7 @@ qm_world_make(const char *path, const struct qm_world *w)
     OK(qm_file_create(path, &file, err));
     OK(qm_qcow2_create(file, &want, err));
     OK(qm_file_finish(file, err));
-    q = qm_world_open(path);
+    q = qm_lab_open(path);
     store_bitmaps(q, w);
     OK(qm_qcow2_check(q, QMELD_REPAIR_NONE, NULL, NULL, &r, err));
     assert_int_equal(r.corruptions + r.leaks + r.check_errors, 0);

@@ -43,7 +43,6 @@ void qm_world_plain(struct qm_world *w, uint64_t new_size);
 
 /* Makes the image, at the old size, and opens it for writing. */
 struct qm_qcow2 *qm_world_make(const char *path, const struct qm_world *w);
-struct qm_qcow2 *qm_world_open(const char *path);
 
 /* Marks in b (NULL: not), and in the model's enabled and valid bitmaps. */
 void qm_world_mark(struct qm_world *w, struct qm_bitmaps *b, uint64_t from, uint64_t len);

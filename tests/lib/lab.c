@@ -245,6 +245,18 @@ qm_lab_commit(const char *path, const struct qmeld_commit_options *opts)
     return report;
 }
 
+struct qm_qcow2 *
+qm_lab_open(const char *path)
+{
+    struct qm_file *file;
+    struct qm_qcow2 *q;
+
+    OK(qm_file_open(path, &file, err));
+    OK(qm_file_make_writable(file, err));
+    OK(qm_qcow2_open(file, 0, &q, err));
+    return q;
+}
+
 void
 qm_lab_soil(const char *path, uint64_t host, size_t len)
 {

@@ -12,6 +12,8 @@
 #include "forge.h"
 #include "qmeld.h"
 
+struct qm_qcow2;
+
 /* A file's bytes, or a guest's. */
 struct qm_bytes {
     unsigned char *at;
@@ -49,6 +51,9 @@ uint64_t qm_lab_host(const char *path, uint64_t guest);
 
 /* qmeld_commit must succeed; its report, by value (the layers are freed). */
 struct qmeld_commit_report qm_lab_commit(const char *path, const struct qmeld_commit_options *opts);
+
+/* The image at path, qcow2, to be written; qm_image_close ends it. */
+struct qm_qcow2 *qm_lab_open(const char *path);
 
 /* Writes rubbish into a file. */
 void qm_lab_soil(const char *path, uint64_t off, size_t len);

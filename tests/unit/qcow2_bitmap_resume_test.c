@@ -8,6 +8,7 @@
  * each holds at the end is known from a plain array of bits (bitmap_world.h).
  */
 #include "bitmap_world.h"
+#include "lab.h"
 #include "qcow2_check.h"
 #include "scratch.h"
 #include "torn.h"
@@ -67,7 +68,7 @@ assert_whole(struct qm_qcow2 *q, bool leaks_too)
 static void
 check_end(const char *path, const struct run *r)
 {
-    struct qm_qcow2 *q = qm_world_open(path);
+    struct qm_qcow2 *q = qm_lab_open(path);
 
     assert_int_equal(q->hdr.size, r->work->w.new_size);
     for (size_t i = 0; i < r->work->w.n; i++)
@@ -81,7 +82,7 @@ check_end(const char *path, const struct run *r)
 static void
 run(const char *path, struct run *r, struct qm_torn **out_torn)
 {
-    struct qm_qcow2 *q = qm_world_open(path);
+    struct qm_qcow2 *q = qm_lab_open(path);
     struct qm_bitmaps *b;
     struct qm_refs *refs;
 
@@ -121,7 +122,7 @@ resume(const struct qm_torn_state *state, void *opaque)
 
     snprintf(path, sizeof path, "%u", next.depth);
     qm_torn_save(path, state->files[0].at, state->files[0].len);
-    q = qm_world_open(path);
+    q = qm_lab_open(path);
     assert_whole(q, false);
     if (next.begun) /* no bitmap hides what was written */
         qm_world_check(q, &next.work->w);

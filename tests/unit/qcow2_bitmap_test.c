@@ -6,43 +6,22 @@
  * says what each must hold.
  */
 #include "bitmap_world.h"
+#include "lab.h"
 #include "qcow2_check.h"
 #include "qcow2_create.h"
+#include "scratch.h"
 #include "torn.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "ok.h"
 
-static char dir[] = "/tmp/qmeld-bitmap-XXXXXX";
-static char path[64];
-static char crashed[64];
-
-static int
-make_dir(void **state)
-{
-    (void)state;
-    if (!mkdtemp(dir))
-        return -1;
-    snprintf(path, sizeof path, "%s/x", dir);
-    snprintf(crashed, sizeof crashed, "%s/crashed", dir);
-    return 0;
-}
-
-static int
-remove_dir(void **state)
-{
-    (void)state;
-    unlink(path);
-    unlink(crashed);
-    return rmdir(dir);
-}
+static const char path[] = "x";
+static const char crashed[] = "crashed";
 
 static void
 check_state(const unsigned char *file, size_t len, void *opaque)
@@ -51,7 +30,7 @@ check_state(const unsigned char *file, size_t len, void *opaque)
     struct qm_qcow2 *q;
 
     qm_torn_save(crashed, file, len);
-    q = qm_world_open(crashed);
+    q = qm_lab_open(crashed);
     OK(qm_qcow2_check(q, QMELD_REPAIR_NONE, NULL, NULL, &r, err));
     assert_int_equal(r.corruptions + r.check_errors, 0);
     qm_world_check(q, opaque);
@@ -246,7 +225,7 @@ qcow2_bitmap__an_image_without_them_costs_nothing(void **state)
     OK(qm_file_create(path, &file, err));
     OK(qm_qcow2_create(file, &want, err));
     OK(qm_file_finish(file, err));
-    q = qm_world_open(path);
+    q = qm_lab_open(path);
     OK(qm_bitmaps_valid_names(q, &names, err));
     assert_int_equal(names.list.n, 0);
     OK(qm_bitmaps_begin(q, NULL, 2 << 20, &names, NULL, &b, err));
@@ -320,7 +299,7 @@ qcow2_bitmap__a_shared_cluster_is_never_written_in_place(void **state)
         OK(qm_qcow2_check(q, QMELD_REPAIR_ALL, NULL, NULL, &r, err));
     }
     qm_image_close(&q->img);
-    q = qm_world_open(path);
+    q = qm_lab_open(path);
     OK(qm_refs_open(q, &refs, err));
     assert_int_equal(qm_bitmaps_begin(q, refs, 1 << 20, NULL, NULL, &b, &bad), -1);
     assert_int_equal(bad.code, QMELD_CORRUPT);
@@ -345,5 +324,5 @@ main(void)
         cmocka_unit_test(qcow2_bitmap__a_shared_cluster_is_never_written_in_place),
     };
 
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, qm_scratch_enter, qm_scratch_leave);
 }

@@ -2,13 +2,13 @@
 /* qcow2_create_test.c - new images are what was asked for, or no images at all. */
 #include "qcow2_check.h"
 #include "qcow2_create.h"
+#include "scratch.h"
 #include "torn.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,29 +16,8 @@
 
 #include "ok.h"
 
-static char dir[] = "/tmp/qmeld-create-XXXXXX";
-static char path[64];
-static char base[64];
-
-static int
-make_dir(void **state)
-{
-    (void)state;
-    if (!mkdtemp(dir))
-        return -1;
-    snprintf(path, sizeof path, "%s/x", dir);
-    snprintf(base, sizeof base, "%s/base", dir);
-    return 0;
-}
-
-static int
-remove_dir(void **state)
-{
-    (void)state;
-    unlink(path);
-    unlink(base);
-    return rmdir(dir);
-}
+static const char path[] = "x";
+static const char base[] = "base";
 
 static struct qm_qcow2_create
 ordinary(void)
@@ -427,5 +406,5 @@ main(void)
         cmocka_unit_test(qcow2_create__raw_takes_no_qcow2_options),
     };
 
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, qm_scratch_enter, qm_scratch_leave);
 }

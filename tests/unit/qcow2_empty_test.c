@@ -6,46 +6,25 @@
  * Overlay and base hold the same bytes where the overlay holds anything.  So each crash state must,
  * cluster by cluster, show the overlay's bytes or nothing at all.
  */
+#include "lab.h"
 #include "qcow2_check.h"
 #include "qcow2_create.h"
 #include "qcow2_empty.h"
 #include "qcow2_header.h"
 #include "qcow2_refs.h"
+#include "scratch.h"
 #include "torn.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "ok.h"
 
-static char dir[] = "/tmp/qmeld-empty-XXXXXX";
-static char path[64];
-static char crashed[64];
-
-static int
-make_dir(void **state)
-{
-    (void)state;
-    if (!mkdtemp(dir))
-        return -1;
-    snprintf(path, sizeof path, "%s/x", dir);
-    snprintf(crashed, sizeof crashed, "%s/crashed", dir);
-    return 0;
-}
-
-static int
-remove_dir(void **state)
-{
-    (void)state;
-    unlink(path);
-    unlink(crashed);
-    return rmdir(dir);
-}
+static const char path[] = "x";
+static const char crashed[] = "crashed";
 
 /* An overlay whose cluster n holds the byte n + 1 throughout. */
 struct shape {
@@ -62,18 +41,6 @@ static uint64_t
 n_clusters(const struct shape *s)
 {
     return qm_div_up(s->size, s->cs);
-}
-
-static struct qm_qcow2 *
-open_at(const char *name)
-{
-    struct qm_file *file;
-    struct qm_qcow2 *q;
-
-    OK(qm_file_open(name, &file, err));
-    OK(qm_file_make_writable(file, err));
-    OK(qm_qcow2_open(file, 0, &q, err));
-    return q;
 }
 
 /* Exchanges cluster a with the run of n clusters at b, and puts the header right. */
@@ -192,7 +159,7 @@ make(const struct shape *s)
     OK(qm_file_create(path, &file, err));
     OK(qm_qcow2_create(file, &want, err));
     OK(qm_file_finish(file, err));
-    q = open_at(path);
+    q = qm_lab_open(path);
     fill(q, s);
     if (s->bitmap)
         add_bitmap(q);
@@ -202,7 +169,7 @@ make(const struct shape *s)
         put_data_in_front(q);
     OK(qm_sync(q->img.file, err));
     qm_image_close(&q->img);
-    q = open_at(path);
+    q = qm_lab_open(path);
     OK(qm_qcow2_check(q, QMELD_REPAIR_NONE, NULL, NULL, &r, err));
     assert_int_equal(r.corruptions + r.leaks + r.check_errors, 0);
     assert_int_equal(r.allocated_clusters, n_clusters(s));
@@ -248,7 +215,7 @@ check_state(const unsigned char *file, size_t len, void *opaque)
     struct qm_qcow2 *q;
 
     qm_torn_save(crashed, file, len);
-    q = open_at(crashed);
+    q = qm_lab_open(crashed);
     check_view(q, seen);
     /* who writes next gets a sound image: rebuilt if dirty, else with leaks at worst */
     OK(qm_qcow2_make_safe_to_write(q, err));
@@ -356,7 +323,7 @@ qcow2_empty__a_bitmap_survives(void **state)
 
     (void)state;
     empty(&s, &size);
-    q = open_at(path);
+    q = qm_lab_open(path);
     assert_true(q->hdr.has_bitmaps);
     qm_image_close(&q->img);
 }
@@ -400,7 +367,7 @@ qcow2_empty__clusters_of_a_snapshot_stay(void **state)
     assert_int_equal(r.corruptions, 0);
     qm_image_close(&q->img);
 
-    q = open_at(path);
+    q = qm_lab_open(path);
     OK(qm_qcow2_empty(q, err));
     OK(qm_qcow2_check(q, QMELD_REPAIR_NONE, NULL, NULL, &r, err));
     assert_int_equal(r.corruptions + r.leaks + r.check_errors, 0);
@@ -429,7 +396,7 @@ refused(const struct shape *s, struct qm_qcow2 *q)
     assert_int_equal(qm_torn_syncs(t), 0);
     qm_torn_free(t);
     qm_image_close(&q->img);
-    q = open_at(path);
+    q = qm_lab_open(path);
     check_view(q, &seen);
     assert_true(seen.any_data);
     qm_image_close(&q->img);
@@ -480,5 +447,5 @@ main(void)
         cmocka_unit_test(qcow2_empty__an_empty_image_stays_one),
     };
 
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, qm_scratch_enter, qm_scratch_leave);
 }

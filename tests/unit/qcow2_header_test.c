@@ -5,40 +5,21 @@
  * Headers are drawn at random (extensions of many kinds and lengths, with and without a format, an
  * end marker, room), changed, and looked at in each state a disk could be in.
  */
+#include "lab.h"
 #include "qcow2_create.h"
 #include "qcow2_header.h"
+#include "scratch.h"
 #include "torn.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "ok.h"
 
-static char dir[] = "/tmp/qmeld-header-XXXXXX";
-static char path[64];
-
-static int
-make_dir(void **state)
-{
-    (void)state;
-    if (!mkdtemp(dir))
-        return -1;
-    snprintf(path, sizeof path, "%s/x", dir);
-    return 0;
-}
-
-static int
-remove_dir(void **state)
-{
-    (void)state;
-    unlink(path);
-    return rmdir(dir);
-}
+static const char path[] = "x";
 
 /* ---- headers ---- */
 
@@ -58,18 +39,6 @@ make_image(unsigned version, uint64_t cluster_size, const char *name, const char
     OK(qm_file_create(path, &file, err));
     OK(qm_qcow2_create(file, &want, err));
     OK(qm_file_finish(file, err));
-}
-
-static struct qm_qcow2 *
-open_image(void)
-{
-    struct qm_file *file;
-    struct qm_qcow2 *q;
-
-    OK(qm_file_open(path, &file, err));
-    OK(qm_file_make_writable(file, err));
-    OK(qm_qcow2_open(file, 0, &q, err));
-    return q;
 }
 
 /* Puts bytes into the header cluster. */
@@ -251,7 +220,7 @@ change(const struct sketch *s, const char *name, const char *format, bool may_be
                        .name = name ? name : "",
                        .format = format ? format : "",
                        .may_be_bare = may_be_bare};
-    struct qm_qcow2 *q = open_image();
+    struct qm_qcow2 *q = qm_lab_open(path);
     struct qmeld_error err = {0};
     const int fits = qm_header_backing_fits(q, name, format, &err);
     struct qm_torn *t = qm_torn_start(path);
@@ -314,7 +283,7 @@ sketch_of(unsigned version, uint64_t cs, const char *name, const char *format)
     make_image(version, cs, name, format);
     strcpy(s.name, name ? name : "");
     strcpy(s.format, name && format ? format : "");
-    q = open_image();
+    q = qm_lab_open(path);
     QM_VEC_EACH (x, &q->hdr.exts) {
         if (x->type == QCOW2_EXT_BACKING_FORMAT)
             continue;
@@ -419,7 +388,7 @@ qcow2_header__the_same_name_again_writes_nothing(void **state)
 
     (void)state;
     assert_true(change(&s, "base", "raw", false));
-    q = open_image();
+    q = qm_lab_open(path);
     t = qm_torn_start(path);
     OK(qm_header_set_backing(q, "base", "raw", err));
     qm_torn_stop(t);
@@ -433,7 +402,7 @@ static void
 qcow2_header__a_usual_change_takes_two_syncs_at_most(void **state)
 {
     struct sketch s = sketch_of(3, 65536, "mid.qcow2", "qcow2");
-    struct qm_qcow2 *q = open_image();
+    struct qm_qcow2 *q = qm_lab_open(path);
     struct qm_torn *t = qm_torn_start(path);
 
     (void)state;
@@ -462,7 +431,7 @@ qcow2_header__store_keeps_foreign_bytes(void **state)
             draw(&s);
         while (s.version != 3 || s.n < 2 || s.header_len != (shortened ? 104 : 112) ||
                s.cs < 4096 || !realise(&s));
-        q = open_image();
+        q = qm_lab_open(path);
         OK(qm_pread(q->img.file, 0, before, sizeof before, err));
         q->hdr.size = 512;
         q->hdr.compatible |= QCOW2_COMPAT_LAZY;
@@ -489,7 +458,7 @@ qcow2_header__autoclear_bits_go_before_the_first_write(void **state)
     make_image(3, 65536, NULL, NULL);
     be64_put(&bits, 1ull << 63 | QCOW2_AUTOCLEAR_BITMAPS); /* unknown; bitmaps, but no extension */
     poke(88, &bits, sizeof bits);
-    q = open_image();
+    q = qm_lab_open(path);
     OK(qm_header_before_write(q, err));
     OK(qm_qcow2_reload(q, err));
     assert_int_equal(q->hdr.autoclear, 0);
@@ -517,5 +486,5 @@ main(void)
         cmocka_unit_test(qcow2_header__autoclear_bits_go_before_the_first_write),
     };
 
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, qm_scratch_enter, qm_scratch_leave);
 }

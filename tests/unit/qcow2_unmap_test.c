@@ -25,18 +25,6 @@
 
 #define KIB 1024ull
 
-static struct qm_qcow2 *
-open_at(const char *path)
-{
-    struct qm_file *file;
-    struct qm_qcow2 *q;
-
-    OK(qm_file_open(path, &file, err));
-    OK(qm_file_make_writable(file, err));
-    OK(qm_qcow2_open(file, 0, &q, err));
-    return q;
-}
-
 static void
 make(const char *recipe)
 {
@@ -70,7 +58,7 @@ qcow2_unmap__only_clusters_wholly_in_front_go(void **state)
 
     (void)state;
     make("x | AB.C0=dE cluster=4k\n");
-    q = open_at("x");
+    q = qm_lab_open("x");
     assert_int_equal(unmap(q, 0, 4 * KIB + 4095), 4 * KIB);
     qm_lab_looks("x", 4096, ".D.D0=cD");
     assert_int_equal(unmap(q, 4 * KIB, 28 * KIB), 28 * KIB);
@@ -86,7 +74,7 @@ qcow2_unmap__the_end_of_the_disk_is_the_end_of_its_last_cluster(void **state)
 
     (void)state;
     make("x | ABC cluster=4k size=9k\n");
-    q = open_at("x");
+    q = qm_lab_open("x");
     assert_int_equal(unmap(q, 0, 9 * KIB - 1), 8 * KIB);
     assert_int_equal(unmap(q, 8 * KIB, 9 * KIB), 9 * KIB);
     qm_lab_looks("x", 1024, ".........");
@@ -103,7 +91,7 @@ qcow2_unmap__space_comes_back_at_once(void **state)
     (void)state;
     make("x | - cluster=64k size=8M\n  fill 0 128 A\n");
     before = allocated("x");
-    q = open_at("x");
+    q = qm_lab_open("x");
     unmap(q, 0, 4096 * KIB);
     if (allocated("x") == before)
         skip(); /* a file system without holes */
@@ -116,7 +104,7 @@ qcow2_unmap__clusters_that_share_a_sector_stay_readable(void **state)
 {
     struct qm_forge *f = qm_lab_make("x | abcdefgh cluster=4k\n");
     struct qm_bytes was, is;
-    struct qm_qcow2 *q = open_at("x");
+    struct qm_qcow2 *q = qm_lab_open("x");
 
     (void)state;
     was = qm_lab_read("x");
@@ -140,7 +128,7 @@ tells(const char *recipe, uint64_t to, const char *story)
     struct qm_qcow2 *q;
 
     make(recipe);
-    q = open_at("x");
+    q = qm_lab_open("x");
     qm_lab_watch();
     unmap(q, 0, to);
     qm_lab_unwatch();
@@ -190,7 +178,7 @@ qcow2_unmap__twice_is_once(void **state)
 
     (void)state;
     make("x | - cluster=512 size=100k\n  fill 0 200 A\n");
-    q = open_at("x");
+    q = qm_lab_open("x");
     assert_int_equal(unmap(q, 0, 70 * KIB), 70 * KIB);
     qm_lab_watch();
     assert_int_equal(unmap(q, 0, 70 * KIB), 70 * KIB);
@@ -211,7 +199,7 @@ make_shared(void)
          "  poke l1[0] = @l2table[0]\n");
     {
         struct qmeld_check_result r;
-        struct qm_qcow2 *q = open_at("x");
+        struct qm_qcow2 *q = qm_lab_open("x");
 
         OK(qm_qcow2_check(q, QMELD_REPAIR_ALL, NULL, NULL, &r, err));
         assert_int_equal(r.corruptions + r.leaks, 0);
@@ -227,7 +215,7 @@ qcow2_unmap__a_shared_table_waits_until_it_goes_as_a_whole(void **state)
 
     (void)state;
     make_shared();
-    q = open_at("x");
+    q = qm_lab_open("x");
     was = qm_lab_read("x");
     assert_int_equal(unmap(q, 0, 16 * KIB), 0);
     is = qm_lab_read("x");
@@ -252,12 +240,12 @@ qcow2_unmap__shared_tables_are_seen_beforehand(void **state)
 
     (void)state;
     make_shared();
-    q = open_at("x");
+    q = qm_lab_open("x");
     OK(qm_qcow2_look_safe(q, &shared, err));
     assert_true(shared);
     qm_image_close(&q->img);
     make("x | AB~=0c#D cluster=16k extended_l2=1\n  sub 6 ..AA..00....BBBB~~==........CCCC\n");
-    q = open_at("x");
+    q = qm_lab_open("x");
     OK(qm_qcow2_look_safe(q, &shared, err));
     assert_false(shared);
     qm_image_close(&q->img);
@@ -276,7 +264,7 @@ static struct {
 static void
 look(const char *path, struct qm_extent *out)
 {
-    struct qm_qcow2 *q = open_at(path);
+    struct qm_qcow2 *q = qm_lab_open(path);
 
     for (size_t i = 0; i < old.n; i++)
         OK(qm_image_next(&q->img, qm_guest(i * old.cell), old.cell, &out[i], err));
@@ -304,7 +292,7 @@ look_at_state(const unsigned char *file, size_t len, void *opaque)
     }
     free(bytes.at);
     free(now);
-    q = open_at("cut");
+    q = qm_lab_open("cut");
     OK(qm_qcow2_check(q, QMELD_REPAIR_NONE, NULL, NULL, &r, err));
     assert_int_equal(r.corruptions + r.check_errors, 0);
     OK(qm_qcow2_give_back(q, err));
@@ -329,7 +317,7 @@ survives(const char *recipe, uint64_t cell, size_t cells, uint64_t end)
     look("x", old.was);
     old.bytes = qm_lab_read("x");
     t = qm_torn_start("x");
-    q = open_at("x");
+    q = qm_lab_open("x");
     for (uint64_t third = 1; third <= 3; third++)
         at = unmap(q, at, end / 3 * third);
     unmap(q, at, end);
@@ -375,7 +363,7 @@ qcow2_unmap__what_was_freed_and_not_given_back_is_found(void **state)
          "  poke l2[60] = 0\n  poke l2[61] = 0\n  poke l2[62] = 0\n  poke l2[63] = 0\n"
          "  poke refcount[@data[40]] = 0\n  poke l2[40] = 0\n");
     before = allocated("x");
-    q = open_at("x");
+    q = qm_lab_open("x");
     OK(qm_qcow2_give_back(q, err));
     qm_image_close(&q->img);
     qm_lab_clean("x");
