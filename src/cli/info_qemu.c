@@ -8,6 +8,7 @@
 #include "info.h"
 
 #include <inttypes.h>
+#include <string.h>
 #include <time.h>
 
 /* Three digits, in the first unit of which there are less than 1000, as all of QEMU's tools print sizes. */
@@ -109,6 +110,21 @@ print_qcow2(const struct qmeld_layer_info *layer)
                yes_or_no(layer->extended_l2));
 }
 
+/* path_combine() of QEMU's block.c: a name without a protocol counts from the folder that the image was named in. */
+static void
+print_backing(const struct qmeld_layer_info *layer)
+{
+    QM_CLI_FREE char *path = qm_cli_quote(layer->path);
+    QM_CLI_FREE char *name = qm_cli_quote(layer->backing_name);
+    const char *slash = strrchr(path, '/');
+    const bool relative = *name != '/' && name[strcspn(name, ":/")] != ':';
+
+    printf("backing file: %s", name);
+    if (slash && relative)
+        printf(" (actual path: %.*s%s)", (int)(slash + 1 - path), path, name);
+    putchar('\n');
+}
+
 void
 qm_cli_info_print_as_qemu(const struct qmeld_layer_info *layer)
 {
@@ -126,7 +142,7 @@ qm_cli_info_print_as_qemu(const struct qmeld_layer_info *layer)
     if (layer->dirty)
         puts("cleanly shut down: no");
     if (layer->backing_name)
-        print_text("backing file", layer->backing_name);
+        print_backing(layer);
     if (layer->backing_format)
         print_text("backing file format", layer->backing_format);
     print_snapshots(layer);

@@ -272,6 +272,8 @@ def words__qmeld_img_info_is_qemu_img_info():
         qemu_img("bitmap", *args)
     for name in ("base.qcow2", "old.qcow2", "flat.raw", "top.qcow2", "data.qcow2", "orphan.qcow2"):
         same(as_qmeld_img("info", "-U", name).stdout, qemu_img("info", name))
+    for name in ("./top.qcow2", os.path.abspath("top.qcow2")):
+        same(as_qmeld_img("info", name).stdout, qemu_img("info", name))
     same(as_qmeld_img("info", "--backing-chain", "top.qcow2").stdout, qemu_img("info", "--backing-chain", "top.qcow2"))
     ours, theirs = (json.loads(text) for text in (as_qmeld_img("info", "--output=json", "top.qcow2").stdout,
                                                   qemu_img("info", "--output=json", "top.qcow2")))
