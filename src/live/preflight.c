@@ -25,6 +25,10 @@
 static int
 busy(const struct qm_run *run, const char *job, struct qmeld_error *err)
 {
+    if (strcmp(job, "backup") == 0) /* of the whole machine: it has no disk */
+        return qm_fail(err, QMELD_BUSY, qm_nowhere(),
+                       "a backup job runs on %s: wait for it, or end it with virsh domjobabort %s",
+                       run->disk->target, qm_domain_word(run->domain));
     return qm_fail(err, QMELD_BUSY, qm_nowhere(),
                    "a block job (%s) runs on %s already: wait for it, or end it with virsh "
                    "blockjob %s %s --abort",
