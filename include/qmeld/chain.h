@@ -65,6 +65,7 @@ struct qmeld_snapshot_info {
     uint32_t date_sec; /* since the epoch */
     uint32_t date_nsec;
     uint64_t vm_clock_nsec; /* how long the guest had run */
+    uint64_t icount; /* how many instructions a recorded guest had run; UINT64_MAX: not stored */
 };
 
 struct qmeld_bitmap_info {

@@ -252,6 +252,10 @@ QMELD_API void qmeld_commit_report_free(struct qmeld_commit_report *report);
 QMELD_API int qmeld_fold(const char *path, size_t keep, const struct qmeld_commit_options *opts,
                          struct qmeld_commit_report *report, struct qmeld_error *err) QMELD_CHECK;
 
+struct qmeld_chain; /* chain.h */
+
+/* ---- who else reads ---- */
+
 /* What dependant points to lives during the call.  Not 0: the walk ends, QMELD_CANCELED. */
 typedef int qmeld_dependant_fn(const struct qmeld_dependant *dependant, void *opaque);
 

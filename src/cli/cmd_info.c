@@ -211,6 +211,8 @@ snapshots_json(const struct qmeld_layer_info *layer)
         qm_cli_json_add_u64(object, "date-nsec", snapshot->date_nsec);
         qm_cli_json_add_u64(object, "vm-clock-sec", snapshot->vm_clock_nsec / 1000000000);
         qm_cli_json_add_u64(object, "vm-clock-nsec", snapshot->vm_clock_nsec % 1000000000);
+        if (snapshot->icount != UINT64_MAX)
+            qm_cli_json_add_u64(object, "icount", snapshot->icount);
         json_object_array_add(list, object);
     }
     return list;

@@ -55,7 +55,7 @@ print_snapshots(const struct qmeld_layer_info *layer)
         QM_CLI_FREE char *name = qm_cli_quote(s->name);
         const uint64_t seconds = s->vm_clock_nsec / 1000000000;
         const time_t when = (time_t)s->date_sec;
-        char size[32], date[32], clock[64];
+        char size[32], date[32], clock[64], icount[32] = "";
         struct tm tm;
 
         if (!localtime_r(&when, &tm) || strftime(date, sizeof date, "%Y-%m-%d %H:%M:%S", &tm) == 0)
@@ -63,9 +63,10 @@ print_snapshots(const struct qmeld_layer_info *layer)
         snprintf(clock, sizeof clock, "%02d:%02d:%02d.%03d", (int)(seconds / 3600),
                  (int)(seconds / 60 % 60), (int)(seconds % 60),
                  (int)(s->vm_clock_nsec / 1000000 % 1000));
-        /* the instruction count is of recorded guests only, and nothing here reads it */
+        if (s->icount != UINT64_MAX)
+            snprintf(icount, sizeof icount, "%" PRIu64, s->icount);
         printf("%-9s %-16s %8s%20s%13s%11s\n", id, name,
-               qemu_size(s->vm_state_size, size, sizeof size), date, clock, "");
+               qemu_size(s->vm_state_size, size, sizeof size), date, clock, icount);
     }
 }
 

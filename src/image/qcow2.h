@@ -28,6 +28,7 @@ struct qm_snapshot {
     uint64_t vm_clock_nsec;
     uint64_t vm_state_size; /* the 64-bit field if present */
     uint64_t disk_size;     /* 0 if not stored */
+    uint64_t icount;        /* UINT64_MAX: none */
 };
 
 struct qm_snapshots {

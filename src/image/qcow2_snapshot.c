@@ -18,6 +18,7 @@
 /* specification, "Snapshots": the extra data we know */
 #define EXTRA_VM_STATE_END  8u
 #define EXTRA_DISK_SIZE_END 16u
+#define EXTRA_ICOUNT_END    24u
 
 #define MAX_TAIL (QCOW2_MAX_SNAPSHOT_EXTRA + 2 * UINT16_MAX)
 
@@ -74,6 +75,11 @@ load_entry(struct reading *r, struct qm_snapshot *s, struct qmeld_error *err)
     if (extra >= EXTRA_DISK_SIZE_END) {
         memcpy(&word, r->tail + EXTRA_VM_STATE_END, sizeof word);
         s->disk_size = be64_get(&word);
+    }
+    s->icount = UINT64_MAX;
+    if (extra >= EXTRA_ICOUNT_END) {
+        memcpy(&word, r->tail + EXTRA_DISK_SIZE_END, sizeof word);
+        s->icount = be64_get(&word);
     }
     s->id = strndup((const char *)r->tail + extra, id_len);
     s->name = strndup((const char *)r->tail + extra + id_len, name_len);

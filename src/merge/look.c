@@ -149,6 +149,7 @@ list_snapshots(const struct qm_qcow2 *q, struct detail *d, struct qmeld_error *e
             .date_sec = s->date_sec,
             .date_nsec = s->date_nsec,
             .vm_clock_nsec = s->vm_clock_nsec,
+            .icount = s->icount,
         };
     }
     return 0;

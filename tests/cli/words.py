@@ -282,7 +282,7 @@ def words__qmeld_img_info_is_qemu_img_info():
     same(len(json.loads(as_qmeld_img("info", "--backing-chain", "--output=json", "top.qcow2").stdout)), 2)
     qemu_img("snapshot", "-c", "monday", "top.qcow2")
     ours, theirs = as_qmeld_img("info", "top.qcow2").stdout, qemu_img("info", "top.qcow2")
-    same(re.sub(r"\d+ [KM]iB", "", ours), re.sub(r" {10}0\n", " " * 11 + "\n", re.sub(r"\d+ [KM]iB", "", theirs)))
+    same(re.sub(r"\d+ [KM]iB", "", ours), re.sub(r"\d+ [KM]iB", "", theirs))
     as_qmeld_img("info", "nothing", code=1)
 
 
