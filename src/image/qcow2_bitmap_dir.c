@@ -108,7 +108,7 @@ qm_bitmap_by_name(const void *a, const void *b)
 static int
 check_names(const struct qm_qcow2 *q, const struct qm_bitmap_list *l, struct qmeld_error *err)
 {
-    QM_FREE const char **names = calloc(l->list.n, sizeof *names);
+    QM_FREE const char **names = calloc(l->list.n + 1, sizeof *names);
 
     if (!names)
         return qm_fail_nomem(err, "the bitmap directory");
