@@ -366,8 +366,8 @@ allow_memory(scmp_filter_ctx c)
 static bool
 allow_own_signals(scmp_filter_ctx c)
 {
-    const struct scmp_arg_cmp self = SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid());
-    const struct scmp_arg_cmp other = SCMP_A0(SCMP_CMP_NE, (scmp_datum_t)getpid());
+    const struct scmp_arg_cmp self = {.op = SCMP_CMP_EQ, .datum_a = (scmp_datum_t)getpid()};
+    const struct scmp_arg_cmp other = {.op = SCMP_CMP_NE, .datum_a = (scmp_datum_t)getpid()};
     const int calls[] = {SCMP_SYS(kill), SCMP_SYS(tgkill)};
 
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++)

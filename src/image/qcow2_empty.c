@@ -50,7 +50,7 @@ zero_l1(struct qm_qcow2 *q, struct qmeld_error *err)
 {
     struct qm_file *file = q->img.file;
     const uint64_t len = l1_bytes(q);
-    QM_FREE unsigned char *zeros = NULL;
+    QM_FREE be64 *zeros = NULL;
     uint64_t n;
 
     if (len == 0 || q->hdr.l1_off >= file->size) /* entries behind the file's end read as 0 */
@@ -58,7 +58,7 @@ zero_l1(struct qm_qcow2 *q, struct qmeld_error *err)
     if (q->hdr.l1_off < q->geo.cluster_size)
         return qm_fail(err, QMELD_CORRUPT, qm_at(file->path, q->hdr.l1_off),
                        "the L1 table lies in the header: restore the image from a copy");
-    zeros = calloc(1, L1_AT_ONCE * sizeof(be64));
+    zeros = calloc(L1_AT_ONCE, sizeof *zeros);
     if (!zeros)
         return qm_fail_nomem(err, "an empty L1 table");
     n = qm_min(len, file->size - q->hdr.l1_off);

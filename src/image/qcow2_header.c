@@ -186,7 +186,7 @@ add_patch(struct edit *e, uint64_t off, const void *bytes, uint64_t len, bool sy
     struct patch p = {.off = off, .len = (size_t)len, .sync = sync};
 
     assert(qm_inside(off, len, e->cs));
-    p.bytes = malloc(p.len);
+    p.bytes = malloc(p.len + 1); /* a change may be its sync alone */
     if (!p.bytes)
         return qm_fail_nomem(err, "a header change");
     memcpy(p.bytes, bytes, p.len);

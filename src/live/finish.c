@@ -260,7 +260,7 @@ release_merged(struct merged *m)
 static int
 list_merged(struct qm_stopped *s, struct merged *m, struct qmeld_error *err)
 {
-    size_t n = 0;
+    size_t n = 1; /* so that none is no failure */
 
     QM_VEC_EACH (disk, &s->change.disks)
         n += disk->top - disk->base;

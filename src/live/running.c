@@ -239,7 +239,7 @@ tell_verdict(const struct qm_run *run, const struct qm_job_end *end, enum verdic
 static int
 take_end(struct qm_run *run, const struct qm_job_end *end, struct qmeld_error *err)
 {
-    enum verdict verdict;
+    enum verdict verdict = STRANGE;
 
     if (end->state == QM_JOB_READY) {
         run->report->end = QM_LIVE_READY;

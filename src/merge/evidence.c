@@ -63,7 +63,7 @@ digest_file(void *shared, unsigned worker, const void *item, struct qmeld_error 
     const uint64_t size = job->file->size;
     struct qm_digest *d = qm_digest_new();
     QM_FREE unsigned char *buf = malloc(READ_BYTES);
-    uint64_t n;
+    uint64_t n = 0;
     int rc = 0;
 
     (void)worker;
