@@ -280,7 +280,7 @@ merge(struct qm_run *run, struct qmeld_error *err)
         .active = run->range.top == 0,
         .commit = run->request,
     };
-    struct qm_job_end end;
+    struct qm_job_end end = {.stop_asked = false};
     struct qm_job *job;
     int result;
 
