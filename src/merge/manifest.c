@@ -531,7 +531,8 @@ put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *kn
     int rc = list ? 0 : qm_fail_nomem(err, "the manifest");
 
     for (size_t i = 0, n = m->chain->n, data = n; rc == 0 && i < 2 * n; i++) {
-        const struct qm_image *img = m->chain->layers[i % n].img;
+        const size_t layer = i < n ? i : i - n;
+        const struct qm_image *img = m->chain->layers[layer].img;
         const size_t k = i < n ? i : data;
         struct json_object *j;
 
@@ -539,7 +540,7 @@ put_inputs(struct qm_manifest *m, const struct qm_sha256 *inputs, const bool *kn
             continue;
         data += i >= n;
         rc =
-            (i < n ? make_input : make_data_input)(m, i % n, known[k] ? &inputs[k] : NULL, &j, err);
+            (i < n ? make_input : make_data_input)(m, layer, known[k] ? &inputs[k] : NULL, &j, err);
         if (rc == 0 && json_object_array_add(list, j) < 0)
             rc = qm_fail_nomem(err, "the manifest");
         else if (rc < 0)

@@ -75,7 +75,7 @@ most_of_bitmaps(const struct qm_space *s, const struct qm_qcow2 *q)
     const uint64_t one = sum(s->new_size / 512 / 8 * 2, 6 * q->geo.cluster_size + 2048);
     const uint64_t n = sum(q->hdr.has_bitmaps ? q->hdr.n_bitmaps : 0, s->new_bitmaps);
 
-    return one > UINT64_MAX / (n + 1) ? UINT64_MAX : one * n;
+    return one > UINT64_MAX / qm_max(n, 1) ? UINT64_MAX : one * n;
 }
 
 #ifdef QM_TESTING
