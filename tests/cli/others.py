@@ -294,22 +294,25 @@ def others__what_a_layer_has_behind_tops_end_is_kept_for_who_stands_on_it():
         assert view("sib.qcow2") == before, how
 
 
-def others__protecting_goes_on_where_it_was_killed():
+def killed_protecting_sib():
+    """What sib.qcow2 reads, and what the base is to read in the end."""
     forge(BIG)
     qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "sib.qcow2")
     qemu_img("bitmap", "--add", "sib.qcow2", "mine")
     was, want = view("sib.qcow2"), expected("top.qcow2")
     kill_protecting()
+    return was, want
+
+
+def others__protecting_goes_on_where_it_was_killed():
+    was, want = killed_protecting_sib()
     assert "in-use" not in str(json.loads(qemu_img("info", "--output=json", "sib.qcow2"))["format-specific"])
     qmeld("resume", JOURNAL)
     assert view("sib.qcow2") == was and contents("base.raw") == want
 
 
 def others__an_image_that_was_renamed_before_it_was_protected_is_not_forgotten():
-    forge(BIG)
-    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "sib.qcow2")
-    was, want = view("sib.qcow2"), expected("top.qcow2")
-    kill_protecting()
+    was, want = killed_protecting_sib()
     os.rename("sib.qcow2", "moved.qcow2")
     done = qmeld("resume", JOURNAL, code=3)
     assert "moved.qcow2: it reads through layers of a merge that has begun" in done.stderr, done.stderr
@@ -320,11 +323,8 @@ def others__an_image_that_was_renamed_before_it_was_protected_is_not_forgotten()
 
 
 def others__an_image_that_is_not_there_when_it_is_to_be_protected_stops_the_merge():
-    forge(BIG)
-    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "sib.qcow2")
-    was, want = view("sib.qcow2"), expected("top.qcow2")
+    was, want = killed_protecting_sib()
     before = contents("base.raw")
-    kill_protecting()
     os.mkdir("away")
     os.rename("sib.qcow2", "away/sib.qcow2")
     done = qmeld("resume", JOURNAL, code=3)

@@ -49,6 +49,20 @@ fate__kept_overlays_are_not_touched(void **state)
     qm_forge_free(f);
 }
 
+/* Merges `five`: top and mid lose their names, in this order, when the child is durable. */
+static void
+names_go_from_the_top(const struct qm_forge *f, const struct qmeld_commit_options *o)
+{
+    qm_lab_watch();
+    qm_lab_commit("child", o);
+    qm_lab_unwatch();
+    qm_lab_reads_as("child", f, 0);
+    assert_string_equal(qm_lab_files(), "base child top mid");
+    qm_lab_durable_before("base", "child");
+    qm_lab_durable_before("child", "top");
+    assert_int_equal(access("top", F_OK) | access("mid", F_OK), -1);
+}
+
 static void
 fate__overlays_are_removed_from_the_top_when_the_child_is_durable(void **state)
 {
@@ -57,14 +71,7 @@ fate__overlays_are_removed_from_the_top_when_the_child_is_durable(void **state)
     struct qm_forge *f = qm_lab_make(five);
 
     (void)state;
-    qm_lab_watch();
-    qm_lab_commit("child", &o);
-    qm_lab_unwatch();
-    qm_lab_reads_as("child", f, 0);
-    assert_string_equal(qm_lab_files(), "base child top mid");
-    qm_lab_durable_before("base", "child");
-    qm_lab_durable_before("child", "top");
-    assert_int_equal(access("top", F_OK) | access("mid", F_OK), -1);
+    names_go_from_the_top(f, &o);
     qm_forge_free(f);
 }
 
@@ -81,14 +88,7 @@ fate__overlays_are_put_aside_from_the_top_when_the_child_is_durable(void **state
     unlink("mid.merged");
     unlink("mid.merged.1");
     close(open("mid.merged", O_WRONLY | O_CREAT, 0600)); /* somebody's */
-    qm_lab_watch();
-    qm_lab_commit("child", &o);
-    qm_lab_unwatch();
-    qm_lab_reads_as("child", f, 0);
-    assert_string_equal(qm_lab_files(), "base child top mid");
-    qm_lab_durable_before("base", "child");
-    qm_lab_durable_before("child", "top");
-    assert_int_equal(access("top", F_OK) | access("mid", F_OK), -1);
+    names_go_from_the_top(f, &o);
     qm_lab_same(qm_lab_file("top.merged"), top, "top.merged");
     qm_lab_same(qm_lab_file("mid.merged.1"), mid, "mid.merged.1");
     assert_int_equal(unlink("mid.merged"), 0);
