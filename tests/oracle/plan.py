@@ -198,7 +198,8 @@ def plan_and_check(rng, chain, qmeld, story):
     if report["direction"] == "up":
         chain.tags.add("up")
         return "merged"
-    if p.interrupted or {"--reclaim", "--atomic", "--undo", "--skip-equal", "--detect-zeroes"} & set(m.merge_args):
+    if p.interrupted or {"--reclaim", "--atomic", "--undo", "--skip-equal", "--detect-zeroes",
+                         "--decompress"} & set(m.merge_args):
         return "merged"  # that is not the merge that was measured
     sizes = as_json(measured, "measure")
     length = os.path.getsize(chain.path(m.base))
