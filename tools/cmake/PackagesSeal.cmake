@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# What CPack has packed, packed anew by dpkg-deb: names in order, root as the owner, times no later than
-# SOURCE_DATE_EPOCH, so that the same files are the same package.  On the way CPack's scripts that call ldconfig become the
-# trigger that does (Debian policy 8.1.1), and libraries may be there for several architectures.
+# What CPack has packed, packed anew by dpkg-deb: names in order, root as the owner, modes of Debian's policy, times no
+# later than SOURCE_DATE_EPOCH, so that the same files are the same package.  On the way CPack's scripts that call
+# ldconfig become the trigger that does (Debian policy 8.1.1), and libraries may be there for several architectures.
 if(NOT CPACK_GENERATOR STREQUAL "DEB")
   return()
 endif()
@@ -24,6 +24,9 @@ foreach(package ${CPACK_PACKAGE_FILES})
   string(REGEX REPLACE "[^0-9].*" "" size ${size})
   string(REGEX REPLACE "Installed-Size: [0-9]+" "Installed-Size: ${size}" control "${control}")
   file(WRITE ${root}/DEBIAN/control "${control}")
+  # whatever the umask is of who builds
+  execute_process(COMMAND find ${root} ( -type d -o -type f -perm /111 ) -exec chmod 0755 {} + COMMAND_ERROR_IS_FATAL ANY)
+  execute_process(COMMAND find ${root} -type f ! -perm /111 -exec chmod 0644 {} + COMMAND_ERROR_IS_FATAL ANY)
   execute_process(COMMAND find ${root} -exec touch -h -d @${epoch} {} + COMMAND_ERROR_IS_FATAL ANY)
   execute_process(COMMAND ${CMAKE_COMMAND} -E env SOURCE_DATE_EPOCH=${epoch}
     dpkg-deb --root-owner-group --threads-max=1 -Zxz -b ${root} ${package}
