@@ -9,6 +9,7 @@
 #include "map.h"
 #include "qcow2_bitmap.h"
 #include "share.h"
+#include "scratch.h"
 #include "torn.h"
 
 #include <errno.h>
@@ -29,11 +30,10 @@
 #define DATA  (60u << 10) /* of it */
 #define CHUNK "8192"      /* QMELD_TEST_BATCH: so much is a batch, and a chunk */
 
-static char dir[] = "/tmp/qmeld-flatten-XXXXXX";
 /* Bare names: the recorder of renames knows files so. */
 static const char source[] = "source", out[] = "out", partial[] = ".out.qmeld-partial",
-                  note[] = ".out.qmeld-flatten", record[] = "m",
-                  record_partial[] = ".m.qmeld-partial", keep[] = "keep", packed[] = "packed";
+                  note[] = ".out.qmeld-flatten", record[] = "m", keep[] = "keep",
+                  packed[] = "packed";
 static unsigned char want[SIZE];
 static const char old[] = "what had the name before";
 
@@ -51,8 +51,7 @@ make_dir(void **state)
 {
     FILE *f;
 
-    (void)state;
-    if (!mkdtemp(dir) || chdir(dir) < 0 || setenv("QMELD_TEST_BATCH", CHUNK, 1) < 0)
+    if (qm_scratch_enter(state) != 0 || setenv("QMELD_TEST_BATCH", CHUNK, 1) < 0)
         return -1;
     for (size_t at = 0; at < SIZE; at += 512) /* data, and zeros in every third part */
         if (at / 12288 % 3 != 1)
@@ -60,17 +59,6 @@ make_dir(void **state)
                 want[at + i] = (unsigned char)(at / 512 * 7 + i % 251 * (at / 4096) + 1);
     f = fopen(source, "wb");
     return f && fwrite(want, 1, SIZE, f) == SIZE && fclose(f) == 0 ? 0 : -1;
-}
-
-static int
-remove_dir(void **state)
-{
-    const char *const all[] = {source, out, partial, note, record, record_partial, keep, packed};
-
-    (void)state;
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        unlink(all[i]);
-    return chdir("/") == 0 ? rmdir(dir) : -1;
 }
 
 /* ---- a bitmap ---- */
@@ -705,5 +693,5 @@ main(void)
         cmocka_unit_test(flatten__changed_inputs_are_not_gone_on_with),
     };
 
-    return cmocka_run_group_tests(tests, make_dir, remove_dir);
+    return cmocka_run_group_tests(tests, make_dir, qm_scratch_leave);
 }
