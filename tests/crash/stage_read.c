@@ -45,30 +45,38 @@ stage_is_qcow2(const struct stage *s, size_t layer)
     return !strcmp(qm_forge_format(s->forge, layer), "qcow2");
 }
 
-/* The guest's view of a layer, through all below it. */
-int
-stage_read_view(const struct stage *s, size_t layer, struct stage_bytes *out,
-                struct qmeld_error *err)
+/* Appends what a layer reads as, through all below it, or, if its ID is given, an internal snapshot. */
+static int
+append_view(const struct stage *s, size_t layer, const char *snapshot, struct stage_bytes *out,
+            struct qmeld_error *err)
 {
     const struct qmeld_open_options how = {.format = qm_forge_format(s->forge, layer),
-                                           .secrets = &stage_secrets};
+                                           .secrets = &stage_secrets,
+                                           .snapshot = snapshot};
     struct qmeld_layer_info info;
     struct qmeld_chain *chain;
     int rc;
 
-    *out = (struct stage_bytes){0};
     if (qmeld_chain_open(s->files[layer], &how, &chain, err) < 0)
         return -1;
     rc = qmeld_chain_layer(chain, qmeld_chain_depth(chain) - 1, &info, err);
     if (rc == 0) {
-        out->len = (size_t)info.virtual_size;
-        out->at = malloc(out->len + 1);
+        out->at = realloc(out->at, out->len + (size_t)info.virtual_size + 1);
         if (!out->at)
             abort();
-        rc = qmeld_read(chain, 0, out->at, out->len, err);
+        rc = qmeld_read(chain, 0, out->at + out->len, (size_t)info.virtual_size, err);
+        out->len += (size_t)info.virtual_size;
     }
     qmeld_chain_close(chain);
     return rc;
+}
+
+int
+stage_read_view(const struct stage *s, size_t layer, struct stage_bytes *out,
+                struct qmeld_error *err)
+{
+    *out = (struct stage_bytes){0};
+    return append_view(s, layer, NULL, out, err);
 }
 
 bool
@@ -175,31 +183,6 @@ stage_read_snapshots(const struct stage *s, struct stage_bytes *out, struct qmel
     return rc;
 }
 
-/* Appends what the snapshot of this ID reads as. */
-static int
-read_guarded(const struct stage *s, size_t layer, const char *id, struct stage_bytes *out,
-             struct qmeld_error *err)
-{
-    const struct qmeld_open_options how = {
-        .format = "qcow2", .secrets = &stage_secrets, .snapshot = id};
-    struct qmeld_layer_info info;
-    struct qmeld_chain *chain;
-    int rc;
-
-    if (qmeld_chain_open(s->files[layer], &how, &chain, err) < 0)
-        return -1;
-    rc = qmeld_chain_layer(chain, qmeld_chain_depth(chain) - 1, &info, err);
-    if (rc == 0) {
-        out->at = realloc(out->at, out->len + (size_t)info.virtual_size + 1);
-        if (!out->at)
-            abort();
-        rc = qmeld_read(chain, 0, out->at + out->len, (size_t)info.virtual_size, err);
-        out->len += (size_t)info.virtual_size;
-    }
-    qmeld_chain_close(chain);
-    return rc;
-}
-
 int
 stage_read_guarded(const struct stage *s, struct stage_bytes *out, struct qmeld_error *err)
 {
@@ -212,7 +195,7 @@ stage_read_guarded(const struct stage *s, struct stage_bytes *out, struct qmeld_
 
         for (size_t k = 0; rc == 0 && k < s->forge->layers.at[i].snapshots.n; k++) {
             snprintf(id, sizeof id, "%zu", k + 1);
-            rc = read_guarded(s, i, id, out, err);
+            rc = append_view(s, i, id, out, err);
         }
     }
     return rc;
