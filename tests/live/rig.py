@@ -11,9 +11,9 @@ import contextlib
 import glob
 import json
 import os
+import re
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -24,7 +24,9 @@ import guest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SKIP = 77
 DAEMON = "/usr/sbin/libvirtd"
-PATIENCE = 40  # seconds for what takes one on an idle machine
+PATIENCE = 120  # seconds for what takes one on an idle machine
+RATE = "50000"  # bytes a second: what fill() writes then takes minutes, so that a job is still there on any machine
+SLOW = ("--bytes", "--bandwidth=" + RATE)  # the first 2 MiB or so go at once
 
 Result = collections.namedtuple("Result", "rc out err")
 
@@ -129,7 +131,7 @@ class Lab:
         self.daemon.send_signal(how)
         self.daemon.wait(PATIENCE)
 
-    def run(self, words, seconds=120, env=None):
+    def run(self, words, seconds=300, env=None):
         done = subprocess.run(self.as_user(words), env=dict(self.env, **(env or {})), cwd=self.dir + "/d",
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               timeout=seconds, check=False)
@@ -330,6 +332,17 @@ class Machine:
 
     def commit_beside(self, *options, disk="vda"):
         return self.lab.begin([self.lab.qmeld, "blockcommit", self.name, disk, *options])
+
+    def under_way(self, *words):
+        """A command of qmeld's, begun beside, that knows its job: it tells how far that is."""
+        beside = self.lab.begin([self.lab.qmeld, *words, "--progress=json"])
+        told = b""
+        while not re.search(rb'"copy", "done": \d+, "total": [1-9]', told):
+            more = os.read(beside.stderr.fileno(), 1)  # past Python's buffer, so that communicate() gets the rest
+            if not more:
+                raise Fail(f"no job: {told.decode(errors='replace')}")
+            told += more
+        return beside
 
     def end(self, process, rc, seconds=PATIENCE):
         """Of a process that was begun beside."""
