@@ -17,6 +17,10 @@ extern "C" {
 
 struct qmeld_verify_options {
     const char *output; /* the image, if it is not where the manifest says; NULL: it is */
+    const char *
+        inputs; /* the top of the chain that was flattened, if that is not where the manifest says, which
+                         * then lends no path to the inputs: they are what the chain's backing names lead to from
+                         * there.  NULL: all are where the manifest says */
     const char *const *allow_paths;      /* as in struct qmeld_open_options, for the inputs */
     const struct qmeld_secrets *secrets; /* NULL: none; of the inputs, and of the image */
     unsigned threads;                    /* 0: as many as there are processors, at most 16 */
@@ -37,7 +41,7 @@ struct qmeld_verify_result {
     uint64_t unreadable; /* files that could not be read: what is in them is not known */
 };
 
-/* Derives all that a manifest says anew, from the image and the inputs at the paths that it names.  Takes no lock and
+/* Derives all that a manifest says anew, from the image and the inputs, at the paths that it names unless opts has others.  Takes no lock and
  * writes nothing.  opts may be NULL.  0 also if something differs: see *out.  USAGE: path is no manifest. */
 QMELD_API int qmeld_verify(const char *path, const struct qmeld_verify_options *opts,
                            struct qmeld_verify_result *out, struct qmeld_error *err) QMELD_CHECK;

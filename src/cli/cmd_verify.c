@@ -12,6 +12,7 @@ static const char help[] =
     "    qmeld flatten --manifest=case.json top.qcow2 disk.raw\n"
     "    qmeld verify case.json\n"
     "    qmeld verify --image=/mnt/copy.raw case.json\n"
+    "    qmeld verify --image=copy/disk.raw --inputs=copy/top.qcow2 copy/case.json\n"
     "\n"
     "usage: qmeld verify [OPTIONS] MANIFEST\n"
     "\n"
@@ -20,8 +21,10 @@ static const char help[] =
     "digest of each input file, and that the inputs' tables lead to the places that are noted for\n"
     "each byte.  Says which leaf and which file differs.  Takes no lock, and writes nothing.\n"
     "\n"
-    "        --image=FILE           the image is here, and not where the manifest "
-    "says\n"
+    "        --image=FILE           the image that was written is here, and not where the\n"
+    "                               manifest says\n"
+    "        --inputs=FILE          the image that was flattened is here, and the files under it\n"
+    "                               are where its backing names lead from here\n"
     "        --allow-path=PATH      a folder, file or nbd://HOST that names in images may lead\n"
     "                               to; may be repeated, and then they lead nowhere "
     "else\n" QM_CLI_SECRET_HELP
@@ -45,7 +48,7 @@ enum {
     VERIFY_UNREADABLE = 3,
 };
 
-enum { OPT_IMAGE = QM_OPT_MERGING_FIRST };
+enum { OPT_IMAGE = QM_OPT_MERGING_FIRST, OPT_INPUTS };
 
 struct request {
     struct qmeld_verify_options verify;
@@ -76,10 +79,16 @@ take_finding(const char *sentence, void *opaque)
 static bool
 take_option(struct request *r, int c)
 {
-    if (c != OPT_IMAGE)
+    switch (c) {
+    case OPT_IMAGE:
+        r->verify.output = optarg;
+        return true;
+    case OPT_INPUTS:
+        r->verify.inputs = optarg;
+        return true;
+    default:
         return qm_cli_merging_take(&r->merging, c);
-    r->verify.output = optarg;
-    return true;
+    }
 }
 
 static uint64_t
@@ -95,9 +104,11 @@ print_result(const struct qmeld_verify_result *v)
         printf("all is as the manifest says: %" PRIu64 " leaves, %" PRIu64 " input files\n",
                v->leaves, v->inputs);
     else
-        printf("%" PRIu64 " of %" PRIu64 " leaves and %" PRIu64 " of %" PRIu64
-               " input files differ; %" PRIu64 " could not be read\n",
-               v->leaves_differ, v->leaves, v->inputs_differ, v->inputs, v->unreadable);
+        printf("differ: leaves %" PRIu64 " of %" PRIu64 ", input files %" PRIu64 " of %" PRIu64
+               ", places of bytes %" PRIu64 ", digests of the whole %" PRIu64
+               "; not readable: %" PRIu64 "\n",
+               v->leaves_differ, v->leaves, v->inputs_differ, v->inputs, v->spans_differ,
+               v->digests_differ, v->unreadable);
 }
 
 static void
@@ -162,6 +173,7 @@ run(int argc, char **argv)
 {
     static const struct option options[] = {
         {"image", required_argument, NULL, OPT_IMAGE},
+        {"inputs", required_argument, NULL, OPT_INPUTS},
         QM_CLI_ALLOW_PATH_OPTION,
         {"threads", required_argument, NULL, QM_OPT_THREADS},
         {"deadline", required_argument, NULL, QM_OPT_DEADLINE},

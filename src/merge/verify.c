@@ -4,7 +4,8 @@
  *
  * Why this way.  Three things are read beside each other, from the disk's first byte to its last: the manifest's leaves, the
  * image, and the map of the inputs.  What cannot be opened is told and left out, so that the rest is
- * verified all the same.
+ * verified all the same.  A file that is missing is not one that differs: who has lost a disk must not be told that the
+ * evidence was changed.
  */
 #include "evidence.h"
 #include "fields.h"
@@ -17,6 +18,7 @@
 #include <json-c/json.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_BYTES (1u << 20)
@@ -28,6 +30,7 @@ struct differing {
 };
 
 struct verify {
+    const char *manifest;
     const struct qmeld_verify_options *opts;
     struct qmeld_verify_result *result;
     struct qm_manifest_reader *reader;
@@ -172,32 +175,85 @@ open_image(struct verify *v)
 }
 
 static int
+list_inputs(const struct qm_manifest_reader *reader, struct json_object **out,
+            struct qmeld_error *err)
+{
+    if (!json_object_object_get_ex(qm_manifest_head(reader), "inputs", out) ||
+        !json_object_is_type(*out, json_type_array) || json_object_array_length(*out) == 0)
+        return qm_manifest_bad(reader, "it does not list its inputs", err);
+    return 0;
+}
+
+/* How many layers the manifest has, which stands behind its leaves: it is read once more for that.  0: nobody knows. */
+static size_t
+count_layers(const char *manifest)
+{
+    struct qm_manifest_reader *reader;
+    struct json_object *list, *leaf = NULL, *role;
+    struct qmeld_error err;
+    size_t n = 0;
+    int rc;
+
+    if (qm_manifest_open(manifest, &reader, &err) < 0)
+        return 0;
+    do
+        rc = qm_manifest_next_leaf(reader, &leaf, &err);
+    while (rc == 0 && leaf);
+    if (rc == 0 && list_inputs(reader, &list, &err) == 0)
+        for (size_t i = 0; i < json_object_array_length(list); i++)
+            n += !json_object_object_get_ex(json_object_array_get_idx(list, i), "role", &role);
+    qm_manifest_close(reader);
+    return n;
+}
+
+/* The chain of the inputs; damaged, if it may have been in no better state when it was flattened. */
+static int
+open_chain(struct verify *v, const char *top, struct qm_chain_options *look,
+           struct qmeld_error *err)
+{
+    struct qmeld_error damage;
+
+    if (qm_chain_open(top, look, &v->inputs, err) == 0)
+        return 0;
+    if (err->code != QMELD_CORRUPT && err->code != QMELD_IO)
+        return -1;
+    look->salvage = true;
+    damage = (struct qmeld_error){.disk = err->disk};
+    if (qm_chain_open(top, look, &v->inputs, &damage) < 0) {
+        *err = damage;
+        return -1;
+    }
+    if (v->inputs->bottomless && v->inputs->n != count_layers(v->manifest)) {
+        qm_chain_close(v->inputs); /* a layer that was there is missing now: *err says which */
+        v->inputs = NULL;
+        return -1;
+    }
+    *err = damage;
+    return 0;
+}
+
+static int
 open_inputs(struct verify *v, struct json_object *j, struct qmeld_error *err)
 {
     QM_FREE char *path = qm_manifest_name(j, "path");
     QM_FREE char *snapshot = qm_manifest_name(j, "snapshot");
+    const char *top = v->opts->inputs ? v->opts->inputs : path;
     struct qm_chain_options look = {.mode = QM_CHAIN_LOOK,
                                     .format = qm_field_word(j, "format"),
                                     .backing_format = qm_field_word(j, "backing_format"),
                                     .allow = v->opts->allow_paths,
                                     .secrets = v->opts->secrets};
-    struct qm_image *top;
+    struct qm_image *active;
 
-    if (!path)
+    if (!top)
         return qm_fail(err, QMELD_USAGE, qm_nowhere(),
                        "the manifest does not name it: is it the manifest of this image?");
-    if (qm_chain_open(path, &look, &v->inputs, err) < 0) {
-        if (err->code != QMELD_CORRUPT && err->code != QMELD_IO)
-            return -1;
-        look.salvage = true; /* it may have been in no better state when it was flattened */
-        *err = (struct qmeld_error){.disk = err->disk};
-        if (qm_chain_open(path, &look, &v->inputs, err) < 0)
-            return -1;
-    }
-    top = v->inputs->layers[v->inputs->n - 1].img;
-    if (snapshot && !qm_qcow2_of(top))
-        return qm_fail(err, QMELD_CORRUPT, qm_in(path), "it has no internal snapshots");
-    if (snapshot && qm_qcow2_view_snapshot(qm_qcow2_of(top), snapshot, err) < 0)
+    if (open_chain(v, top, &look, err) < 0)
+        return -1;
+    active = v->inputs->layers[v->inputs->n - 1].img;
+    if (snapshot && !qm_qcow2_of(active))
+        return qm_fail(err, QMELD_CORRUPT, qm_in(top), "it has no internal snapshots");
+    if (snapshot && qm_qcow2_view_snapshot(qm_qcow2_of(active), snapshot, err) < 0)
         return -1;
     if (qm_map_open(v->inputs, 0, v->inputs->n - 1, qm_guest(0), v->size, &v->map, err) < 0)
         return -1;
@@ -206,12 +262,12 @@ open_inputs(struct verify *v, struct json_object *j, struct qmeld_error *err)
 }
 
 static int
-open_all(struct verify *v, const char *path, struct qmeld_error *err)
+open_all(struct verify *v, struct qmeld_error *err)
 {
     struct qmeld_error why = {0};
     struct json_object *j;
 
-    if (qm_manifest_open(path, &v->reader, err) < 0)
+    if (qm_manifest_open(v->manifest, &v->reader, err) < 0)
         return -1;
     if (!qm_field_number(qm_manifest_head(v->reader), "size", &v->size) || v->size > QM_MAX_OFF ||
         !qm_field_number(qm_manifest_head(v->reader), "leaf_size", &v->leaf) ||
@@ -479,39 +535,70 @@ judge_input(struct verify *v, struct json_object *j, const char *path, uint64_t 
     find(v, "input %.1000s is another file, or has changed", path);
 }
 
+/* The digest of one file, and what that means; -1 only if all is to end. */
+static int
+digest_input(struct verify *v, struct json_object *j, const char *path, const struct qm_file *file,
+             struct qmeld_error *err)
+{
+    const struct qm_evidence_config config = {.files = &file,
+                                              .n = 1,
+                                              .threads = 1,
+                                              .progress = v->opts->progress,
+                                              .opaque = v->opts->opaque};
+    struct qmeld_error why = {0};
+    struct qm_evidence *e = NULL;
+    struct qm_sha256 got;
+    int rc;
+
+    rc = qm_evidence_begin(&config, &e, &why);
+    if (rc == 0)
+        rc = qm_evidence_end(e, &got, NULL, &why);
+    qm_evidence_free(e);
+    if (rc == 0)
+        judge_input(v, j, path, file->size, &got);
+    else if (why.code == QMELD_CANCELED)
+        *err = why;
+    else
+        find_unreadable(v, "an input cannot be read", &why);
+    return rc < 0 && why.code == QMELD_CANCELED ? -1 : 0;
+}
+
 static int
 compare_input(struct verify *v, struct json_object *j, struct qmeld_error *err)
 {
     QM_FREE char *path = qm_manifest_name(j, "path");
     struct qmeld_error why = {0};
-    struct qm_evidence *e = NULL;
-    struct qm_sha256 got;
     struct qm_file *file;
-    struct qm_evidence_config config = {
-        .n = 1, .threads = 1, .progress = v->opts->progress, .opaque = v->opts->opaque};
     int rc;
 
-    v->result->inputs++;
     if (!path)
         return qm_manifest_bad(v->reader, "an input has no path", err);
     if (qm_file_open(path, &file, &why) < 0) {
         find_unreadable(v, "an input cannot be opened", &why);
         return 0;
     }
-    config.files = (const struct qm_file *const *)&file;
-    rc = qm_evidence_begin(&config, &e, &why);
-    if (rc == 0)
-        rc = qm_evidence_end(e, &got, NULL, &why);
-    if (rc == 0)
-        judge_input(v, j, path, file->size, &got);
-    else if (why.code != QMELD_CANCELED)
-        find_unreadable(v, "an input cannot be read", &why);
-    qm_evidence_free(e);
+    rc = digest_input(v, j, path, file, err);
     qm_file_close(file);
-    if (rc < 0 && why.code == QMELD_CANCELED) {
-        *err = why;
-        return -1;
+    return rc;
+}
+
+/* They are elsewhere: the files of the chain there, in the order in which a manifest lists them (manifest.c). */
+static int
+compare_moved(struct verify *v, struct json_object *list, struct qmeld_error *err)
+{
+    const size_t n = json_object_array_length(list), here = qm_chain_files(v->inputs, NULL);
+    QM_FREE const struct qm_file **files = calloc(here, sizeof *files);
+
+    if (!files)
+        return qm_fail_nomem(err, "the inputs' files");
+    (void)qm_chain_files(v->inputs, files);
+    if (here != n) {
+        v->result->inputs_differ += n > here ? n - here : here - n;
+        find(v, "the inputs are %zu files, and were %zu", here, n);
     }
+    for (size_t i = 0; i < qm_min(n, here); i++)
+        if (digest_input(v, json_object_array_get_idx(list, i), files[i]->path, files[i], err) < 0)
+            return -1;
     return 0;
 }
 
@@ -520,9 +607,15 @@ compare_inputs(struct verify *v, struct qmeld_error *err)
 {
     struct json_object *list;
 
-    if (!json_object_object_get_ex(qm_manifest_head(v->reader), "inputs", &list) ||
-        !json_object_is_type(list, json_type_array) || json_object_array_length(list) == 0)
-        return qm_manifest_bad(v->reader, "it does not list its inputs", err);
+    if (list_inputs(v->reader, &list, err) < 0)
+        return -1;
+    v->result->inputs = json_object_array_length(list);
+    if (v->opts->inputs && !v->inputs) {
+        v->result->unreadable += v->result->inputs; /* why was told when it was to be opened */
+        return 0;
+    }
+    if (v->opts->inputs)
+        return compare_moved(v, list, err);
     for (size_t i = 0; i < json_object_array_length(list); i++)
         if (compare_input(v, json_object_array_get_idx(list, i), err) < 0)
             return -1;
@@ -534,12 +627,12 @@ qmeld_verify(const char *path, const struct qmeld_verify_options *opts,
              struct qmeld_verify_result *out, struct qmeld_error *err)
 {
     static const struct qmeld_verify_options none;
-    struct verify v = {.opts = opts ? opts : &none, .result = out};
+    struct verify v = {.manifest = path, .opts = opts ? opts : &none, .result = out};
     int rc;
 
     memset(err, 0, sizeof *err);
     memset(out, 0, sizeof *out);
-    rc = open_all(&v, path, err);
+    rc = open_all(&v, err);
     if (rc == 0)
         rc = compare_all(&v, err);
     if (rc == 0)

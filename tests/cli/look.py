@@ -28,6 +28,40 @@ def verify__what_is_no_manifest_is_2_and_what_is_gone_is_3():
         qmeld("verify", "-q", "--image=elsewhere", "cut", code=2)
 
 
+def verify__a_missing_input_is_not_one_that_differs():
+    """Layers that cannot be opened are 3, not 1; what differs is counted, whatever it is."""
+    forge(CHAIN)
+    qmeld("flatten", "-q", "--manifest=m", "top.qcow2", "new")
+    os.rename("base.raw", "gone")
+    told = json.loads(qmeld("verify", "--output=json", "m", code=3).stdout)
+    assert told["spans-differ"] == told["inputs-differ"] == 0 and told["unreadable"] == 2, told
+    os.rename("gone", "base.raw")
+    with open("other", "wb") as f:
+        f.write(re.sub(b'"merkle_root":"..', b'"merkle_root":"zz', contents("m")))
+    assert "digests of the whole 1;" in qmeld("verify", "other", code=1).stdout
+
+
+def verify__inputs_may_have_moved():
+    forge(CHAIN)
+    qmeld("flatten", "-q", "--manifest=m", "top.qcow2", "new")
+    os.mkdir("there")
+    for name in ("base.raw", "mid.qcow2", "top.qcow2", "new"):
+        os.rename(name, f"there/{name}")
+    moved = ("verify", "--output=json", "--image=there/new", "--inputs=there/top.qcow2", "m")
+    same(json.loads(qmeld(*moved).stdout)["inputs"], 3)
+    poke("there/base.raw", 5, b"?")
+    told = json.loads(qmeld(*moved, code=1).stdout)
+    same((told["inputs-differ"], told["findings"]), (1, ["input there/base.raw is another file, or has changed"]))
+    os.unlink("there/base.raw")
+    told = json.loads(qmeld(*moved, code=3).stdout)
+    same((told["inputs-differ"], told["spans-differ"], told["unreadable"]), (0, 0, 4))
+    assert "there/base.raw" in told["findings"][0], told
+    shorter = ("verify", "--output=json", "--image=there/new", "--inputs=there/one.qcow2", "m")
+    qmeld("create", "-q", "-f", "qcow2", "there/one.qcow2", "768K")
+    told = json.loads(qmeld(*shorter, code=1).stdout)
+    assert "the inputs are 1 files, and were 3" in told["findings"], told
+
+
 def info__human_tells_layers_from_top_to_base():
     forge(CHAIN)
     out = qmeld("info", "top.qcow2").stdout
