@@ -209,7 +209,7 @@ take_number(struct request *request, int c)
         return false;
     }
     if (!qm_cli_parse_number(optarg, 1024, &threads)) {
-        qm_cli_usage(request->command, "--threads is a number, not \"%s\"", optarg);
+        qm_cli_usage(request->command, "--threads is a number up to 1024, not \"%s\"", optarg);
         return false;
     }
     request->options.threads = (unsigned)threads;

@@ -128,6 +128,12 @@ print_help(int argc, char **argv)
     command = find_command(argv[options ? 2 : 1]);
     if (!command)
         return unknown_command(argv[options ? 2 : 1]);
+    if (argc > (options ? 3 : 2)) {
+        fprintf(stderr,
+                "qmeld: help: one command is expected, %d were named: qmeld help lists all\n",
+                argc - (options ? 2 : 1));
+        return QM_EXIT_REFUSED;
+    }
     if (options)
         qm_cli_tell_options(command);
     else

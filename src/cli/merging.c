@@ -19,7 +19,7 @@ take_threads(struct qm_cli_merging *merging, const char *arg)
     uint64_t threads;
 
     if (!qm_cli_parse_number(arg, 1024, &threads)) {
-        qm_cli_usage(merging->command, "--threads is a number, not \"%s\"", arg);
+        qm_cli_usage(merging->command, "--threads is a number up to 1024, not \"%s\"", arg);
         return false;
     }
     merging->options.threads = (unsigned)threads;

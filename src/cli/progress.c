@@ -17,7 +17,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BAR_CELLS = 24 };
+enum {
+    BAR_CELLS = 24,
+    BAR_LEAST_CELLS = 4, /* shorter ones tell nothing */
+};
 
 static const double record_seconds = 1.0;  /* between two records */
 static const double bar_seconds = 0.1;     /* between two bars */
@@ -147,30 +150,59 @@ terminal_width(void)
     return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
+/* What stands behind the bar, in at most room bytes: bytes, rate and time left; where that is too much without the bytes,
+ * then without the rate, then nothing.  Its length. */
+static int
+write_tail(const struct pace *pace, const struct qmeld_progress *now, int room, char *out,
+           size_t n_out)
+{
+    char bytes[96], rate[48] = "", left[40], *parts[] = {bytes, rate, left};
+
+    snprintf(bytes, sizeof bytes, "  %s of %s", qm_cli_size(now->done_bytes).text,
+             qm_cli_size(now->total_bytes).text);
+    if (pace->rate >= 1)
+        snprintf(rate, sizeof rate, "  %s/s", qm_cli_size((uint64_t)pace->rate).text);
+    write_left(pace->left, left, sizeof left);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        const int n = snprintf(out, n_out, "%s%s%s%s", bytes, rate, *left ? "  " : "", left);
+
+        if (n <= room)
+            return n;
+        parts[i][0] = '\0';
+    }
+    out[0] = '\0';
+    return 0;
+}
+
 static void
 show_bar(struct qm_cli_progress *progress, const struct pace *pace,
          const struct qmeld_progress *now)
 {
-    char bar[BAR_CELLS + 1], line[256], rate[48] = "", left[32];
     const double share =
         now->total_bytes ? (double)now->done_bytes / (double)now->total_bytes : 0.0;
-    const int filled = (int)((share < 1.0 ? share : 1.0) * BAR_CELLS);
+    /* never into the last column: there the line would wrap, and \r would not find its start */
+    const int room = terminal_width() - 1;
+    char bar[BAR_CELLS + 4] = "", line[256], tail[160];
 
     if (now->total_bytes == 0) {
         snprintf(line, sizeof line, "%s ...", now->phase);
     } else {
-        for (int i = 0; i < BAR_CELLS; i++)
-            bar[i] = i < filled ? '=' : i == filled ? '>' : ' ';
-        bar[BAR_CELLS] = '\0';
-        if (pace->rate >= 1)
-            snprintf(rate, sizeof rate, "%s/s", qm_cli_size((uint64_t)pace->rate).text);
-        write_left(pace->left, left, sizeof left);
-        snprintf(line, sizeof line, "%-6s [%s] %3d%%  %s of %s  %s  %s", now->phase, bar,
-                 (int)(share * 100), qm_cli_size(now->done_bytes).text,
-                 qm_cli_size(now->total_bytes).text, rate, left);
+        const int fixed = snprintf(line, sizeof line, "%-6s %3d%%", now->phase, (int)(share * 100));
+        const int n = write_tail(pace, now, room - fixed, tail, sizeof tail);
+        int cells = room - fixed - n - 3; /* brackets, and the blank behind them */
+
+        cells = cells < BAR_CELLS ? cells : BAR_CELLS;
+        if (cells >= BAR_LEAST_CELLS) {
+            const int filled = (int)((share < 1.0 ? share : 1.0) * cells);
+
+            bar[0] = '[';
+            for (int i = 0; i < cells; i++)
+                bar[1 + i] = i < filled ? '=' : i == filled ? '>' : ' ';
+            memcpy(bar + 1 + cells, "] ", sizeof "] ");
+        }
+        snprintf(line, sizeof line, "%-6s %s%3d%%%s", now->phase, bar, (int)(share * 100), tail);
     }
-    /* never into the last column: there the line would wrap, and \r would not find its start */
-    fprintf(stderr, "\r%.*s\033[K", terminal_width() - 1, line);
+    fprintf(stderr, "\r%.*s\033[K", room, line);
     fflush(stderr);
     progress->bar_stands = true;
 }

@@ -359,10 +359,10 @@ def commit__auto_progress_is_silent_on_a_pipe():
     same(qmeld("commit", "top.qcow2").stderr, "")
 
 
-def read_terminal(args, limit=60):
-    """Runs qmeld with stderr on a terminal 60 columns wide; what it wrote there, and the code."""
+def read_terminal(args, limit=60, columns=60):
+    """Runs qmeld with stderr on a terminal so many columns wide; what it wrote there, and the code."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, 0x5414, struct.pack("HHHH", 24, 60, 0, 0))  # TIOCSWINSZ
+    fcntl.ioctl(slave, 0x5414, struct.pack("HHHH", 24, columns, 0, 0))  # TIOCSWINSZ
     process = subprocess.Popen([QMELD, *args], stdout=subprocess.DEVNULL, stderr=slave)
     os.close(slave)
     text = b""
@@ -389,6 +389,17 @@ def commit__bar_stays_in_its_line_and_is_wiped():
     assert "\n" not in text
     assert all(len(f.replace("\033[K", "")) <= 59 for f in frames), frames
     same(frames[-1], "\033[K")
+
+
+def commit__bar_gives_way_where_the_terminal_is_narrow():
+    for columns in (40, 20, 12):
+        forge(BIG)
+        text, code = read_terminal(["commit", "top.qcow2"], columns=columns)
+        same(code, 0)
+        frames = [f.replace("\033[K", "") for f in text.split("\r")]
+        assert all(len(f) < columns for f in frames), frames
+        assert any("100%" in f for f in frames), frames
+        assert all(("[" in f) == ("]" in f) for f in frames), frames
 
 
 @contextlib.contextmanager

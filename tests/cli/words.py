@@ -58,6 +58,10 @@ def usage__every_command_explains_itself_in_two_ways():
         assert max(map(len, text.splitlines())) <= 94, command
 
 
+def usage__help_is_about_one_command():
+    assert "one command is expected, 2 were named" in qmeld("help", "commit", "map", code=2).stderr
+
+
 def usage__every_option_of_the_help_is_accepted():
     for command in COMMANDS:
         options = set(re.findall(r"^\s+(?:-\w, )?--([a-z0-9-]+)", qmeld("help", command).stdout, re.M))
