@@ -11,6 +11,7 @@ struct args {
     unsigned long number;
     unsigned flags;
     struct qm_job_info job;
+    int state;
 };
 
 static void
@@ -139,6 +140,73 @@ qm_calls_job_name(int type)
                                         "commit", "active commit", "backup"};
 
     return type > 0 && (size_t)type < sizeof names / sizeof *names ? names[type] : names[0];
+}
+
+static int
+state_run(void *opaque)
+{
+    struct args *args = opaque;
+
+    return virDomainGetState(args->domain, &args->state, NULL, 0);
+}
+
+static void
+state_take(void *opaque, void *out)
+{
+    const struct args *args = opaque;
+
+    *(bool *)out = args->state == VIR_DOMAIN_RUNNING;
+}
+
+int
+qm_calls_is_going(struct qm_session *session, virDomainPtr domain, bool *out,
+                  struct qm_fault *fault)
+{
+    const struct qm_session_call call = {
+        .name = "virDomainGetState",
+        .run = state_run,
+        .release = release,
+        .args = make(domain, 0, NULL, NULL, NULL),
+        .take = state_take,
+        .out = out,
+    };
+
+    *out = false;
+    return qm_session_run(session, &call, fault);
+}
+
+static int
+suspend_run(void *opaque)
+{
+    return virDomainSuspend(((struct args *)opaque)->domain);
+}
+
+int
+qm_calls_suspend(struct qm_session *session, virDomainPtr domain, struct qm_fault *fault)
+{
+    const struct qm_session_call call = {.name = "virDomainSuspend",
+                                         .run = suspend_run,
+                                         .release = release,
+                                         .args = make(domain, 0, NULL, NULL, NULL)};
+
+    return qm_session_run(session, &call, fault);
+}
+
+static int
+resume_run(void *opaque)
+{
+    return virDomainResume(((struct args *)opaque)->domain);
+}
+
+int
+qm_calls_resume(struct qm_session *session, virDomainPtr domain, struct qm_fault *fault)
+{
+    const struct qm_session_call call = {.name = "virDomainResume",
+                                         .run = resume_run,
+                                         .release = release,
+                                         .args = make(domain, 0, NULL, NULL, NULL)};
+
+    return qm_session_run(session, &call, fault);
 }
 
 static int

@@ -41,6 +41,16 @@ int qm_calls_job(struct qm_session *session, virDomainPtr domain, const char *di
 /* "copy", "commit", "active commit", "pull", "backup". */
 const char *qm_calls_job_name(int type);
 
+/* virDomainGetState: its guest runs, and so would go on writing. */
+int qm_calls_is_going(struct qm_session *session, virDomainPtr domain, bool *out,
+                      struct qm_fault *fault) QM_CHECK;
+
+/* virDomainSuspend, and virDomainResume. */
+int qm_calls_suspend(struct qm_session *session, virDomainPtr domain, struct qm_fault *fault)
+    QM_CHECK;
+int qm_calls_resume(struct qm_session *session, virDomainPtr domain, struct qm_fault *fault)
+    QM_CHECK;
+
 /* virDomainUpdateDeviceFlags. */
 int qm_calls_update(struct qm_session *session, virDomainPtr domain, const char *xml,
                     unsigned flags, struct qm_fault *fault) QM_CHECK;

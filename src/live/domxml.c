@@ -341,6 +341,7 @@ read_disk(struct qm_xml *x, const xmlNode *node, struct qm_domxml_disk *out)
     out->readonly = qm_xml_child(node, "readonly") != NULL;
     out->shareable = qm_xml_child(node, "shareable") != NULL;
     out->transient = qm_xml_child(node, "transient") != NULL;
+    out->no_ioeventfd = qm_xml_attr_is(qm_xml_child(node, "driver"), "ioeventfd", "off");
     for (const xmlNode *label = qm_xml_child(qm_xml_child(node, "source"), "seclabel"); label;
          label = next_of(label->next, "seclabel"))
         out->no_relabel = out->no_relabel || qm_xml_attr_is(label, "relabel", "no");
@@ -384,6 +385,25 @@ has_no_relabel(const xmlNode *domain)
         if (qm_xml_attr_is(label, "relabel", "no") || qm_xml_attr_is(label, "type", "none"))
             return true;
     return false;
+}
+
+/* libvirt's running definitions tell the model of each. */
+static bool
+has_virtio_scsi_only(const xmlNode *domain)
+{
+    const xmlNode *node = qm_xml_child(qm_xml_child(domain, "devices"), "controller");
+    static const char *const models[] = {"virtio-scsi", "virtio-transitional",
+                                         "virtio-non-transitional"};
+
+    for (; node; node = next_of(node->next, "controller")) {
+        bool known = !qm_xml_attr_is(node, "type", "scsi");
+
+        for (size_t i = 0; i < sizeof models / sizeof *models; i++)
+            known = known || qm_xml_attr_is(node, "model", models[i]);
+        if (!known || qm_xml_attr_is(qm_xml_child(node, "driver"), "ioeventfd", "off"))
+            return false;
+    }
+    return true;
 }
 
 /* ---- snapshots ---- */
@@ -443,6 +463,7 @@ read_document(struct qm_xml *x, struct qm_domxml *out, struct qmeld_error *err)
     if (n > 0) {
         out->uuid = content(x, qm_xml_child(domains[0], "uuid"));
         out->no_relabel = has_no_relabel(domains[0]);
+        out->virtio_scsi = has_virtio_scsi_only(domains[0]);
         if (read_disks(x, domains[0], out, err) < 0)
             return -1;
     }

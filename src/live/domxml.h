@@ -63,8 +63,9 @@ struct qm_domxml_disk {
     bool readonly;
     bool shareable;
     bool transient;
-    bool no_relabel; /* <seclabel relabel='no'/>: libvirt leaves the file's owner alone */
-    bool terminated; /* the chain ends in <backingStore/>: nothing lies under the last layer */
+    bool no_ioeventfd; /* <driver ioeventfd='off'/>: a vCPU itself hands requests to the image */
+    bool no_relabel;   /* <seclabel relabel='no'/>: libvirt leaves the file's owner alone */
+    bool terminated;   /* the chain ends in <backingStore/>: nothing lies under the last layer */
     struct qm_domxml_mirror mirror;
     QM_VEC(struct qm_domxml_source) layers; /* [0] = active; empty: no medium */
 };
@@ -85,11 +86,12 @@ struct qm_domxml_snap_disk {
 struct qm_domxml {
     enum qm_domxml_kind kind;
     char *name;
-    char *uuid;      /* of a domain; of a snapshot that of the domain inside */
-    char *parent;    /* of a snapshot; NULL: a root */
-    char *memory;    /* of a snapshot: the file with the machine's memory */
-    bool internal;   /* of a snapshot: it has, or may have, state inside of images */
-    bool no_relabel; /* the domain's own <seclabel type='none'> or relabel='no' */
+    char *uuid;       /* of a domain; of a snapshot that of the domain inside */
+    char *parent;     /* of a snapshot; NULL: a root */
+    char *memory;     /* of a snapshot: the file with the machine's memory */
+    bool internal;    /* of a snapshot: it has, or may have, state inside of images */
+    bool virtio_scsi; /* no SCSI controller of it is of another model, or has ioeventfd='off' */
+    bool no_relabel;  /* the domain's own <seclabel type='none'> or relabel='no' */
     QM_VEC(struct qm_domxml_disk) disks;
     QM_VEC(struct qm_domxml_snap_disk) snap_disks;
 };

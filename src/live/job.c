@@ -30,6 +30,7 @@ struct qm_job {
     bool gone;
     bool finished;
     bool stop_asked;
+    bool held;               /* the guest is suspended, by us */
     struct qm_job_info info; /* as last polled */
     double next_poll;
     unsigned poll_ms;  /* until the next one: short at first, for short jobs */
@@ -309,16 +310,47 @@ ask_to_end(struct qm_job *job, unsigned flags, enum phase next, unsigned seconds
     return take_fault(job, &fault, err);
 }
 
+/* For a pivot.  A guest that is suspended already stays so afterwards.  What does not work is gone without: the pivot
+ * may still do. */
+static void
+hold_guest(struct qm_job *job)
+{
+    struct qm_fault fault;
+    bool going;
+
+    if (!job->request.hold || job->held ||
+        qm_calls_is_going(session_of(job), domain_of(job), &going, &fault) < 0 || !going)
+        return;
+    /* one that did not answer in time may still be suspended later */
+    job->held = qm_calls_suspend(session_of(job), domain_of(job), &fault) == 0 || fault.late ||
+                fault.stopped;
+}
+
+/* As soon as the pivot is over, whatever came of it. */
+static void
+let_guest_go(struct qm_job *job)
+{
+    struct qm_fault fault;
+
+    if (job->held && (qm_calls_resume(session_of(job), domain_of(job), &fault) == 0 ||
+                      fault.code == VIR_ERR_OPERATION_INVALID || fault.code == VIR_ERR_NO_DOMAIN))
+        job->held = false; /* it goes on, or has stopped, or somebody else has told it to */
+}
+
 static int
 finish(struct qm_job *job, struct qmeld_error *err)
 {
     const bool pivot = job->request.commit->finish == QM_LIVE_FINISH_PIVOT;
 
     qm_session_be_patient(session_of(job), HURRY_S); /* a pivot cannot be stopped */
+    if (pivot)
+        hold_guest(job);
     /* COMMIT POINT of a pivot: from here on the machine may run on the base */
     if (ask_to_end(job, pivot ? VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT : 0, FINISHING, FINISH_S, err) < 0)
         return -1;
     job->finished |= job->phase == FINISHING;
+    if (job->phase != FINISHING) /* too early: meanwhile the guest goes on */
+        let_guest_go(job);
     return 0;
 }
 
@@ -398,25 +430,36 @@ hear_out(struct qm_job *job, struct qm_job_end *end)
     snprintf(end->reason, sizeof end->reason, "%s", heard.reason);
 }
 
-int
-qm_job_run(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err)
+static int
+follow(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err)
 {
     bool done = false;
 
-    memset(end, 0, sizeof *end);
-    while (!done) {
+    while (!done && !job->gone) {
         if (look(job, err) < 0)
             return -1;
-        if (job->gone) {
-            hear_out(job, end);
+        if (job->gone)
             break;
-        }
         if (act(job, end, &done, err) < 0)
             return -1;
         if (!done)
             qm_watch_wait(job->watch, LOOK_MS);
     }
+    return 0;
+}
+
+int
+qm_job_run(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err)
+{
+    int rc;
+
+    memset(end, 0, sizeof *end);
+    rc = follow(job, end, err);
+    let_guest_go(job);
+    if (rc == 0 && job->gone)
+        hear_out(job, end);
     end->stop_asked = job->stop_asked;
     end->finished = job->finished;
-    return 0;
+    end->held = job->held;
+    return rc;
 }

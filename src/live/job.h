@@ -30,6 +30,7 @@ struct qm_job_request {
     struct qm_domain *domain;
     const char *disk; /* target */
     bool active;      /* the job is an active commit: it gets ready, and waits */
+    bool hold;        /* the guest must not write while the machine is taken to the base */
     const struct qm_live_commit *commit;
 };
 
@@ -45,6 +46,7 @@ struct qm_job_end {
     bool finished;    /* it was ready, and was asked to pivot or to end */
     bool heard;       /* an event told of the end */
     bool failed;      /* an event said FAILED */
+    bool held;        /* the guest was suspended for a pivot, and could not be told to go on */
     char reason[200]; /* QEMU's, of the failure; "" if it was not heard */
 };
 
@@ -56,7 +58,7 @@ void qm_job_close(struct qm_job *job); /* NULL is fine */
 int qm_job_begin(struct qm_job *job, const char *base, const char *top, unsigned flags,
                  struct qmeld_error *err) QM_CHECK;
 
-/* Waits, finishes as asked, or cancels. */
+/* Waits, finishes as asked, or cancels.  *end is filled also on failure, as far as it is known. */
 int qm_job_run(struct qm_job *job, struct qm_job_end *end, struct qmeld_error *err) QM_CHECK;
 
 #endif

@@ -8,7 +8,7 @@
  * Environment
  *   KILL_CALL=NAME   of the function: virDomainUpdateDeviceFlags, virDomainSnapshotDelete,
  *                    virDomainSnapshotCreateXML, virDomainManagedSaveDefineXML, virDomainBlockCommit,
- *                    virDomainBlockJobAbort, unlink
+ *                    virDomainBlockJobAbort, virDomainResume, unlink
  *   KILL_AFTER=1     when the call has returned; otherwise in front of it
  *   KILL_NTH=N       the N-th such call (1)
  */
@@ -70,6 +70,7 @@ STAND_IN(int, virDomainBlockCommit,
          (void *dom, const char *disk, const char *base, const char *top, unsigned long bandwidth,
           unsigned flags),
          (dom, disk, base, top, bandwidth, flags))
+STAND_IN(int, virDomainResume, (void *dom), (dom))
 STAND_IN(int, virDomainBlockJobAbort, (void *dom, const char *disk, unsigned flags),
          (dom, disk, flags))
 

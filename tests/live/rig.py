@@ -222,6 +222,14 @@ class Machine:
         if start:
             self.virsh("start", self.name)
 
+    def define_bus(self, bus, target, driver="", more=""):
+        """base.raw with the guest on it, as a disk of another kind."""
+        self.disk("base.raw")
+        disk = f"<disk type='file' device='disk'><driver name='qemu' type='raw' {driver}/>" \
+               f"<source file='{self.path('base.raw')}'/><target dev='{target}' bus='{bus}'/></disk>{more}"
+        self.define_xml(DOMAIN.format(name=self.name, serial=self.serial, disks=disk))
+        self.writes()
+
     def snapshot(self, name, target="vda", metadata=False, path=None):
         """A new overlay on the running machine."""
         path = path or self.path(name + ".qcow2")

@@ -192,6 +192,50 @@ def grown(m):
     m.is_right("base.raw")
 
 
+BUSES = (("sata", "sda", "", ""), ("virtio", "vda", "ioeventfd='off'", ""),
+         ("scsi", "sda", "", "<controller type='scsi' model='lsilogic'/>"),
+         ("scsi", "sda", "cache='none' io='native' discard='unmap' detect_zeroes='unmap'",
+          "<controller type='scsi' model='virtio-scsi'/>"))
+
+
+@case("buses", "QEMU aborts at the pivot if a vCPU's own write meets it: the guest is held for that long, and goes on")
+def buses(m):
+    for bus, target, driver, more in BUSES:
+        m.define_bus(bus, target, driver, more)
+        m.snapshot("a", target=target)
+        m.writes()
+        m.has(m.commit("--pivot", "--delete", disk=target), "Successfully pivoted")
+        m.gone("a.qcow2")
+        m.writes()  # it runs
+        if bus == "sata":
+            m.virsh("suspend", m.name)  # who is suspended stays so
+            m.snapshot("b", target=target)
+            m.commit("--pivot", "--delete", disk=target)
+            m.has(m.virsh("domstate", m.name), "paused")
+        m.destroy()
+        m.is_right("base.raw")
+        m.virsh("undefine", m.name)
+        os.unlink(m.serial)
+
+
+@case("held", "killed while the guest is held: the same command ends the merge, and says how the machine goes on")
+def held(m):
+    for number, (call, after) in enumerate((("virDomainBlockJobAbort", False), ("virDomainResume", False))):
+        m.define_bus("sata", "sda")
+        top = m.snapshot(f"k{number}", target="sda")
+        m.writes()
+        m.commit("--pivot", rc=-9, env=m.kill_env(call, after=after), disk="sda")
+        m.has(m.virsh("domstate", m.name), "paused")
+        m.has(m.commit("--pivot", disk="sda"), f"virsh resume {m.name}")
+        m.virsh("resume", m.name)
+        m.writes()
+        m.destroy()
+        m.is_right("base.raw")
+        m.virsh("undefine", m.name)
+        os.unlink(m.serial)
+        os.unlink(top)
+
+
 @case("json", "the report as JSON, and info")
 def report(m):
     m.chain("a", "b")
