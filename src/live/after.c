@@ -141,6 +141,7 @@ remove_file(struct qm_run *run, size_t layer, const char *why, struct qm_live_fi
     const struct qm_domxml_source *source = &run->disk->layers.at[layer];
     const struct qm_file_id now = qm_file_id(source->path);
     struct qm_live_notes *notes = &run->report->notes;
+    QM_FREE char *data = now.regular ? qm_data_file_of(source->path, source->format) : NULL;
     struct qmeld_error err = {0};
 
     if (why)
@@ -149,6 +150,8 @@ remove_file(struct qm_run *run, size_t layer, const char *why, struct qm_live_fi
         qm_note(notes, "%s stays: it is no file of this machine", out->path);
     else if (!qm_file_id_same(&now, &run->ids[layer]))
         qm_note(notes, "%s stays: it is another file now than when the merge began", out->path);
+    else if (data)
+        qm_note(notes, QM_NOTE_DATA_FILE, out->path, data);
     else if (qm_unlink(source->path, &err) < 0 || qm_sync_dir_of(source->path, &err) < 0)
         qm_note(notes, "%s stays: %s", out->path, err.what);
     else {

@@ -310,6 +310,7 @@ remove_file(const struct qm_stopped *s, const struct qm_change_layer *layer, con
             struct qm_live_file *out, struct qmeld_error *err)
 {
     struct qm_live_notes *notes = &s->report->notes;
+    QM_FREE char *data = NULL;
     bool gone;
 
     if (!qm_change_is_still(layer, &gone)) {
@@ -321,6 +322,11 @@ remove_file(const struct qm_stopped *s, const struct qm_change_layer *layer, con
     }
     if (why || layer->blockdev) {
         qm_note(notes, "%s stays: %s", layer->path, why ? why : "it is a device");
+        return 0;
+    }
+    data = qm_data_file_of(layer->path, layer->format);
+    if (data) {
+        qm_note(notes, QM_NOTE_DATA_FILE, layer->path, data);
         return 0;
     }
     if (qm_unlink(layer->path, err) < 0)

@@ -97,3 +97,21 @@ qm_file_id_same(const struct qm_file_id *a, const struct qm_file_id *b)
 {
     return a->known && b->known && a->block == b->block && a->dev == b->dev && a->ino == b->ino;
 }
+
+char *
+qm_data_file_of(const char *path, const char *format)
+{
+    const struct qmeld_open_options options = {.format = format, .single = true};
+    struct qmeld_chain *chain = NULL;
+    struct qmeld_layer_info info;
+    struct qmeld_error unheard;
+    char *name = NULL;
+
+    if (qm_lib->chain_open(path, &options, &chain, &unheard) < 0)
+        return NULL;
+    if (qm_lib->chain_layer(chain, qm_lib->chain_depth(chain) - 1, &info, &unheard) == 0 &&
+        info.data_file)
+        name = strdup(info.data_file);
+    qm_lib->chain_close(chain);
+    return name;
+}

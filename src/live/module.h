@@ -32,6 +32,15 @@ struct qm_file_id {
 
 struct qm_file_id qm_file_id(const char *path);
 
+/* The external data file that the header at path names, malloc'd; NULL: it has none, or cannot be read. */
+char *qm_data_file_of(const char *path, const char *format);
+
+/* Why a merged file is not removed, of its name and the other's: then nothing would tell of that one any more
+ * (docs/decisions/0029-data-files.md). */
+#define QM_NOTE_DATA_FILE                                                                          \
+    "%s stays: its clusters are in a file of their own, %s; remove both, if nobody else needs "    \
+    "them"
+
 /* False if either is unknown. */
 bool qm_file_id_same(const struct qm_file_id *a, const struct qm_file_id *b);
 

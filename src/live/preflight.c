@@ -238,8 +238,11 @@ refuse_dependants(struct qm_run *run, const struct folders *f, struct qmeld_erro
     if (!run->request->offline.force)
         return qm_fail(
             err, QMELD_BUSY, qm_in(f->found ? f->found : ""),
-            "it stands on a layer that the merge changes or removes%s: give it another "
-            "backing file first (qmeld rebase), or remove it; --force merges nevertheless",
+            "it stands on a layer that the merge changes or removes%s: remove it, if it is what an "
+            "earlier merge left (virsh blockcommit leaves the file that was active, and qmeld if "
+            "it "
+            "was killed); if somebody needs it, give it another backing file first (qmeld rebase); "
+            "--force merges nevertheless",
             more);
     qm_note(&run->report->notes,
             "%s stands on a layer that was changed or removed, and reads something else now%s",

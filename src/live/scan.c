@@ -157,7 +157,8 @@ search_head(const struct qm_domxml_source *s, const char *target, void *opaque)
     return 0;
 }
 
-/* Kept definitions and snapshots name heads of chains; the running one has its chain in full. */
+/* Kept definitions, also of machines that run on something else, saved states and snapshots name heads of chains; the
+ * running one has its chain in full. */
 static int
 search_headers(struct walk *walk, const struct qm_texts *texts, double ends)
 {
@@ -165,8 +166,10 @@ search_headers(struct walk *walk, const struct qm_texts *texts, double ends)
     struct qmeld_error err = {0};
     int stop = 0;
 
-    if (texts->persistent && !texts->active)
+    if (texts->persistent)
         stop = qm_domxml_each_source(texts->persistent, search_head, &heads, &err);
+    if (stop <= 0 && texts->saved)
+        stop = qm_domxml_each_source(texts->saved, search_head, &heads, &err);
     for (size_t i = 0; stop <= 0 && i < texts->snapshots.n; i++)
         stop = qm_domxml_each_source(texts->snapshots.at[i], search_head, &heads, &err);
     return stop > 0 ? stop : 0;

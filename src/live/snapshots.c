@@ -90,8 +90,9 @@ refuse_branch(struct qm_stopped *s, const struct qm_domxml *snapshot,
         return 0;
     return qm_fail(err, QMELD_USAGE, qm_in(disk->layers.at[state].path),
                    "snapshot %s keeps its state here, and is on another branch than the machine: "
-                   "the merge would spoil it; delete that snapshot first",
-                   snapshot->name);
+                   "the merge would spoil it. If its file was merged by an earlier command, or "
+                   "nobody needs it, virsh snapshot-delete %s %s --metadata forgets it",
+                   snapshot->name, qm_domain_word(s->domain), snapshot->name);
 }
 
 int

@@ -59,6 +59,21 @@ disagree(const struct qm_domxml_disk *xml, const char *path, const char *says,
                    xml->target, says);
 }
 
+/* libvirt keeps the passphrase, and the base's <encryption> would have to become the active layer's. */
+static int
+refuse_encrypted(const struct qm_stopped *s, const struct qm_domxml_disk *xml,
+                 struct qmeld_error *err)
+{
+    const char *word = qm_domain_word(s->domain);
+
+    return qm_fail(
+        err, QMELD_UNSUPPORTED, qm_nowhere(),
+        "disk %s has an encrypted layer, and its passphrase is libvirt's: let QEMU merge it: "
+        "`virsh start --paused %s`, the same command again (with --pivot, if the active layer is "
+        "merged), `virsh destroy %s`",
+        xml->target, word, word);
+}
+
 /* A layer as the definition has it, depth counted from the active one. */
 static int
 compare_layer(struct qm_stopped *s, const struct qm_domxml_disk *xml, size_t depth,
@@ -78,11 +93,7 @@ compare_layer(struct qm_stopped *s, const struct qm_domxml_disk *xml, size_t dep
                        xml->target,
                        said->slices ? "that is a part of a file" : "that lies on the network");
     if (said->encrypted)
-        return qm_fail(
-            err, QMELD_UNSUPPORTED, qm_nowhere(),
-            "disk %s has an encrypted layer, whose passphrase is in libvirt: start the "
-            "machine and merge then, or use commit with --secret and mend the definition",
-            xml->target);
+        return refuse_encrypted(s, xml, err);
     layer = qm_change_find(disk, path);
     if (asprintf(&place, "layer %zu below the active one", depth) < 0)
         place = NULL;
@@ -125,6 +136,27 @@ compare(struct qm_stopped *s, const struct qm_domxml_disk *xml, struct qm_change
     return take_format(xml, disk, err);
 }
 
+/* Also of layers that the definition does not tell of. */
+static int
+check_encryption(struct qm_stopped *s, const struct qm_domxml_disk *xml, const char *active,
+                 const char *format, struct qmeld_error *err)
+{
+    const struct qmeld_open_options options = {.format = format};
+    struct qmeld_chain *chain;
+    struct qmeld_layer_info info;
+    int rc = qm_lib->chain_open(active, &options, &chain, err);
+
+    if (rc < 0)
+        return -1;
+    for (size_t i = 0; rc == 0 && i < qm_lib->chain_depth(chain); i++) {
+        rc = qm_lib->chain_layer(chain, i, &info, err);
+        if (rc == 0 && info.encryption)
+            rc = refuse_encrypted(s, xml, err);
+    }
+    qm_lib->chain_close(chain);
+    return rc;
+}
+
 static int
 read_disk(struct qm_stopped *s, const struct qm_domxml_disk *xml, struct qm_change_disk *out,
           struct qmeld_error *err)
@@ -142,7 +174,8 @@ read_disk(struct qm_stopped *s, const struct qm_domxml_disk *xml, struct qm_chan
                        "disk %s lies on the network: it can be merged while the machine runs only",
                        xml->target);
     /* libvirt: no format is raw (formatdomain.rst, <driver>) */
-    if (qm_stopped_read_chain(path, format ? format : "raw", out, err) < 0)
+    if (qm_stopped_read_chain(path, format ? format : "raw", out, err) < 0 ||
+        check_encryption(s, xml, path, format ? format : "raw", err) < 0)
         return -1;
     return compare(s, xml, out, err);
 }
@@ -300,10 +333,12 @@ one_layer(const struct qm_stopped *s, struct qm_change_disk *disk, bool *out_emp
 
     *out_empty = false;
     if (layer == 0 || layer >= disk->layers.n)
-        return qm_fail(err, QMELD_USAGE, qm_in(own->source.path ? own->source.path : ""),
-                       "the snapshot's file is not in the chain that disk %s has now: the snapshot "
-                       "is on another branch",
-                       disk->target);
+        return qm_fail(
+            err, QMELD_USAGE, qm_in(own->source.path ? own->source.path : ""),
+            "the snapshot's file is not in the chain that disk %s has now: it was merged "
+            "already, or the snapshot is on another branch; virsh snapshot-delete %s %s "
+            "--metadata forgets it, and touches no file",
+            disk->target, qm_domain_word(s->domain), s->change.snapshot);
     disk->top = layer;
     disk->base = layer - 1;
     return 0;

@@ -6,8 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from uuid import uuid4
 
-from rig import DOMAIN, RATE, SLOW, Fail, case, main, wait_for
+from rig import DISK, DOMAIN, RATE, SLOW, Fail, case, main, wait_for
 
 
 @case("inside", "a snapshot inside of a merged layer reads through to the base: refused; one inside of the base is not")
@@ -217,6 +218,144 @@ def nobodys(m):
             m.has(m.run(m.lab.qmeld, "commit", m.path("a.qcow2"), rc=2), f"pid {qemu.pid}")
         finally:
             qemu.kill()
+
+
+@case("left", "what virsh leaves at a pivot is refused with what to do; so is a snapshot whose layer was merged; each advice works")
+def left(m):
+    m.disk("base.raw")
+    m.define()
+    m.writes()
+    m.snapshot("a", metadata=True)
+    m.writes()
+    m.virsh("blockcommit", m.name, "vda", "--active", "--pivot")
+    m.writes()
+    forget = f"virsh snapshot-delete {m.name} a --metadata"
+    m.has(m.run(m.lab.qmeld, "snapshot-delete", m.name, "a", rc=2), "merged already", forget)
+    m.snapshot("b")
+    m.writes()
+    m.has(m.commit("--pivot", rc=2), "a.qcow2: it stands on a layer", "remove it, if it is what an earlier merge left")
+    m.destroy()
+    m.has(m.commit(rc=2), "snapshot a ", forget)
+    m.run(*forget.split())
+    os.unlink(m.path("a.qcow2"))
+    m.virsh("start", m.name)
+    m.writes()
+    m.commit("--pivot", "--delete")
+    m.gone("b.qcow2")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+@case("elsewhere", "a machine runs on one image, and its kept definition names another that stands on our base, far away")
+def elsewhere(m):
+    m.chain("a")
+    os.mkdir(m.path("far"))
+    m.own(m.path("far"))
+    far, now = m.path("far/kept.qcow2"), m.path("far/now.raw")
+    m.img("create", "-q", "-f", "qcow2", "-b", m.path("base.raw"), "-F", "raw", far)
+    m.img("create", "-q", "-f", "raw", now, "1M")
+    other = m.name + "2"
+    with open(m.path("other.xml"), "w", encoding="utf-8") as f:
+        f.write(DOMAIN.format(name=other, serial=m.serial + "2", disks=DISK.format(
+            path=now, fmt="raw", target="vda", more="")))
+    m.virsh("define", m.path("other.xml"))
+    try:
+        m.virsh("start", other, "--paused")
+        kept = m.virsh("dumpxml", other, "--inactive").out.replace(now, far).replace("type='raw'", "type='qcow2'")
+        with open(m.path("other.xml"), "w", encoding="utf-8") as f:
+            f.write(kept)
+        m.virsh("define", m.path("other.xml"))
+        m.has(m.commit("--pivot", rc=2), other, "kept.qcow2")
+        m.is_chain("a.qcow2", "base.raw")
+    finally:
+        m.virsh("destroy", other, rc=None)
+        m.virsh("undefine", other, rc=None)
+
+
+@case("datafile", "a merged layer with an external data file stays, running and stopped: nothing else would tell of the data")
+def datafile(m):
+    m.disk("base.raw")
+    for name in ("a", "b"):
+        m.img("create", "-q", "-f", "qcow2", "-o", f"data_file={m.path(name + '.data')}", "-b", m.path("base.raw"), "-F",
+              "raw", m.path(name + ".qcow2"))
+    m.define([(m.path("a.qcow2"), "qcow2", "vda", "")])
+    os.rename(m.path("b.qcow2"), m.lab.dir + "/b.qcow2")
+    m.writes()
+    m.has(m.commit("--pivot", "--delete"), "a.qcow2 stays", m.path("a.data"))
+    m.exists("a.qcow2", "a.data")
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+    os.rename(m.lab.dir + "/b.qcow2", m.path("b.qcow2"))
+    m.virsh("undefine", m.name)
+    m.define([(m.path("b.qcow2"), "qcow2", "vda", "")])
+    m.writes()
+    m.destroy()
+    m.has(m.commit("--delete"), "b.qcow2 stays", m.path("b.data"))
+    m.exists("b.qcow2", "b.data")
+    m.virsh("start", m.name)
+    m.writes()
+    m.destroy()
+    m.is_right("base.raw")
+
+
+ENCRYPTED = """<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{path}'>
+<encryption format='luks'><secret type='passphrase' uuid='{uuid}'/></encryption></source>
+<target dev='vda' bus='virtio'/></disk>"""
+
+
+def encrypted_base(m):
+    """base.qcow2 with the guest on it, a machine that runs on it, and what qemu-img needs to read it."""
+    m.disk("plain.raw")
+    with open(m.path("key"), "w", encoding="utf-8") as f:
+        f.write("s3cret")
+    key = ["--object", f"secret,id=s,file={m.path('key')}"]
+    m.run("qemu-img", "create", "-q", "-f", "qcow2", *key, "-o",
+          "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", m.path("base.qcow2"), "16M")
+    image = f"driver=qcow2,encrypt.key-secret=s,file.filename={m.path('base.qcow2')}"
+    m.run("qemu-img", "convert", "-n", *key, "-f", "raw", m.path("plain.raw"), "--target-image-opts", image)
+    uuid = str(uuid4())
+    with open(m.path("secret.xml"), "w", encoding="utf-8") as f:
+        f.write(f"<secret ephemeral='no' private='no'><uuid>{uuid}</uuid></secret>")
+    m.virsh("secret-define", m.path("secret.xml"))
+    m.virsh("secret-set-value", uuid, "--file", m.path("key"), "--plain")
+    m.define_xml(DOMAIN.format(name=m.name, serial=m.serial, disks=ENCRYPTED.format(path=m.path("base.qcow2"), uuid=uuid)))
+    m.writes()
+    return key, image, uuid
+
+
+@case("luks", "an encrypted base: merged into by QEMU, and the definition keeps the secret; stopped, the refusal says how")
+def luks(m):
+    key, image, uuid = encrypted_base(m)
+    try:
+        for name in ("a", "b", "c"):
+            m.snapshot(name)
+            m.writes()
+        m.commit("--top", m.path("a.qcow2"), "--wait", "--delete")
+        m.commit("--pivot", "--delete")
+        m.gone("a.qcow2", "b.qcow2", "c.qcow2")
+        m.writes()
+        m.snapshot("d")
+        m.writes()
+        m.destroy()
+        m.has(m.commit("--delete", rc=2), f"virsh start --paused {m.name}", f"virsh destroy {m.name}")
+        m.virsh("start", "--paused", m.name)
+        m.commit("--delete", "--pivot")
+        m.destroy()
+        m.gone("d.qcow2")
+        m.virsh("start", m.name)  # the kept definition has the secret
+        m.writes()
+        m.destroy()
+        m.run("qemu-img", "convert", *key, "--image-opts", image, "-O", "raw", m.path("now.raw"))
+        m.is_right("now.raw")
+        # the definition tells of no encryption, and the header does
+        m.img("create", "-q", "-u", "-f", "qcow2", "-b", m.path("base.qcow2"), "-F", "qcow2", m.path("e.qcow2"), "16M")
+        m.virsh("undefine", m.name)
+        m.define([(m.path("e.qcow2"), "qcow2", "vda", "")], start=False)
+        m.has(m.commit(rc=2), "encrypted layer", f"virsh start --paused {m.name}")
+    finally:
+        m.virsh("secret-undefine", uuid)
 
 
 NBD = """<disk type='network' device='disk'><driver name='qemu' type='qcow2'/>
