@@ -41,7 +41,7 @@ struct qmeld_flatten_options {
                                  * read was never the disk at any one time */
     const struct qmeld_create_options
         *target; /* format (NULL: raw), version, cluster_size, refcount_bits,
-                                                * compression, extended_l2, lazy_refcounts; the rest is refused */
+                                                * compression, extended_l2, lazy_refcounts, preallocation; the rest is refused */
     const char *
         compress; /* "zlib" or "zstd": data is stored compressed, where it gets shorter; NULL: it is not */
     int compress_level; /* zlib 1 to 9, zstd 1 to 19; 0: a good one, and compressed clusters of layers with the same

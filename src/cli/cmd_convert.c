@@ -31,8 +31,8 @@ static const char help[] =
     "    -c                           store data compressed, by -o compression_type\n"
     "    -l SNAPSHOT                  an internal snapshot, by name or ID, also as\n"
     "                                 snapshot.id=ID or snapshot.name=NAME\n"
-    "    -S SIZE                      holes are found in units of 4 KiB, whatever SIZE is; 0 is\n"
-    "                                 refused\n"
+    "    -S SIZE                      holes are found in units of 4 KiB, whatever SIZE is; 0: OUT\n"
+    "                                 has none, all is written; refused with -c\n"
     "    -n                           OUT is a block device, and is there\n"
     "        --target-is-zero         goes with -n, and makes no difference\n"
     "        --salvage                go on past what cannot be read, which reads as zeros; exit "
@@ -68,6 +68,7 @@ struct request {
     size_t n;
     bool compress;
     bool zstd;
+    bool all_written; /* -S 0 */
     bool no_create;
     bool zero;
     bool quiet;
@@ -108,15 +109,13 @@ says(const char *list, const char *pair)
 }
 
 static bool
-take_sparse(void)
+take_sparse(struct request *r)
 {
     uint64_t size;
 
     if (!qm_cli_parse_size(optarg, &size))
         return refuse("-S is a size, such as 4k");
-    if (size == 0)
-        return refuse("-S 0 would store zeros as data, and nothing here does that: leave it out, "
-                      "and allocate OUT afterwards (fallocate) if that is what it is for");
+    r->all_written = size == 0;
     return true;
 }
 
@@ -206,7 +205,7 @@ take_option(struct request *r, int c)
     case 'l':
         return take_snapshot(r);
     case 'S':
-        return take_sparse();
+        return take_sparse(r);
     case 'm':
         return add(r, "--threads", optarg);
     case 'U':
@@ -244,6 +243,10 @@ take_operands(struct request *r, int n, char **operands)
     if (strcmp(operands[1], "-") == 0)
         return refuse("qemu-img would make a file of the name -: write ./- for that, or use qmeld "
                       "flatten for standard output");
+    if (r->all_written && r->compress)
+        return refuse("-S 0 with -c would store zeros in compressed form: leave one of them out");
+    if (r->all_written)
+        add(r, "--preallocation=full", NULL);
     if (r->compress)
         add(r, r->zstd ? "--compress=zstd" : "--compress=zlib", NULL);
     if (r->bitmaps)

@@ -222,12 +222,18 @@ print_as_qemu(const struct request *request, const char *path, const struct qmel
     QM_CLI_FREE char *backing = qm_cli_quote(layer->backing_name ? layer->backing_name : "");
 
     printf("Formatting '%s', fmt=%s", path, layer->format);
-    if (layer->version)
-        printf(" cluster_size=%" PRIu64 " extended_l2=%s compression_type=%s", layer->cluster_size,
-               layer->extended_l2 ? "on" : "off", layer->compression ? layer->compression : "zlib");
+    if (layer->version) {
+        printf(" cluster_size=%" PRIu64 " extended_l2=%s", layer->cluster_size,
+               layer->extended_l2 ? "on" : "off");
+        if (request->create.preallocation)
+            printf(" preallocation=%s", request->create.preallocation);
+        printf(" compression_type=%s", layer->compression ? layer->compression : "zlib");
+    }
     printf(" size=%" PRIu64, size);
-    if (layer->version == 2)
-        printf(" compat=0.10");
+    if (request->create.version)
+        printf(" compat=%s", layer->version == 2 ? "0.10" : "1.1");
+    if (!layer->version && request->create.preallocation)
+        printf(" preallocation=%s", request->create.preallocation);
     if (layer->backing_name)
         printf(" backing_file=%s", backing);
     if (layer->backing_format)
@@ -286,6 +292,10 @@ take_operands(struct request *request, int n, char **operands)
         return false;
     }
     request->path = operands[0];
+    if (n == 2 && request->create.has_size) {
+        qm_cli_usage("create", "the size is given twice: leave one of them out");
+        return false;
+    }
     if (n == 2 && !set_size(&request->create, operands[1])) {
         qm_cli_usage("create", "\"%s\" is no size", operands[1]);
         return false;

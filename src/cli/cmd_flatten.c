@@ -36,6 +36,9 @@ static const char help[] =
     "        --compression-type=TYPE  zlib or zstd: what guests' own compressed writes will be\n"
     "        --extended-l2=on|off     32 subclusters in a cluster\n"
     "        --lazy-refcounts=on|off  refcounts written late; repaired after a crash\n"
+    "        --preallocation=MODE     off, metadata (qcow2), falloc or full: what reads as zeros\n"
+    "                                 has its place in OUT, too, its space, or written zeros; not\n"
+    "                                 with --compress\n"
     "    -o KEY=VALUE[,KEY=VALUE...]  the same, by the names qemu-img uses\n"
     "    -c, --compress=TYPE[:LEVEL]  store data compressed: zlib, levels 1 to 9 (2), or zstd, 1 "
     "to\n"
@@ -104,7 +107,8 @@ enum {
 };
 
 static const char *const create_names[] = {"compat",           "cluster_size", "refcount_bits",
-                                           "compression_type", "extended_l2",  "lazy_refcounts"};
+                                           "compression_type", "extended_l2",  "lazy_refcounts",
+                                           "preallocation"};
 
 struct request {
     const char *image;
@@ -247,6 +251,7 @@ take_options(struct request *r, int argc, char **argv)
         {"compression-type", required_argument, NULL, OPT_CREATE + 3},
         {"extended-l2", required_argument, NULL, OPT_CREATE + 4},
         {"lazy-refcounts", required_argument, NULL, OPT_CREATE + 5},
+        {"preallocation", required_argument, NULL, OPT_CREATE + 6},
         {"compress", required_argument, NULL, OPT_COMPRESS},
         {"bitmaps", required_argument, NULL, QM_OPT_BITMAPS},
         {"skip-broken-bitmaps", no_argument, NULL, OPT_SKIP_BROKEN},

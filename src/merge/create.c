@@ -123,6 +123,18 @@ check_backing_options(const char *path, const struct qmeld_create_options *o,
 /* ---- raw
  * ------------------------------------------------------------------------------------------- */
 
+int
+qm_create_raw_prealloc(const char *path, const char *name, enum qm_prealloc *out,
+                       struct qmeld_error *err)
+{
+    if (parse_prealloc(path, name, out, err) < 0)
+        return -1;
+    if (*out == QM_PREALLOC_METADATA)
+        return qm_fail(err, QMELD_USAGE, qm_in(path),
+                       "a raw image has no metadata to preallocate: use falloc or full");
+    return 0;
+}
+
 static int
 check_raw(const char *path, const struct qmeld_create_options *o, enum qm_prealloc *out,
           struct qmeld_error *err)
@@ -136,12 +148,7 @@ check_raw(const char *path, const struct qmeld_create_options *o, enum qm_preall
                        "these options are for qcow2 images: use format qcow2");
     if (o->size > QM_MAX_OFF - 511)
         return qm_fail(err, QMELD_USAGE, qm_in(path), "%" PRIu64 " bytes is no file size", o->size);
-    if (parse_prealloc(path, o->preallocation, out, err) < 0)
-        return -1;
-    if (*out == QM_PREALLOC_METADATA)
-        return qm_fail(err, QMELD_USAGE, qm_in(path),
-                       "a raw image has no metadata to preallocate: use falloc or full");
-    return 0;
+    return qm_create_raw_prealloc(path, o->preallocation, out, err);
 }
 
 static int

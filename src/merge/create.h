@@ -13,6 +13,10 @@
 int qm_create_compression(const char *path, const char *name, enum qm_compression *out,
                           struct qmeld_error *err) QM_CHECK;
 
+/* USAGE: raw has no metadata. */
+int qm_create_raw_prealloc(const char *path, const char *name, enum qm_prealloc *out,
+                           struct qmeld_error *err) QM_CHECK;
+
 /* The strings stay o's. */
 int qm_create_parse(const char *path, const struct qmeld_create_options *o,
                     struct qm_qcow2_create *out, struct qmeld_error *err) QM_CHECK;

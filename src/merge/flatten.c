@@ -38,10 +38,12 @@ check_target(const struct qmeld_create_options *t, bool to_sink, const char *out
                 t->extended_l2 || t->lazy_refcounts))
         return qm_fail(err, QMELD_USAGE, qm_in(out),
                        "these options are for qcow2 images: use format qcow2");
-    if (t->backing_name || t->backing_format || t->has_size || t->preallocation)
-        return qm_fail(
-            err, QMELD_USAGE, qm_in(out),
-            "a flattened image has no backing file, the size of its disk, and no preallocation");
+    if (t->backing_name || t->backing_format || t->has_size)
+        return qm_fail(err, QMELD_USAGE, qm_in(out),
+                       "a flattened image has no backing file, and the size of its disk");
+    if (to_sink && t->preallocation)
+        return qm_fail(err, QMELD_USAGE, qm_nowhere(),
+                       "only a file has space that can be preallocated: name one");
     return 0;
 }
 
@@ -64,6 +66,10 @@ take_compression(struct qm_flatten *f, const char *out, struct qmeld_error *err)
     if (o->compress_level < 0 || o->compress_level > qm_codec_level_max(type))
         return qm_fail(err, QMELD_USAGE, qm_in(out), "the level of %s is 1 to %d, not %d",
                        o->compress, qm_codec_level_max(type), o->compress_level);
+    if (f->prealloc != QM_PREALLOC_OFF)
+        return qm_fail(err, QMELD_USAGE, qm_in(out),
+                       "nobody knows how much space compressed data will take: leave out "
+                       "compression or preallocation");
     f->create.compression = type;
     return 0;
 }
@@ -77,8 +83,13 @@ take_target(struct qm_flatten *f, const char *out, struct qmeld_error *err)
     if (check_target(t, f->opts->sink != NULL, out, err) < 0)
         return -1;
     f->is_qcow2 = t->format && strcmp(t->format, "qcow2") == 0;
-    if (f->is_qcow2 && qm_create_parse(out, t, &f->create, err) < 0)
+    if (f->is_qcow2 ? qm_create_parse(out, t, &f->create, err) < 0
+                    : qm_create_raw_prealloc(out, t->preallocation, &f->prealloc, err) < 0)
         return -1;
+    if (f->is_qcow2) { /* it begins empty, and every place is taken when it is its turn */
+        f->prealloc = f->create.prealloc;
+        f->create.prealloc = QM_PREALLOC_OFF;
+    }
     return take_compression(f, out, err);
 }
 
@@ -202,7 +213,9 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
 {
     const bool to_raw = !f->is_qcow2 && !f->opts->sink;
     const bool device = f->output.file && f->output.file->blockdev;
-    const bool can_share = f->output.file && !device && !f->opts->compress && !f->opts->salvage;
+    /* who asks for space does not want to be told later that there is none for a copy */
+    const bool can_share = f->output.file && !device && !f->opts->compress && !f->opts->salvage &&
+                           f->prealloc == QM_PREALLOC_OFF;
     const struct qm_stream_config config = {
         .chain = f->chain,
         .from = qm_guest(f->manifest || f->losses ? 0 : f->output.done),
@@ -211,6 +224,8 @@ open_stream(struct qm_flatten *f, struct qmeld_error *err)
         .chunk = f->chunk,
         .threads = f->opts->threads,
         .keep_zeros = f->opts->keep_zeros,
+        .zero_most = f->prealloc == QM_PREALLOC_OFF ? 0 : f->batch_bytes,
+        .prealloc = f->prealloc,
         .deflate = f->opts->compress ? f->create.cluster_size : 0,
         .type = f->create.compression,
         .level = f->opts->compress_level,

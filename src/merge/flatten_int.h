@@ -38,7 +38,8 @@ struct qm_flatten {
     struct qm_losses *losses;
     struct qm_output map; /* their file, if it is asked for */
     /* qcow2 */
-    bool is_qcow2; /* and not to a sink */
+    bool is_qcow2;             /* and not to a sink */
+    enum qm_prealloc prealloc; /* raw, too; create's is off */
     struct qm_qcow2_create create;
     struct qm_qcow2 *q; /* the new image; output.file is not its own */
     struct qm_append *append;

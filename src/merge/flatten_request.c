@@ -75,6 +75,14 @@ add_bitmaps(struct json_object *j, const struct qmeld_flatten_options *o)
            add_bool(j, "skip-broken", o->skip_broken_bitmaps);
 }
 
+/* Likewise. */
+static bool
+add_prealloc(struct json_object *j, const struct qm_flatten *f)
+{
+    return f->prealloc == QM_PREALLOC_OFF ||
+           add_text(j, "preallocation", f->opts->target->preallocation);
+}
+
 static void
 take_bitmaps(struct json_object *j, struct qmeld_flatten_options *o)
 {
@@ -104,7 +112,7 @@ qm_flatten_request(const struct qm_flatten *f)
         add_number(j, "level", (uint64_t)o->compress_level) && add_bool(j, "salvage", o->salvage) &&
         add_text(j, "fill", o->fill) && add_path(j, "map", o->salvage_map) &&
         add_path(j, "manifest", o->manifest) && add_number(j, "leaf", f->leaf) &&
-        add_bool(j, "zeros", o->keep_zeros) && add_bitmaps(j, o))
+        add_bool(j, "zeros", o->keep_zeros) && add_bitmaps(j, o) && add_prealloc(j, f))
         text = strdup(json_object_to_json_string_ext(j, JSON_C_TO_STRING_PLAIN));
     json_object_put(j);
     return text;
@@ -124,6 +132,7 @@ struct request {
 static void
 take_target(struct json_object *j, struct qmeld_create_options *t)
 {
+    t->preallocation = qm_field_word(j, "preallocation");
     if (!qm_field_is_true(j, "qcow2")) {
         t->format = "raw";
         return;

@@ -94,14 +94,26 @@ put_bytes(struct qm_flatten *f, const struct qm_chunk *c, struct qmeld_error *er
     return 0;
 }
 
-/* A block device is not zeros where nothing is written; and what it begins with is withheld. */
+/* A part of a raw disk that nobody writes to. */
 static int
-put_device(struct qm_flatten *f, const struct qm_chunk *c, struct qmeld_error *err)
+put_gap(struct qm_flatten *f, uint64_t at, uint64_t len, struct qmeld_error *err)
 {
-    const uint64_t step = 1ull << 30; /* so that a wish to stop is heard */
+    const bool full = f->prealloc == QM_PREALLOC_FULL;
+
+    /* a block device is not zeros where nothing is written; a new file is */
+    if (f->output.file->blockdev && !full && qm_zero(f->output.file, at, len, false, err) < 0)
+        return -1;
+    return f->prealloc == QM_PREALLOC_OFF ? 0 : qm_preallocate(f->output.file, at, len, full, err);
+}
+
+/* Where the workers write nothing; and what a block device begins with is withheld. */
+static int
+put_gaps(struct qm_flatten *f, const struct qm_chunk *c, struct qmeld_error *err)
+{
+    const uint64_t step = 256ull << 20; /* so that progress is told */
     uint64_t at = 0;
 
-    if (c->guest.g == 0 && !c->zero) {
+    if (f->output.file->blockdev && c->guest.g == 0 && !c->zero) {
         f->first = malloc(f->chunk);
         if (!f->first)
             return qm_fail_nomem(err, "a chunk");
@@ -113,8 +125,7 @@ put_device(struct qm_flatten *f, const struct qm_chunk *c, struct qmeld_error *e
         while (at < end) {
             const uint64_t n = qm_min(end - at, step);
 
-            if (qm_zero(f->output.file, c->guest.g + at, n, false, err) < 0 ||
-                qm_stream_tick(f->stream, err) < 0)
+            if (put_gap(f, c->guest.g + at, n, err) < 0 || qm_stream_tick(f->stream, err) < 0)
                 return -1;
             at += n;
         }
@@ -147,7 +158,7 @@ put_cluster(struct qm_flatten *f, const struct qm_chunk *c, uint64_t from, size_
     const struct qcow2_geo *g = &f->q->geo;
     const uint64_t end = from + g->cluster_size;
     struct qm_move m = {.len = 0};
-    uint32_t units = 0;
+    uint32_t units = f->prealloc == QM_PREALLOC_OFF ? 0 : g->extended_l2 ? UINT32_MAX : 1;
     uint64_t at = from;
     host_off host;
 
@@ -251,13 +262,15 @@ static int
 put_qcow2(struct qm_flatten *f, struct qm_chunk *c, struct qmeld_error *err)
 {
     const uint64_t cs = f->q->geo.cluster_size;
+    const bool all = f->prealloc != QM_PREALLOC_OFF; /* clusters get their place */
     struct payloads held = {.len = 0};
     uint64_t at = 0;
 
-    for (size_t run = 0; run < c->runs.n; at += cs) {
+    for (size_t run = 0; all ? at < c->len : run < c->runs.n; at += cs) {
         bool done = false;
 
-        at = qm_max(at, qm_align_down(c->runs.at[run].off, cs));
+        if (!all)
+            at = qm_max(at, qm_align_down(c->runs.at[run].off, cs));
         if (f->opts->compress && put_compressed(f, c, at, &held, &done, err) < 0)
             return -1;
         if (!done && put_cluster(f, c, at, &run, err) < 0)
@@ -279,12 +292,14 @@ qm_flatten_put(struct qm_flatten *f, struct qm_chunk *c, struct qmeld_error *err
         f->batch += run->route ? run->len / QM_FLATTEN_SHARED_WEIGHT : run->len;
         f->report->bytes_data += run->len;
     }
-    if (f->is_qcow2 && c->runs.n > 0)
+    if (f->prealloc != QM_PREALLOC_OFF)
+        f->batch += c->len; /* and so is what is preallocated */
+    if (f->is_qcow2 && (c->runs.n > 0 || f->prealloc != QM_PREALLOC_OFF))
         return put_qcow2(f, c, err);
     if (f->opts->sink)
         rc = put_bytes(f, c, err);
-    else if (!f->is_qcow2 && f->output.file->blockdev)
-        rc = put_device(f, c, err);
+    else if (!f->is_qcow2 && (f->output.file->blockdev || f->prealloc != QM_PREALLOC_OFF))
+        rc = put_gaps(f, c, err);
     qm_stream_give_back(f->stream, c);
     return rc;
 }

@@ -84,8 +84,10 @@ unread(const struct qm_stream *s)
 {
     uint64_t head, n = s->span.len;
 
-    if (qm_stream_reads_zero(s, &s->span))
+    if (qm_stream_reads_zero(s, &s->span)) {
+        n = s->cfg.zero_most ? qm_min(n, s->cfg.zero_most) : n;
         return s->pos + n == s->size ? n : qm_align_down(n, s->cfg.chunk);
+    }
     if (s->cfg.leaf > 0)
         return 0;
     n = qm_min(qm_stream_shareable(s, &s->span, &head), s->cfg.share_most);

@@ -20,6 +20,7 @@
 #include "digest.h"
 #include "map.h"
 #include "move.h"
+#include "qcow2_create.h"
 #include "qcow2_pack.h"
 #include "route.h"
 #include "vec.h"
@@ -39,6 +40,10 @@ struct qm_stream_config {
     uint64_t chunk;               /* bytes; a power of two, QM_STREAM_GRAIN at least */
     unsigned threads;             /* 0: as many as processors, at most 16 */
     bool keep_zeros; /* do not look for zeros: what is stored as data is given as data */
+    uint64_t
+        zero_most; /* how long one that is zeros may be, if longer than a chunk; 0: any length */
+    enum qm_prealloc
+        prealloc; /* what ZERO moves leave behind: OFF and METADATA holes, FALLOC space, FULL written zeros */
     uint64_t
         leaf; /* digests of leaves of this size; a power of two, the chunk's at most; 0: none */
     const struct qm_salvage *salvage; /* NULL: what cannot be read is an error */

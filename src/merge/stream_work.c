@@ -466,6 +466,18 @@ read_chunk(struct qm_stream *s, struct qm_stream_worker *w, struct qm_slot *slot
     return 0;
 }
 
+/* What an interrupted run wrote there may still be there, so space alone is not enough. */
+static int
+put_zeros(const struct qm_stream *s, struct qm_file *file, uint64_t at, uint64_t len,
+          struct qmeld_error *err)
+{
+    const bool full = s->cfg.prealloc == QM_PREALLOC_FULL;
+
+    if (!full && qm_zero(file, at, len, false, err) < 0)
+        return -1;
+    return s->cfg.prealloc < QM_PREALLOC_FALLOC ? 0 : qm_preallocate(file, at, len, full, err);
+}
+
 static int
 write_moves(struct qm_stream *s, struct qm_stream_worker *w, struct qm_slot *slot,
             struct qmeld_error *err)
@@ -476,7 +488,7 @@ write_moves(struct qm_stream *s, struct qm_stream_worker *w, struct qm_slot *slo
         const uint64_t skip = m->guest.g - slot->chunk.guest.g;
 
         if (m->kind == QM_MOVE_ZERO) {
-            if (qm_zero(slot->file, m->to.h, m->len, false, err) < 0)
+            if (put_zeros(s, slot->file, m->to.h, m->len, err) < 0)
                 return -1;
             continue;
         }

@@ -34,7 +34,8 @@ def flatten__options_that_contradict_each_other_leave_nothing():
                   ["-O", "qcow2", "--compress=zlib:10"], ["-O", "qcow2", "--compress=zlib", "--compression-type=zstd"],
                   ["--leaf=4k"], ["--manifest=m", "--leaf=5000"], ["--fill=x"], ["--salvage-map=m"],
                   ["--salvage", "--fill="], ["--snapshot=none"], ["-O", "qcow2", "--cluster-size=3k"],
-                  ["--manifest=top.qcow2", "--force"], ["-o", "preallocation=full"], ["-o", "backing_file=x"]):
+                  ["--manifest=top.qcow2", "--force"], ["--preallocation=metadata"],
+                  ["-O", "qcow2", "-c", "-o", "preallocation=full"], ["-o", "backing_file=x"]):
         done = qmeld("flatten", *wrong, "top.qcow2", "new", code=2)
         assert done.stderr.startswith("qmeld: "), done.stderr
         assert sorted(os.listdir(".")) == before, (wrong, os.listdir("."))
@@ -117,6 +118,11 @@ def flatten__resume_recover_and_revert_know_it_too():
         for name in ("new", "m"):
             os.unlink(name)
         os.rmdir("elsewhere")
+    cut_flatten_short("--preallocation=full")  # the note says so, too
+    qmeld("resume", "new", env=SMALL_BATCHES)
+    assert os.stat("new").st_blocks * 512 >= 1 << 20
+    same(json.loads(qmeld("compare", "--output=json", "top.qcow2", "new").stdout)["identical"], True)
+    os.unlink("new")
     cut_flatten_short("--manifest=m", "--leaf=64k")
     qmeld("revert", "new")
     assert not [n for n in os.listdir(".") if n.startswith(".")], os.listdir(".")
@@ -157,6 +163,12 @@ def create__long_options_say_the_same_as_o():
     qmeld("create", "-q", "--format=qcow2", "--cluster-size=8k", "--compat=0.10", "--size=1M",
           "b.qcow2")
     same(contents("a.qcow2").hex(), contents("b.qcow2").hex())
+
+
+def create__a_size_that_is_said_twice_is_refused():
+    for args in (("-o", "size=3M", "t", "1M"), ("--size=1M", "t", "1M")):
+        assert "twice" in qmeld("create", *args, code=2).stderr
+        assert not os.path.exists("t")
 
 
 def create__comma_in_a_value_is_doubled():

@@ -269,7 +269,10 @@ def words__qmeld_img_info_is_qemu_img_info():
             ("-u", "-f", "qcow2", "-b", "lost.qcow2", "-F", "raw", "orphan.qcow2", "1G"))
     for args in make:
         qemu_img("create", "-q", *args)
-    for args in (make[0], make[1], make[2], make[3]):
+    more = (("-f", "qcow2", "-o", "preallocation=metadata", "more.qcow2", "1M"),
+            ("-f", "qcow2", "-o", "compat=1.1,preallocation=off,lazy_refcounts=on", "more.qcow2", "1M"),
+            ("-f", "raw", "-o", "preallocation=full", "more.raw", "1M"))
+    for args in make[:4] + more:
         theirs = qemu_img("create", *args)
         same(as_qmeld_img("create", *args).stdout, theirs)
     for args in (("--add", "top.qcow2", "b0"), ("--add", "--disable", "-g", "128k", "top.qcow2", "b1")):
@@ -321,7 +324,9 @@ def words__what_means_nothing_here_is_refused_in_a_sentence():
                         (("rebase", "-T", "fast", "-b", "", "top.qcow2"), "-T is none"),
                         (("convert", "-B", "base.raw", "top.qcow2", "out"), "qmeld create -b"),
                         (("convert", "-n", "top.qcow2", "base.raw"), "block device"),
-                        (("convert", "-S", "0", "top.qcow2", "out"), "-S 0"),
+                        (("convert", "-S", "0", "-c", "-O", "qcow2", "top.qcow2", "out"), "-S 0"),
+                        (("convert", "-o", "preallocation=full", "-c", "-O", "qcow2", "top.qcow2", "out"), "preallocation"),
+                        (("convert", "-o", "preallocation=metadata", "top.qcow2", "out"), "no metadata"),
                         (("convert", "-r", "1M", "top.qcow2", "out"), "ionice"),
                         (("convert", "--target-is-zero", "top.qcow2", "out"), "goes with -n"),
                         (("convert", "--bitmaps", "top.qcow2", "out"), "bitmaps"),
@@ -344,6 +349,21 @@ def words__convert_replaces_what_is_there():
     done = json.loads(qmeld("convert", "-O", "qcow2", "-c", "-o", "cluster_size=64k,compression_type=zstd",
                             "--output=json", "top.qcow2", "out").stdout)
     assert done["result"] == "done" and done["bytes-compressed"] > 0, done
+
+
+def words__convert_s_0_writes_all():
+    forge(CHAIN)
+    want = expected("top.qcow2")
+    for args in (["-S", "0"], ["-S", "4k", "-S", "0"], ["-o", "preallocation=full"]):
+        qmeld("convert", "-q", *args, "top.qcow2", "out")
+        same(contents("out"), want)
+        assert os.stat("out").st_blocks * 512 >= len(want), args
+    qmeld("convert", "-q", "-S", "0", "-S", "4k", "top.qcow2", "out")
+    same(contents("out"), want)
+    assert os.stat("out").st_blocks * 512 < len(want)
+    qmeld("convert", "-q", "-O", "qcow2", "-S", "0", "top.qcow2", "out")
+    assert os.stat("out").st_blocks * 512 > len(want)
+    qmeld("compare", "top.qcow2", "out")
 
 
 def words__q_overrides_p():

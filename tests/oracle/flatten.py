@@ -59,6 +59,7 @@ class Case:
             self.args += ["--snapshot", self.snapshot]
         if self.kind == "qcow2":
             self.args += ["-O", "qcow2", *(self.pick_alike(rng) if rng.random() < 0.4 else pick_options(rng))]
+        self.prealloc = self.pick_preallocation(rng)
         if rng.random() < 0.2:
             self.args.append("--no-detect-zeroes")
         if rng.random() < 0.5:
@@ -81,6 +82,13 @@ class Case:
         extended = rng.random() < 0.3 and q.cs >= 16384
         return ["--cluster-size", str(q.cs), "--refcount-bits", str(rng.choice([1, 2, 16])),
                 "--compress", "zstd" if q.comp_type else "zlib", *(["--extended-l2", "on"] if extended else [])]
+
+    def pick_preallocation(self, rng):
+        if self.kind == "stdout" or "-c" in self.args or "--compress" in self.args or rng.random() < 0.7:
+            return None
+        mode = rng.choice(["off", "falloc", "full", *(["metadata"] if self.kind == "qcow2" else [])])
+        self.args += ["--preallocation", mode]
+        return mode
 
     def command(self, out, *extra):
         return [self.qmeld, "flatten", *self.args, *extra, self.top.path, out]
@@ -133,17 +141,27 @@ def nothing_left(folder, names):
         raise Fail(f"left behind: {left}")
 
 
+def every_cluster_has_its_place(case, out):
+    told = json.loads(oracle.run(["qemu-img", "check", "--output=json", "-f", "qcow2", out], case.chain.folder).out)
+    if told.get("allocated-clusters", 0) != told["total-clusters"]:
+        raise Fail(f"{case.prealloc}: {told}")
+
+
 def compare(case, out, want):
     if case.kind == "qcow2":
         rc, _, text = oracle.check(out, cwd=case.chain.folder)
         if rc != 0:
             raise Fail(f"qemu-img check: rc {rc}: {text}")
+        if case.prealloc not in (None, "off"):
+            every_cluster_has_its_place(case, out)
         if oracle.Qcow2(out).backing()[0] is not None:
             raise Fail("it has a backing file")
         got = oracle.view(out, "qcow2", case.chain.folder)
     else:
         with open(out, "rb") as f:
             got = f.read()
+    if case.prealloc in ("falloc", "full") and os.stat(out).st_blocks * 512 < len(want):
+        raise Fail(f"{case.prealloc}: {os.stat(out).st_blocks} blocks for {len(want)} bytes")
     if got != want:
         raise Fail("the new image differs, " + oracle.first_difference(got, want))
 

@@ -172,10 +172,14 @@ def pick_convert(rng, layers, story):
             o["compression_type"] = rng.choice(["zlib", "zstd"])
         elif rng.random() < 0.2:
             o["compat"] = rng.choice(["0.10", "1.1"])
+        if rng.random() < 0.15:
+            o["preallocation"] = rng.choice(["off", "metadata", "falloc", "full"])
         words += ["-o", ",".join(f"{k}={v}" for k, v in o.items())] if o else []
+    elif rng.random() < 0.15:
+        words += ["-o", "preallocation=" + rng.choice(["off", "metadata", "falloc", "full"])]
     if rng.random() < (0.4 if out == "out.qcow2" else 0.1):  # of a raw disk both refuse
         words += ["-c"]
-    words += ["-S", rng.choice(["4k", "64k"])] if rng.random() < 0.3 else []
+    words += ["-S", rng.choice(["4k", "64k", *(["0"] if "-c" not in words else [])])] if rng.random() < 0.3 else []
     words += ["-m", str(rng.randrange(1, 9))] if rng.random() < 0.3 else []
     words += ["-t", rng.choice(CACHES)] if rng.random() < 0.3 else []
     words += ["-T", rng.choice(CACHES)] if rng.random() < 0.3 else []

@@ -286,6 +286,84 @@ flatten__a_compressed_image_survives_power_cuts(void **state)
     try_all(&c, 300);
 }
 
+static uint64_t
+taken_by(const char *path)
+{
+    struct stat st;
+
+    assert_int_equal(stat(path, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static void
+flatten__what_is_preallocated_survives_power_cuts(void **state)
+{
+    static const struct qmeld_create_options wishes[] = {
+        {.preallocation = "falloc"},
+        {.preallocation = "full"},
+        {.format = "qcow2", .cluster_size = 512, .refcount_bits = 64, .preallocation = "metadata"},
+        {.format = "qcow2", .cluster_size = 4096, .preallocation = "falloc"},
+        {.format = "qcow2", .cluster_size = 16384, .extended_l2 = true, .preallocation = "full"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++) {
+        struct crash c = {.opts = {.target = &wishes[i], .format = "raw", .threads = 1}};
+
+        try_all(&c, 100);
+        OK(qmeld_flatten(source, out, &c.opts, NULL, err));
+        assert_true(i == 2 || taken_by(out) >= SIZE);
+        unlink(out);
+    }
+}
+
+/* A cluster for every guest cluster: the same image as one made without preallocation has only those with data. */
+static void
+flatten__preallocated_metadata_has_all_clusters(void **state)
+{
+    static const struct qmeld_create_options metadata = {
+        .format = "qcow2", .cluster_size = 512, .preallocation = "metadata"};
+    const struct qmeld_flatten_options opts = {.target = &metadata, .format = "raw"};
+    struct qm_qcow2 *q;
+
+    (void)state;
+    OK(qmeld_flatten(source, out, &opts, NULL, err));
+    q = open_image(out, false);
+    for (uint64_t at = 0; at < SIZE;) {
+        struct qm_extent e;
+
+        OK(qm_image_next(&q->img, qm_guest(at), SIZE - at, &e, err));
+        assert_int_equal(e.kind, QM_DATA);
+        at += e.len;
+    }
+    qm_image_close(&q->img);
+    unlink(out);
+}
+
+/* What says nothing of preallocation in its refusal would be a promise. */
+static void
+flatten__preallocation_is_refused_where_it_means_nothing(void **state)
+{
+    static const struct qmeld_create_options wrong[] = {
+        {.preallocation = "metadata"},
+        {.preallocation = "some"},
+        {.format = "qcow2", .preallocation = "some"},
+        {.format = "qcow2", .preallocation = "full"}, /* compressed */
+    };
+    struct qmeld_error bad;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        const struct qmeld_flatten_options opts = {
+            .target = &wrong[i], .format = "raw", .compress = i == 3 ? "zlib" : NULL};
+
+        assert_int_equal(qmeld_flatten(source, out, &opts, NULL, &bad), -1);
+        assert_int_equal(bad.code, QMELD_USAGE);
+        assert_int_not_equal(access(out, F_OK), 0);
+        assert_int_not_equal(access(partial, F_OK), 0);
+    }
+}
+
 static void
 flatten__an_image_that_is_replaced_is_there_until_the_new_one_is(void **state)
 {
@@ -680,6 +758,9 @@ main(void)
         cmocka_unit_test(flatten__a_raw_image_survives_power_cuts),
         cmocka_unit_test(flatten__a_qcow2_image_survives_power_cuts),
         cmocka_unit_test(flatten__a_compressed_image_survives_power_cuts),
+        cmocka_unit_test(flatten__what_is_preallocated_survives_power_cuts),
+        cmocka_unit_test(flatten__preallocated_metadata_has_all_clusters),
+        cmocka_unit_test(flatten__preallocation_is_refused_where_it_means_nothing),
         cmocka_unit_test(flatten__an_image_that_is_replaced_is_there_until_the_new_one_is),
         cmocka_unit_test(flatten__clusters_that_are_passed_on_survive_power_cuts),
         cmocka_unit_test(flatten__bitmaps_survive_power_cuts),
