@@ -75,6 +75,39 @@ domxml__indexes_are_read_and_the_terminator_is_seen(void **state)
 }
 
 static void
+has_virtio_scsi(const char *text, bool only)
+{
+    struct qm_domxml *x = parse(text);
+
+    assert_int_equal(x->virtio_scsi, only);
+    qm_domxml_free(x);
+}
+
+/* What is not known to take no requests while QEMU's graph changes is taken for one that does. */
+static void
+domxml__controllers_without_ioeventfd_are_seen(void **state)
+{
+    struct qm_domxml *x = parse(
+        HEAD "<disk type='file'><driver name='qemu' type='raw' ioeventfd='off'/>" FILE_("/m")
+            TARGET("vda") "</disk><disk type='file'>" FILE_("/n") TARGET("vdb") "</disk>" TAIL);
+
+    (void)state;
+    assert_true(x->disks.at[0].no_ioeventfd);
+    assert_false(x->disks.at[1].no_ioeventfd);
+    qm_domxml_free(x);
+    has_virtio_scsi(HEAD "<controller type='usb' model='none'/>"
+                         "<controller type='scsi' index='0' model='virtio-scsi'/>" TAIL,
+                    true);
+    has_virtio_scsi(HEAD "<controller type='scsi' model='virtio-transitional'/>"
+                         "<controller type='scsi' index='1' model='lsilogic'/>" TAIL,
+                    false);
+    has_virtio_scsi(HEAD "<controller type='scsi' index='0'/>" TAIL, false);
+    has_virtio_scsi(HEAD "<controller type='scsi' model='virtio-scsi'>"
+                         "<driver ioeventfd='off'/></controller>" TAIL,
+                    false);
+}
+
+static void
 domxml__a_chain_without_terminator_is_open(void **state)
 {
     struct qm_domxml *x =
@@ -509,6 +542,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(domxml__indexes_are_read_and_the_terminator_is_seen),
+        cmocka_unit_test(domxml__controllers_without_ioeventfd_are_seen),
         cmocka_unit_test(domxml__a_chain_without_terminator_is_open),
         cmocka_unit_test(domxml__flags_and_a_job_are_seen),
         cmocka_unit_test(domxml__every_kind_of_source_has_a_name),
