@@ -3,16 +3,21 @@
 
 #include <dlfcn.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-static void
-fail(struct qmeld_error *err, const char *format, const char *what)
+static void __attribute__((format(printf, 2, 3)))
+fail(struct qmeld_error *err, const char *format, ...)
 {
+    va_list ap;
+
     memset(err, 0, sizeof *err);
     err->code = QMELD_UNSUPPORTED;
-    snprintf(err->what, sizeof err->what, format, what);
+    va_start(ap, format);
+    vsnprintf(err->what, sizeof err->what, format, ap);
+    va_end(ap);
 }
 
 #ifndef QM_STATIC

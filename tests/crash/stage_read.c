@@ -204,13 +204,16 @@ stage_read_guarded(const struct stage *s, struct stage_bytes *out, struct qmeld_
 /* ---- qemu-img, a reader that shares nothing with us --------------------------------------------
  */
 
-static int
-shell(const char *fmt, const char *a, const char *b)
+static int __attribute__((format(printf, 1, 2)))
+shell(const char *fmt, ...)
 {
     char line[1024];
+    va_list ap;
     int rc;
 
-    snprintf(line, sizeof line, fmt, a, b);
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
     rc = system(line);
     return WIFEXITED(rc) ? WEXITSTATUS(rc) : -1;
 }
