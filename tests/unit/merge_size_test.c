@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -322,6 +323,23 @@ merge_size__a_raw_file_of_odd_length_keeps_it(void **state)
     free(b.at);
 }
 
+/* Who reads it as the guest's disk finds all of that (docs/crash-safety.md, "A target with an external data file"). */
+static void
+merge_size__a_data_file_becomes_as_long_as_the_disk(void **state)
+{
+    struct qm_forge *f = qm_lab_make("top  | ..A..... cluster=4k\n"
+                                     "base | AB cluster=4k size=8k data_file=base.data\n");
+    struct stat st;
+
+    (void)state;
+    assert_int_equal(stat("base.data", &st), 0);
+    assert_in_range(st.st_size, 0, 8 * KIB);
+    qm_lab_merge(f, "top", "base", &into_base);
+    assert_int_equal(stat("base.data", &st), 0);
+    assert_int_equal(st.st_size, 32 * KIB);
+    qm_forge_free(f);
+}
+
 int
 main(void)
 {
@@ -340,6 +358,7 @@ main(void)
         T(merge_size__stale_tables_behind_the_end_are_never_seen),
         T(merge_size__a_top_that_ends_early_keeps_hiding_the_base),
         T(merge_size__the_l1_table_and_the_refcounts_grow),
+        T(merge_size__a_data_file_becomes_as_long_as_the_disk),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
