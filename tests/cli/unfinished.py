@@ -270,6 +270,28 @@ def unfinished__older_base_put_back_is_merged_again():
     assert put_back == contents("base.raw") != old
 
 
+def unfinished__overlays_do_not_go_over_an_older_base_put_back():
+    """All is in the base, and only names were left to change, when it is restored: the copies are the last ones."""
+    forge(BIG)
+    old = contents("base.raw")
+    interrupt(signal.SIGTERM, "commit", "--overlays=quarantine", "top.qcow2")
+    with open("top.qcow2.merged", "w", encoding="utf-8") as f:
+        f.write("somebody's")
+    qmeld("resume", "top.qcow2", code=3)
+    os.unlink("top.qcow2.merged")
+    merged = contents("base.raw")
+    assert merged != old
+    with open("base.raw", "r+b") as f:
+        f.write(old)
+    done = qmeld("resume", "top.qcow2", code=2)
+    assert "does not hold what was merged" in done.stderr, done.stderr
+    assert os.path.exists("top.qcow2") and os.path.exists("mid.qcow2")
+    with open("base.raw", "r+b") as f:
+        f.write(merged)
+    qmeld("resume", "top.qcow2")
+    assert contents("base.raw") == merged and not os.path.exists("top.qcow2")
+
+
 def unfinished__other_request_is_refused_with_the_way_out():
     for args in (["--shallow", "top.qcow2"], ["--overlays=delete", "top.qcow2"],
                  ["--top=[2]", "top.qcow2"], ["mid.qcow2"]):

@@ -180,6 +180,29 @@ fate__the_report_tells_each_layers_fate(void **state)
     }
 }
 
+/* Who wrote the base may have been killed before it was durable, and now the copies go. */
+static void
+fate__what_was_merged_before_is_durable_before_overlays_go(void **state)
+{
+    const struct qmeld_commit_options keep = {.threads = 1},
+                                      gone = {.overlays = QMELD_OVERLAYS_DELETE};
+    struct qmeld_commit_report r;
+    struct qmeld_error err;
+    struct qm_forge *f = qm_lab_make("top  | A. cluster=4k\nbase | BB cluster=4k\n");
+
+    (void)state;
+    assert_int_equal(qmeld_commit("top", &keep, &r, &err), 0);
+    qmeld_commit_report_free(&r);
+    qm_lab_watch();
+    assert_int_equal(qmeld_commit("top", &gone, &r, &err), 0);
+    qm_lab_unwatch();
+    assert_true(r.already_merged);
+    qmeld_commit_report_free(&r);
+    assert_string_equal(qm_lab_story("base"), "|");
+    assert_int_equal(access("top", F_OK), -1);
+    qm_forge_free(f);
+}
+
 int
 main(void)
 {
@@ -190,6 +213,7 @@ main(void)
         T(fate__overlays_are_put_aside_from_the_top_when_the_child_is_durable),
         T(fate__a_name_too_long_to_be_put_aside_is_refused_first),
         T(fate__a_top_is_emptied_when_it_points_at_the_durable_base),
+        T(fate__what_was_merged_before_is_durable_before_overlays_go),
         T(fate__the_report_tells_each_layers_fate),
     };
 

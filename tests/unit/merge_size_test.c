@@ -340,6 +340,27 @@ merge_size__a_data_file_becomes_as_long_as_the_disk(void **state)
     qm_forge_free(f);
 }
 
+/* The child was shrunk, and can go back to a snapshot that is longer: that saw zeros behind top's end. */
+static void
+merge_size__what_top_hid_from_a_snapshot_of_the_child_stays_hidden(void **state)
+{
+    const struct qmeld_commit_options o = {.threads = 1, .top = "[2]"};
+    struct qm_forge *f = qm_lab_make("all cluster=4k\n"
+                                     "child | .. size=8k\n"
+                                     "  snapshot s .... size=16k\n"
+                                     "top   | A. size=8k\n"
+                                     "base  | BBBBB size=20k\n");
+    struct qmeld_commit_report r;
+    struct qmeld_error err;
+
+    (void)state;
+    assert_int_equal(qmeld_commit("child", &o, &r, &err), 0);
+    qmeld_commit_report_free(&r);
+    qm_lab_looks("base", 4 * KIB, "DD00D"); /* the fifth nobody ever saw through top */
+    qm_lab_clean("base");
+    qm_forge_free(f);
+}
+
 int
 main(void)
 {
@@ -358,6 +379,7 @@ main(void)
         T(merge_size__stale_tables_behind_the_end_are_never_seen),
         T(merge_size__a_top_that_ends_early_keeps_hiding_the_base),
         T(merge_size__the_l1_table_and_the_refcounts_grow),
+        T(merge_size__what_top_hid_from_a_snapshot_of_the_child_stays_hidden),
         T(merge_size__a_data_file_becomes_as_long_as_the_disk),
     };
 
