@@ -7,7 +7,7 @@ import re
 import struct
 import subprocess
 
-from lib import (CHAIN, HAVE_QEMU, QMELD, UP, contents, forge, plan, qemu_img, qmeld, same)
+from lib import (CHAIN, HAVE_QEMU, QMELD, UP, contents, files_here, forge, plan, qemu_img, qmeld, same)
 
 
 def plan__prices_both_directions():
@@ -73,6 +73,13 @@ def plan__refuses_what_commit_refuses():
     forge(CHAIN)
     said, done = (qmeld(c, "--base=[3]", "top.qcow2", code=2) for c in ("plan", "commit"))
     assert said.stderr.splitlines()[0] == done.stderr.splitlines()[0]
+    for name in os.listdir("."):
+        os.remove(name)
+    forge("all cluster=4k\ntop.qcow2 | AAAA\nbase.qcow2 | B size=32k\n")  # up, the active layer would grow
+    before = files_here()
+    said, done = (qmeld(c, "--direction=up", "--overlays=delete", "top.qcow2", code=2) for c in ("plan", "commit"))
+    assert said.stderr.splitlines()[0] == done.stderr.splitlines()[0]
+    assert "longer than the active layer's" in done.stderr and files_here() == before, done.stderr
 
 
 def plan__tells_of_files_renamed_and_deleted():
