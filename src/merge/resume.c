@@ -104,7 +104,20 @@ qm_merge_tells_by_look(const struct qm_image *target)
            qm_file_is_local(target->file);
 }
 
-/* The target looks as the last run left it when it was stopped: nobody has written to it. */
+/* A device says nothing about when it was written to. */
+static bool
+layers_tell_by_look(const struct qm_merge *m)
+{
+    const struct qm_transfer *t = &m->transfer;
+
+    for (size_t i = t->base; i <= t->top; i++)
+        if (!qm_merge_tells_by_look(m->chain->layers[i].img))
+            return false;
+    return true;
+}
+
+/* The target looks as the last run left it when it was stopped: nobody has written to it.  Nor to a layer, as far as
+ * that can be told: otherwise what they hold now has to be looked for in it. */
 static int
 is_as_left(const struct qm_merge *m, bool *out, struct qmeld_error *err)
 {
@@ -113,7 +126,7 @@ is_as_left(const struct qm_merge *m, bool *out, struct qmeld_error *err)
     struct qm_trail now = {.left = {.size = 0}};
 
     *out = false;
-    if (!qm_merge_tells_by_look(target) ||
+    if (!layers_tell_by_look(m) ||
         (then.left.mtime_sec == 0 && then.left.mtime_nsec == 0)) /* nothing was noted */
         return 0;
     if (qm_journal_look(target->file, &now, err) < 0)
@@ -144,8 +157,35 @@ find_start(struct qm_merge *m, guest_off done, struct qmeld_error *err)
         m->journal, (struct qm_cursor){.phase = QM_PHASE_COPY, .done = m->transfer.from}, err);
 }
 
-/* Before the last copies are given up: is all of it in the base?  Where some of them are gone or
- * emptied already, that cannot be told any more. */
+/* Layers that are emptied change by that, so how they look does not tell whether a guest has written to them meanwhile, as
+ * it may: the active layer reads right.  What they still answer must be in the base, or emptying them loses it.  Of a range of
+ * which only the top is emptied, layers below it answer with what is older than the base. */
+static int
+check_emptied(const struct qm_merge *m, struct qmeld_error *err)
+{
+    const struct qm_transfer *t = &m->transfer;
+    const size_t bottom = t->give_up ? t->target + 1 : t->top;
+    bool there;
+
+    if (bottom > t->top)
+        return 0;
+    for (size_t i = t->base; i <= t->top; i++)
+        if (!m->chain->layers[i].img)
+            return 0;
+    if (qm_transfer_holds(t, bottom, &there, err) < 0)
+        return -1;
+    if (there)
+        return 0;
+    return qm_fail(
+        err, QMELD_STALE, qm_in(m->chain->layers[t->top].path),
+        "it holds what %s has not got, so one of them was written to since they were merged: "
+        "remove the journal %s and give the merge command again, which merges that, too; or "
+        "put the old files back",
+        m->chain->layers[t->target].path, qm_journal_file(m->journal));
+}
+
+/* Before the last copies are given up: is all of it in the base?  Where some of them are gone
+ * already, that cannot be told any more. */
 static int
 check_complete(const struct qm_merge *m, struct qmeld_error *err)
 {
@@ -155,7 +195,7 @@ check_complete(const struct qm_merge *m, struct qmeld_error *err)
 
     m->report->verified = intent->verify; /* before the journal said so */
     if (m->settle_config.overlays == QMELD_OVERLAYS_EMPTY || t->give_up)
-        return 0;
+        return check_emptied(m, err);
     for (size_t i = t->base; i <= t->top; i++)
         if (!m->chain->layers[i].img)
             return 0;

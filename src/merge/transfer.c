@@ -193,10 +193,11 @@ qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err)
 
 /* What is wanted before end against what the uppermost layer of have reads. */
 static int
-compare(const struct qm_transfer *t, uint64_t end, const struct qm_chain *have, const char *phase,
-        bool tell_all, struct qm_compare_result *out, struct qmeld_error *err)
+compare(const struct qm_transfer *t, struct qm_plan_config plan, uint64_t end,
+        const struct qm_chain *have, const char *phase, bool tell_all,
+        struct qm_compare_result *out, struct qmeld_error *err)
 {
-    const struct qm_compare_config config = {.plan = qm_transfer_plan(t),
+    const struct qm_compare_config config = {.plan = plan,
                                              .end = qm_guest(end),
                                              .have = have,
                                              .have_top = have->n - 1,
@@ -215,7 +216,7 @@ is_there(const struct qm_transfer *t, uint64_t end, bool *out, struct qmeld_erro
 {
     struct qm_compare_result found;
 
-    if (compare(t, end, &t->done, "compare", false, &found, err) < 0)
+    if (compare(t, qm_transfer_plan(t), end, &t->done, "compare", false, &found, err) < 0)
         return -1;
     *out = found.equal;
     return 0;
@@ -239,6 +240,21 @@ qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
 }
 
 int
+qm_transfer_holds(const struct qm_transfer *t, size_t bottom, bool *out, struct qmeld_error *err)
+{
+    struct qm_plan_config plan = qm_transfer_plan(t);
+    struct qm_compare_result found;
+
+    plan.base = plan.target = bottom - 1;       /* is not asked */
+    plan.old_size = UINT64_MAX; /* nothing grows */
+    plan.hidden_end = 0;
+    if (compare(t, plan, UINT64_MAX, &t->done, "compare", false, &found, err) < 0)
+        return -1;
+    *out = found.equal;
+    return 0;
+}
+
+int
 qm_transfer_read_back(const struct qm_transfer *t, const struct qm_chain *have,
                       struct qm_compare_result *out, struct qmeld_error *err)
 {
@@ -248,7 +264,7 @@ qm_transfer_read_back(const struct qm_transfer *t, const struct qm_chain *have,
     /* by its header, it may still stand on layers of the range */
     if (select_done(t, have, have->n - 1, &done, err) < 0)
         return -1;
-    rc = compare(t, UINT64_MAX, &done, "verify", true, out, err);
+    rc = compare(t, qm_transfer_plan(t), UINT64_MAX, &done, "verify", true, out, err);
     free(done.layers);
     return rc;
 }

@@ -72,6 +72,11 @@ int qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_err
 int qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
                             struct qmeld_error *err) QM_CHECK;
 
+/* *out: whatever layers bottom .. top answer is what the target reads as.  What they have given up already they do not
+ * answer; bottom is above the target. */
+int qm_transfer_holds(const struct qm_transfer *t, size_t bottom, bool *out,
+                      struct qmeld_error *err) QM_CHECK;
+
 /* After it: is all that is wanted what the base reads as, which is the active layer of `have`, opened anew? */
 int qm_transfer_read_back(const struct qm_transfer *t, const struct qm_chain *have,
                           struct qm_compare_result *out, struct qmeld_error *err) QM_CHECK;

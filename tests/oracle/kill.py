@@ -349,6 +349,8 @@ class Mode:
                 raise Fail(f"{when}: rc {r.rc}: {r.err}")
             self.look(when)
         self.meet_newcomer(when)
+        if n % 4 == 0 and self.guest_wrote(when):
+            return True
         if self.setup.back and n % 2 and os.path.exists(self.journal):
             self.take_back(when)
         self.finish(when)
@@ -365,6 +367,29 @@ class Mode:
         if not os.path.exists(path) or oracle.digest(path) != before:
             raise Fail(f"{when}: a new image of the removed layer's name is not what it was: rc {r.rc}: {r.err}")
         os.remove(path)
+
+    def guest_wrote(self, when):
+        """The active layer reads right, so its machine is started, and writes.  Not a byte of that may be lost, whether the merge
+        goes on then or is refused; a refusal leads out.  False: nothing is unfinished."""
+        s, path = self.setup, os.path.join(self.dir, self.setup.active)
+        if not os.path.exists(path) or not os.path.exists(self.journal):
+            return False
+        half = Qcow2(path).size // 1024 * 512
+        oracle.qemu_io(s.active, ["write -P 201 0 4k", f"write -P 202 {half} 64k", "flush"], cwd=self.dir)
+        new = oracle.view(s.active, "qcow2", self.dir)
+        when += ", then the guest wrote"
+        for more in ([], ["--force"]):  # layers between are images beside the chain, once nothing is unfinished
+            r = oracle.run([*self.argv, *more], self.dir, env=s.env)
+            name, fmt = (s.active, "qcow2") if os.path.exists(path) else (s.base, s.base_fmt)
+            diff = oracle.first_difference(new, oracle.view(name, fmt, self.dir)[:len(new)])
+            if diff:
+                raise Fail(f"{when}: rc {r.rc}, and {name} reads otherwise: {diff} {r.err}")
+            if r.rc == 0:
+                return True
+            if r.rc != 2 or "remove the journal" not in r.err:
+                raise Fail(f"{when}: rc {r.rc}, wanted 0, or 2 and a way out: {r.err}")
+            os.unlink(self.journal)
+        raise Fail(f"{when}: refused without a journal: {r.err}")
 
     def take_back(self, when):
         """Base, child and files are what they were, unless the way back was given up already."""
