@@ -245,8 +245,8 @@ qm_transfer_holds(const struct qm_transfer *t, size_t bottom, bool *out, struct 
     struct qm_plan_config plan = qm_transfer_plan(t);
     struct qm_compare_result found;
 
-    plan.base = plan.target = bottom - 1;       /* is not asked */
-    plan.old_size = UINT64_MAX; /* nothing grows */
+    plan.base = plan.target = bottom - 1; /* is not asked */
+    plan.old_size = UINT64_MAX;           /* nothing grows */
     plan.hidden_end = 0;
     if (compare(t, plan, UINT64_MAX, &t->done, "compare", false, &found, err) < 0)
         return -1;
