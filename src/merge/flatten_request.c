@@ -8,6 +8,7 @@
  */
 #include "flatten_int.h"
 #include "fields.h"
+#include "hands.h"
 #include "search.h"
 
 #include <dirent.h>
@@ -296,6 +297,23 @@ qmeld_partials(const char *path, qmeld_partial_fn *fn, void *opaque, struct qmel
     return rc;
 }
 
+/* A note names files to be read, or given up; whoever could have made it is not to choose them. */
+static int
+is_ours(const struct qm_output_left *left, struct qmeld_error *err)
+{
+    struct qm_hands hands;
+
+    if (qm_hands_of(left->note, NULL, &hands, err) < 0)
+        return -1;
+    if (!hands.others)
+        return 0;
+    return qm_fail(err, QMELD_USAGE, qm_in(left->note),
+                   "others than you can put files beside it (its directory is user %u's, or "
+                   "everybody may write to it), so the note is not gone by: give the command that "
+                   "began the image once more, which goes on",
+                   (unsigned)hands.uid);
+}
+
 int
 qmeld_flatten_resume(const char *path, const struct qmeld_flatten_options *how,
                      struct qmeld_flatten_report *report, struct qmeld_error *err)
@@ -316,6 +334,8 @@ qmeld_flatten_resume(const char *path, const struct qmeld_flatten_options *how,
     } else if (rc == 0 && !left.request) {
         rc = qm_fail(err, QMELD_USAGE, qm_in(out),
                      "no note tells of an unfinished image here: give the command that began it");
+    } else if (rc == 0 && is_ours(&left, err) < 0) {
+        rc = -1;
     } else if (rc == 0 && !read_request(left.request, &r)) {
         rc = qm_fail(err, QMELD_CORRUPT, qm_in(left.note),
                      "the note about an unfinished image cannot be understood: give it up");
@@ -333,6 +353,7 @@ qmeld_flatten_abandon(const char *path, struct qmeld_error *err)
 {
     struct qm_output_left left;
     struct request r = {.json = NULL};
+    struct qmeld_error unheard = {0};
     QM_FREE char *out = NULL;
     int rc;
 
@@ -345,7 +366,8 @@ qmeld_flatten_abandon(const char *path, struct qmeld_error *err)
                      "nothing unfinished lies beside it: `qmeld status` finds what there is");
     if (rc == 0)
         rc = qm_output_abandon(out, err);
-    if (rc == 0 && left.request && read_request(left.request, &r)) {
+    if (rc == 0 && left.request && is_ours(&left, &unheard) == 0 &&
+        read_request(left.request, &r)) {
         if (r.options.manifest)
             rc = qm_output_abandon(r.options.manifest, err);
         if (rc == 0 && r.options.salvage_map)

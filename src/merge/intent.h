@@ -12,6 +12,7 @@
 #define QM_INTENT_H
 
 #include "err.h"
+#include "hands.h"
 #include "qcow2_bitmap.h"
 #include "qcow2_stage.h"
 #include "vec.h"
@@ -46,6 +47,10 @@ struct qm_journal_layer {
         int64_t mtime_nsec;
         struct qm_birth born;
     } data;
+    /* not in the JSON: what the journal that it was read from may have us do to it (hands.h) */
+    struct qm_hands hands;
+    const char *journal; /* borrowed */
+    bool reads;
 };
 
 /* How a merge can be taken back. */
@@ -111,6 +116,11 @@ struct qm_intent {
     bool already;                           /* the target held all data before the merge */
     QM_VEC(struct qm_guarded) guarded;      /* by path */
 };
+
+/* In whose directory the journal lies is noted with each file that the intent names; USAGE if one of them is out of their reach.
+ * journal lives as long as the intent does. */
+int qm_intent_reach(struct qm_intent *i, const struct qm_file *journal, struct qmeld_error *err)
+    QM_CHECK;
 
 /* allow: as in struct qmeld_commit_options.  False: no memory. */
 bool qm_intent_allow(struct qm_intent *i, const char *const *allow);

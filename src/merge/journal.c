@@ -248,6 +248,10 @@ create(struct qm_journal *j, const char *path, struct qmeld_error *err)
     rc = make_file(path, &j->file, err);
     if (rc == 0)
         rc = lock_it(j, err);
+    if (rc == 0 && !j->file->shadow) /* nobody could go on with it otherwise */
+        rc = qm_journal_is_ours(j->file, err);
+    if (rc == 0)
+        rc = qm_intent_reach(&j->intent, j->file, err);
     return rc == 0 ? write_intent(j, text, err) : -1;
 }
 
@@ -423,7 +427,8 @@ load(struct qm_journal *j, bool *out_valid, struct qmeld_error *err)
                        ": finish the merge with the qmeld that began it",
                        be32_get(&h.version));
     if (qm_journal_is_ours(j->file, err) < 0 || read_intent(j, &h, err) < 0 ||
-        read_cursor(j, err) < 0 || in_its_place(j, err) < 0)
+        read_cursor(j, err) < 0 || in_its_place(j, err) < 0 ||
+        qm_intent_reach(&j->intent, j->file, err) < 0)
         return -1;
     *out_valid = true;
     return 0;
@@ -664,7 +669,10 @@ qm_journal_same(const struct qm_journal_layer *then, const struct qm_image *img,
     const struct qm_file *file = img->file;
     struct stat st;
 
-    if (stat_of(file, &st, err) < 0)
+    if (qm_hands_reach(&then->hands, then->journal, then->path, file, then->reads, err) < 0 ||
+        (img->data != file && qm_hands_reach(&then->hands, then->journal, img->data->path,
+                                             img->data, then->reads, err) < 0) ||
+        stat_of(file, &st, err) < 0)
         return -1;
     if (then->blockdev != file->blockdev || then->ino != file->ino ||
         !is_born_then(&then->born, file))

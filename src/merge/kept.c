@@ -39,6 +39,21 @@ make_file(struct qm_kept *k, const char *path, struct qmeld_error *err)
     return qm_sync_dir_of(path, err);
 }
 
+/* A symbolic link that somebody has put in its place would have another file written to, or another one's bytes put
+ * into the base. */
+static int
+open_file(struct qm_kept *k, const char *path, struct qmeld_error *err)
+{
+    struct stat st;
+
+    if (qm_file_open(path, &k->file, err) < 0)
+        return -1;
+    if (lstat(path, &st) == 0 && (st.st_dev != k->file->dev || st.st_ino != k->file->ino))
+        return qm_fail(err, QMELD_STALE, qm_in(path),
+                       "it is a link to another file, not what the merge has kept: put that back");
+    return qm_file_make_writable(k->file, err);
+}
+
 int
 qm_kept_open(const struct qm_kept_config *config, struct qm_kept **out, struct qmeld_error *err)
 {
@@ -54,8 +69,8 @@ qm_kept_open(const struct qm_kept_config *config, struct qm_kept **out, struct q
     k->cfg.plan.from = qm_guest(0);
     if (k->kept.g == 0)
         rc = make_file(k, config->path, err);
-    else if ((rc = qm_file_open(config->path, &k->file, err)) == 0)
-        rc = qm_file_make_writable(k->file, err);
+    else
+        rc = open_file(k, config->path, err);
     if (rc < 0) {
         qm_kept_close(k);
         return -1;

@@ -132,6 +132,21 @@ def flatten__resume_recover_and_revert_know_it_too():
     qmeld("revert", "new")
 
 
+def flatten__note_in_the_hands_of_others_is_not_gone_by():
+    if os.geteuid() != 0:
+        raise Skip("only root can make somebody else's directory")
+    cut_flatten_short("--manifest=m", "--leaf=64k")
+    os.chown(".", 1234, 1234)
+    for args in (["resume", "new"], ["recover", "."]):
+        done = qmeld(*args, code=2)
+        assert "others than you can put files beside it" in done.stderr, done.stderr
+    assert not os.path.exists("new")
+    qmeld("flatten", "-q", "-O", "qcow2", "--cluster-size=4k", "--manifest=m", "--leaf=64k", "top.qcow2", "new",
+          env=SMALL_BATCHES)  # as it says
+    same(json.loads(qmeld("compare", "--output=json", "top.qcow2", "new").stdout)["identical"], True)
+    same([n for n in os.listdir(".") if n.startswith(".")], [])
+
+
 def create__sizes_are_read_as_qemu_img_reads_them():
     for text, size in (("0", 0), ("512", 512), ("64k", 65536), ("64K", 65536), ("1M", 1 << 20),
                        ("1.5M", 3 << 19), ("0x10000", 65536), ("1024b", 1024), ("0.25k", 256),

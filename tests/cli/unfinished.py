@@ -345,6 +345,74 @@ def unfinished__journal_of_somebody_else_is_not_obeyed():
         same(json.loads(qmeld("status", "--output=json", code=3).stdout)[0]["error"]["code"], "usage")
 
 
+def unfinished__journal_in_the_hands_of_others_reaches_what_they_do():
+    """Who owns a directory can give any file of root's in it the name of a journal."""
+    if os.geteuid() != 0:
+        raise Skip("only root can make somebody else's directory")
+    os.mkdir("hers")
+    for uid, mode in ((1234, 0o755), (0, 0o777), (0, 0o1777)):
+        forge(BIG)
+        want, before = expected("top.qcow2"), [contents(f) for f in BIG_FILES]
+        os.chown("hers", uid, uid)
+        os.chmod("hers", mode)
+        words = ["commit", "--overlays=quarantine", "--journal-dir=hers", "top.qcow2"]
+        done = qmeld(*words, code=2)  # none is begun that nobody could go on with
+        assert "base.raw" in done.stderr and "others than you" in done.stderr, done.stderr
+        same((os.listdir("hers"), [contents(f) for f in BIG_FILES]), ([], before))
+        os.chown("hers", 0, 0)
+        os.chmod("hers", 0o755)
+        interrupt(signal.SIGTERM, *words)
+        before = [contents(f) for f in BIG_FILES]
+        os.chown("hers", uid, uid)
+        os.chmod("hers", mode)
+        for args in (words, ["resume", "hers/" + JOURNAL], ["recover", "hers"]):
+            done = qmeld(*args, code=2)
+            assert "base.raw" in done.stderr and "others than you" in done.stderr, done.stderr
+            same([contents(f) for f in BIG_FILES], before)
+        same(json.loads(qmeld("status", "--output=json", "hers", code=3).stdout)[0]["error"]["code"],
+             "usage")
+        os.chown("base.raw", uid, uid)  # one file of hers is not the others
+        done = qmeld("resume", "hers/" + JOURNAL, code=2)
+        assert ("mid.qcow2" if uid else "base.raw") in done.stderr, done.stderr
+        os.chown("base.raw", 0, 0)
+        os.chown("hers", 0, 0)
+        os.chmod("hers", 0o755)
+        qmeld("recover", "-q", "hers")
+        assert contents("base.raw") == want
+        for path in ("mid.qcow2.merged", "top.qcow2.merged"):
+            if os.path.exists(path):
+                os.remove(path)
+
+
+def unfinished__what_lies_beside_its_journal_is_within_reach():
+    if os.geteuid() != 0:
+        raise Skip("only root can make somebody else's directory")
+    for uid, mode in ((1234, 0o755), (0, 0o1777)):
+        forge(BIG)
+        want = expected("top.qcow2")
+        os.chown(".", uid, uid)
+        os.chmod(".", mode)
+        interrupt(signal.SIGTERM)
+        qmeld("recover", "-q", ".")
+        assert contents("base.raw") == want
+
+
+def unfinished__link_in_the_place_of_what_was_kept_is_not_followed():
+    """It would be written to by who goes on, and read into the base by who goes back."""
+    forge(BIG)
+    interrupt(signal.SIGTERM, "commit", "--undo", "top.qcow2")
+    os.rename(JOURNAL + "-undo", "kept")
+    shutil.copy("kept", "victim")
+    os.symlink("victim", JOURNAL + "-undo")
+    before = [contents(f) for f in (*BIG_FILES, "victim")]
+    for args in (["commit", "--undo", "top.qcow2"], ["resume", JOURNAL], ["revert", JOURNAL]):
+        done = qmeld(*args, code=ANY)
+        assert done.returncode in (2, 3) and "a link to another file" in done.stderr, done.stderr
+        same([contents(f) for f in (*BIG_FILES, "victim")], before)
+    os.rename("kept", JOURNAL + "-undo")
+    qmeld("revert", "-q", JOURNAL)
+
+
 def unfinished__journal_dir_holds_the_journal():
     os.mkdir("journals")
     forge(BIG)
