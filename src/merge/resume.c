@@ -338,8 +338,10 @@ qm_merge_resume(struct qm_merge *m, struct qmeld_error *err)
         return qm_merge_finalize(m, err); /* it was held: overlays may be gone since */
     if (qm_merge_take_over(m, false, err) < 0)
         return -1;
-    if (phase == QM_PHASE_FINAL)
-        return qm_merge_finish(m, err);
+    if (phase == QM_PHASE_FINAL) /* with a way back, layers are emptied only here */
+        return intent->overlays == QMELD_OVERLAYS_EMPTY && check_emptied(m, err) < 0
+                   ? -1
+                   : qm_merge_finish(m, err);
     if (qm_back_adopt(&m->back, m->back.target, err) < 0 || check_complete(m, err) < 0)
         return -1;
     return qm_merge_settle(m, err);
