@@ -131,8 +131,8 @@ QMELD_API int qmeld_partials(const char *path, qmeld_partial_fn *fn, void *opaqu
                              struct qmeld_error *err) QMELD_CHECK;
 
 /* Goes on with one (path as above) as qmeld_flatten does when it is called again: what is to be done is in the note.  Of how,
- * which may be NULL, threads, secrets, progress, opaque and command count.  USAGE: there is no note.  STALE: what it
- * reads has changed.  report as above. */
+ * which may be NULL, threads, secrets, progress, opaque and command count.  USAGE: there is no note, or it lies in a directory
+ * of another user's, or to which everybody may write.  STALE: what it reads has changed.  report as above. */
 QMELD_API int qmeld_flatten_resume(const char *path, const struct qmeld_flatten_options *how,
                                    struct qmeld_flatten_report *report,
                                    struct qmeld_error *err) QMELD_CHECK;

@@ -17,10 +17,9 @@ extern "C" {
 
 struct qmeld_verify_options {
     const char *output; /* the image, if it is not where the manifest says; NULL: it is */
-    const char *
-        inputs; /* the top of the chain that was flattened, if that is not where the manifest says, which
-                         * then lends no path to the inputs: they are what the chain's backing names lead to from
-                         * there.  NULL: all are where the manifest says */
+    /* the top of the chain that was flattened, if that is not where the manifest says, which then lends no path to the
+     * inputs: they are what the chain's backing names lead to from there.  NULL: all are where the manifest says */
+    const char *inputs;
     const char *const *allow_paths;      /* as in struct qmeld_open_options, for the inputs */
     const struct qmeld_secrets *secrets; /* NULL: none; of the inputs, and of the image */
     unsigned threads;                    /* 0: as many as there are processors, at most 16 */

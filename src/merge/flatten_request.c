@@ -227,10 +227,12 @@ tell(const char *out, qmeld_partial_fn *fn, void *opaque, struct qmeld_error *er
     struct request r = {.json = NULL};
     struct qmeld_partial p = {.out = out};
     int rc = qm_output_look(out, &left, err);
+    /* a power cut may leave a note that was never whole: nobody goes on by it, and so it is as good as none */
+    const bool noted = left.request || left.bad;
 
     if (rc == 0 && (left.note || left.partial)) {
-        p.note = left.note;
-        p.partial = left.partial;
+        p.note = noted ? left.note : NULL;
+        p.partial = noted || left.partial ? left.partial : left.note;
         p.running = left.running;
         p.complete = left.complete;
         p.done = left.done;

@@ -55,40 +55,55 @@ qm_hands_of(const char *path, const struct qm_file *file, struct qm_hands *out,
         return -1;
     /* the sticky bit does not help: it keeps files from being renamed away, not from being brought in */
     *out = (struct qm_hands){.others = !is_trusted(st.st_uid) || (st.st_mode & S_IWOTH),
+                             .everybody = (st.st_mode & S_IWOTH) != 0,
                              .dev = st.st_dev,
                              .ino = st.st_ino,
                              .uid = st.st_uid};
     return 0;
 }
 
+/* In the directory, or in one below it: who has the hands can give any of those names to another file.  (Not if it is sticky and a
+ * directory below belongs to root; but then what lies in there is at stake, and nothing else.) */
+static bool
+lies_below(const struct qm_hands *h, const char *path)
+{
+    QM_FREE char *at = strdup(path);
+
+    for (char *slash = at ? strrchr(at, '/') : NULL; slash; slash = strrchr(at, '/')) {
+        struct stat st;
+
+        *slash = '\0';
+        if (stat(*at ? at : "/", &st) == 0 && st.st_dev == h->dev && st.st_ino == h->ino)
+            return true;
+    }
+    return false;
+}
+
 /* False, too, if it cannot be told. */
 static bool
-is_within(const struct qm_hands *h, const char *path, const struct qm_file *file, bool reads,
-          struct qmeld_error *err)
+is_within(const struct qm_hands *h, const char *path, const struct qm_file *file, bool reads)
 {
+    QM_FREE char *real = real_path(path, file);
+    QM_FREE char *dir_path = qm_dir_of(real ? real : path);
     const bool his = !is_trusted(h->uid);
+    bool his_dir;
     struct stat st, dir;
 
-    if (file && !qm_file_is_local(file))
+    if ((file && !qm_file_is_local(file)) || !dir_path || stat(dir_path, &dir) < 0)
         return false;
-    if (stat_dir(path, file, &dir, err) < 0)
-        return false;
-    if ((file && !file->shadow ? fstat(file->fd, &st) : stat(path, &st)) <
-        0) /* a name to be given */
-        return (dir.st_dev == h->dev && dir.st_ino == h->ino) || (his && dir.st_uid == h->uid);
-    if (!S_ISREG(st.st_mode))
-        return false;
-    return (dir.st_dev == h->dev && dir.st_ino == h->ino) || (reads && (st.st_mode & S_IROTH)) ||
-           (his && (st.st_uid == h->uid || dir.st_uid == h->uid));
+    his_dir = (his && dir.st_uid == h->uid) || (h->everybody && (dir.st_mode & S_IWOTH)) ||
+              (real ? lies_below(h, real) : dir.st_dev == h->dev && dir.st_ino == h->ino);
+    if ((file && !file->shadow ? fstat(file->fd, &st) : stat(path, &st)) < 0)
+        return his_dir; /* a name to be given */
+    return S_ISREG(st.st_mode) &&
+           (his_dir || (his && st.st_uid == h->uid) || (reads && (st.st_mode & S_IROTH)));
 }
 
 int
 qm_hands_reach(const struct qm_hands *hands, const char *journal, const char *path,
                const struct qm_file *file, bool reads, struct qmeld_error *err)
 {
-    struct qmeld_error unheard = {0};
-
-    if (!hands->others || is_within(hands, path, file, reads, &unheard))
+    if (!hands->others || is_within(hands, path, file, reads))
         return 0;
     return qm_fail(err, QMELD_USAGE, qm_in(path),
                    "others than you can put files beside the journal %.400s (its directory is user "

@@ -21,8 +21,9 @@
 /* All zero: ours, whatever it names. */
 struct qm_hands {
     bool
-        others; /* the directory belongs to somebody else who is not root, or everybody may write to it */
-    dev_t dev; /* the directory, and its owner */
+        others; /* the directory is another user's, who is not root, or everybody may write to it */
+    bool everybody; /* the latter */
+    dev_t dev;      /* the directory, and its owner */
     ino_t ino;
     uid_t uid;
 };
@@ -32,7 +33,8 @@ struct qm_hands {
 int qm_hands_of(const char *path, const struct qm_file *file, struct qm_hands *out,
                 struct qmeld_error *err) QM_CHECK;
 
-/* Could whoever has the hands change the file of this path himself, in the same directory, in another one of his, or as its owner?
+/* Could whoever has the hands change the file of this path himself, or give its name to another one: in the same directory or below it, in
+ * another one that is in his hands likewise, or as its owner?
  * file: as above.  A block device or an export of a server is in nobody's directory.  reads: it is only read, so it will do if everybody may.
  * USAGE names the file at fault, and the journal. */
 int qm_hands_reach(const struct qm_hands *hands, const char *journal, const char *path,

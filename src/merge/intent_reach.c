@@ -17,6 +17,17 @@ reach_layer(const struct qm_journal_layer *l, struct qmeld_error *err)
     return 0;
 }
 
+/* Written to, renamed, removed, or emptied: not what lies outside of the range and its child, and of the range not what stays as it is. */
+static bool
+changes(const struct qm_intent *i, size_t layer)
+{
+    if (layer == i->target || layer == i->base || layer == i->top + 1)
+        return true;
+    if (layer < i->base || layer > i->top)
+        return false;
+    return i->overlays != QMELD_OVERLAYS_KEEP || i->reclaim;
+}
+
 int
 qm_intent_reach(struct qm_intent *i, const struct qm_file *journal, struct qmeld_error *err)
 {
@@ -29,7 +40,7 @@ qm_intent_reach(struct qm_intent *i, const struct qm_file *journal, struct qmeld
 
         l->hands = hands;
         l->journal = journal->path;
-        l->reads = (k < i->base || k > i->top + 1) && k != i->target;
+        l->reads = !changes(i, k);
         if (reach_layer(l, err) < 0)
             return -1;
     }

@@ -61,12 +61,13 @@ int qm_journal_check_place(const struct qm_file *base, const struct qm_file *act
                            const char *journal_dir, struct qmeld_error *err) QM_CHECK;
 
 /* Takes over *intent, also on failure.  On success everything is durable, and the journal is held.
- * USAGE: the place is taken by another merge's journal, which stays. */
+ * USAGE: the place is taken by another merge's journal, which stays; or the intent is out of reach of who can write there
+ * (hands.h), so that nobody could go on by it. */
 int qm_journal_create(const char *path, struct qm_intent *intent, struct qm_journal **out,
                       struct qmeld_error *err) QM_CHECK;
 
 /* For looking.  *out is NULL if there is no journal at path, or one that never became valid (nothing
- * had been changed then).  USAGE: it is somebody's whom we had better not obey. */
+ * had been changed then).  USAGE: it is somebody's whom we had better not obey, or may be (hands.h). */
 int qm_journal_load(const char *path, struct qm_journal **out, struct qmeld_error *err) QM_CHECK;
 
 /* Before going on with a loaded one, when its layers are locked.  BUSY or STALE: another process is
@@ -100,7 +101,7 @@ void qm_journal_close(struct qm_journal *j); /* the file stays; NULL is fine */
 const char *qm_journal_path_now(const struct qm_journal_layer *l);
 
 /* STALE, naming the file, unless img's file, and its data file, are the same ones (by inode) and, with untouched, still
- * looks as it did. */
+ * looks as it did.  USAGE: it is out of reach (hands.h). */
 int qm_journal_same(const struct qm_journal_layer *then, const struct qm_image *img, bool untouched,
                     struct qmeld_error *err) QM_CHECK;
 

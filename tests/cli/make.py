@@ -105,6 +105,22 @@ def flatten__status_knows_what_is_not_complete():
     same(sorted(os.listdir(".")), ["base.raw", "recipe", "top.qcow2"])
 
 
+def flatten__note_that_was_never_whole_is_left_over():
+    """What a power cut leaves while the note is made: its name, or its length, and no head."""
+    for length, partial in ((0, True), (4096, True), (4096, False)):
+        cut_flatten_short()
+        if not partial:
+            os.unlink(".new.qmeld-partial")
+        with open(".new.qmeld-flatten", "wb") as f:
+            f.truncate(length)
+        said = qmeld("status").stdout
+        assert "left over" in said and "qmeld resume" not in said, said
+        assert "note" not in json.loads(qmeld("status", "--output=json").stdout)[0]
+        qmeld("recover", ".")
+        qmeld("revert", ".new.qmeld-partial" if partial else ".new.qmeld-flatten")
+        same(sorted(os.listdir(".")), ["base.raw", "recipe", "top.qcow2"])
+
+
 def flatten__resume_recover_and_revert_know_it_too():
     for end in (["resume", "new"], ["resume", ".new.qmeld-flatten"], ["recover", "."]):
         cut_flatten_short("--refcount-bits=1", "--manifest=m", "--leaf=64k")

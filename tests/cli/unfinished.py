@@ -397,6 +397,25 @@ def unfinished__what_lies_beside_its_journal_is_within_reach():
         assert contents("base.raw") == want
 
 
+def unfinished__below_its_journal_and_where_everybody_may_write_is_within_reach():
+    if os.geteuid() != 0:
+        raise Skip("only root can make somebody else's directory")
+    for uid, mode, sub in ((1234, 0o755, 0o755), (0, 0o1777, 0o755), (0, 0o777, 0o777)):
+        home = "shared" if sub == 0o755 else "."
+        for folder in ("shared", home + "/below"):
+            os.mkdir(folder)
+        qmeld("create", "-q", "-f", "qcow2", "shared/base.qcow2", "1M")
+        back = "../base.qcow2" if home == "shared" else "../shared/base.qcow2"
+        top = home + "/below/top.qcow2"
+        qmeld("create", "-q", "-f", "qcow2", "-b", back, "-F", "qcow2", top)
+        os.chown("shared", uid, uid)
+        os.chmod("shared", mode)
+        os.chmod(home + "/below", sub)
+        assert "merged" in qmeld("commit", "--overlays=delete", top).stdout or not os.path.exists(top)
+        shutil.rmtree("shared")
+        shutil.rmtree("below", ignore_errors=True)
+
+
 def unfinished__link_in_the_place_of_what_was_kept_is_not_followed():
     """It would be written to by who goes on, and read into the base by who goes back."""
     forge(BIG)

@@ -4,7 +4,7 @@
 A loop device lies on the one file of a FUSE file system that is served from here.  So each write, hole and flush
 that the kernel gives to the device passes by, in order.  What a power failure may leave is then made from the record:
 all up to the last flush that was answered, and of what came after it anything.  Device mapper's log-writes does the
-same where a kernel has it; this needs /dev/fuse and loop devices.  The disk can fail, too: see Disk.fail.
+same where a kernel has it; this needs /dev/fuse and loop devices.
 """
 
 import bisect
@@ -23,7 +23,7 @@ WRITE, HOLE, FLUSH = 1, 2, 3
 PAGE = 4096
 RECORD = struct.Struct("<IIQ")  # kind, length, offset; a write's bytes follow
 # of the memory that is shared with the server
-RECORDING, LOGGED, FAIL_KIND, FAIL_AFTER, FAIL_ERRNO, FAILED = range(6)
+RECORDING, LOGGED = range(2)
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 # the protocol of /dev/fuse, linux/fuse.h
@@ -42,17 +42,6 @@ class Server:
     def attributes(self, node):
         mode, size = (0o100600, self.size) if node == 2 else (0o040700, 0)
         return struct.pack("<6Q10I", node, size, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, PAGE, 0)
-
-    def fails(self, kind):
-        """The error that this request is to get, or 0."""
-        c = self.control
-        if c[FAIL_KIND] != kind:
-            return 0
-        if c[FAIL_AFTER] > 0:
-            c[FAIL_AFTER] -= 1
-            return 0
-        c[FAILED] += 1
-        return c[FAIL_ERRNO]
 
     def note(self, kind, off, length, data=b""):
         if self.control[RECORDING]:
@@ -83,13 +72,9 @@ class Server:
     def data(self, op, body):
         if op == READ:
             _, off, length = struct.unpack_from("<QQI", body)
-            failed = self.fails(READ)
-            return (failed, b"") if failed else (0, os.pread(self.now, length, off))
+            return 0, os.pread(self.now, length, off)
         if op == FUSE_WRITE:
             _, off, length = struct.unpack_from("<QQI", body)
-            failed = self.fails(FUSE_WRITE)
-            if failed:
-                return failed, b""
             self.note(WRITE, off, length, body[40:40 + length])
             os.pwrite(self.now, body[40:40 + length], off)
             return 0, struct.pack("<2I", length, 0)
@@ -99,10 +84,8 @@ class Server:
             punch(self.now, off, length)
             return 0, b""
         if op == FSYNC:
-            failed = self.fails(FSYNC)
-            if not failed:
-                self.note(FLUSH, 0, 0)
-            return failed, b""
+            self.note(FLUSH, 0, 0)
+            return 0, b""
         return errno.ENOSYS, b""
 
     def serve(self):
@@ -175,12 +158,6 @@ class Disk:
     def moment(self):
         """A place in the record: all that was written until now is in front of it."""
         return self.control[LOGGED]
-
-    def fail(self, kind, after, error=errno.EIO):
-        """All requests of that kind (READ, FUSE_WRITE, FSYNC) after so many get the error; kind 0: no more."""
-        self.control[FAIL_KIND] = 0
-        self.control[FAIL_AFTER], self.control[FAIL_ERRNO], self.control[FAILED] = after, error, 0
-        self.control[FAIL_KIND] = kind
 
     def end_server(self):
         for _ in range(100):
