@@ -204,8 +204,7 @@ stage_read_guarded(const struct stage *s, struct stage_bytes *out, struct qmeld_
 /* ---- qemu-img, a reader that shares nothing with us --------------------------------------------
  */
 
-static int __attribute__((format(printf, 1, 2)))
-shell(const char *fmt, ...)
+static int __attribute__((format(printf, 1, 2))) shell(const char *fmt, ...)
 {
     char line[1024];
     va_list ap;

@@ -211,22 +211,22 @@ pass__a_cluster_counts_no_further_than_it_can(void **state)
 static void
 pass__payloads_may_overlap(void **state)
 {
-    static const char *const recipe = "all cluster=64k\n"
-                                      "top  | abcdefgh\n"
-                                      "  poke l2[1] = l2[0]\n"
-                                      "  poke l2[2] = l2[0]\n"
-                                      "  poke l2[3] = l2[0]\n"
-                                      "  poke l2[4] = l2[0]\n"
-                                      "  poke l2[5] = l2[0]\n"
-                                      "  poke l2[7] = l2[6] + 1\n"
-                                      "base | Z..ZZ..Z refcount_bits=%d\n";
-
     (void)state;
     for (int bits = 1; bits <= 64; bits *= 2) {
         struct qm_bytes top;
         char text[1024];
 
-        snprintf(text, sizeof text, recipe, bits);
+        snprintf(text, sizeof text,
+                 "all cluster=64k\n"
+                 "top  | abcdefgh\n"
+                 "  poke l2[1] = l2[0]\n"
+                 "  poke l2[2] = l2[0]\n"
+                 "  poke l2[3] = l2[0]\n"
+                 "  poke l2[4] = l2[0]\n"
+                 "  poke l2[5] = l2[0]\n"
+                 "  poke l2[7] = l2[6] + 1\n"
+                 "base | Z..ZZ..Z refcount_bits=%d\n",
+                 bits);
         qm_forge_free(qm_lab_make(text));
         qm_lab_commit("top", &into_base);
         qm_lab_looks("base", 64 * KIB, "cccccccc");
