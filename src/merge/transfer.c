@@ -11,6 +11,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#define MOST_WANTS 4096u /* compared at a time */
+
 struct qm_plan_config
 qm_transfer_plan(const struct qm_transfer *t)
 {
@@ -191,21 +193,27 @@ qm_transfer_count(struct qm_transfer *t, struct qmeld_error *err)
 
 /* ---- comparing ---- */
 
+static struct qm_compare_config
+compare_config(const struct qm_transfer *t, uint64_t end, const struct qm_chain *have,
+               const char *phase, bool tell_all)
+{
+    return (struct qm_compare_config){.plan = qm_transfer_plan(t),
+                                      .end = qm_guest(end),
+                                      .have = have,
+                                      .have_top = have->n - 1,
+                                      .bandwidth = t->opts->bandwidth,
+                                      .phase = phase,
+                                      .tell_all = tell_all,
+                                      .progress = t->opts->progress,
+                                      .opaque = t->opts->opaque};
+}
+
 /* What is wanted before end against what the uppermost layer of have reads. */
 static int
-compare(const struct qm_transfer *t, struct qm_plan_config plan, uint64_t end,
-        const struct qm_chain *have, const char *phase, bool tell_all,
-        struct qm_compare_result *out, struct qmeld_error *err)
+compare(const struct qm_transfer *t, uint64_t end, const struct qm_chain *have, const char *phase,
+        bool tell_all, struct qm_compare_result *out, struct qmeld_error *err)
 {
-    const struct qm_compare_config config = {.plan = plan,
-                                             .end = qm_guest(end),
-                                             .have = have,
-                                             .have_top = have->n - 1,
-                                             .bandwidth = t->opts->bandwidth,
-                                             .phase = phase,
-                                             .tell_all = tell_all,
-                                             .progress = t->opts->progress,
-                                             .opaque = t->opts->opaque};
+    const struct qm_compare_config config = compare_config(t, end, have, phase, tell_all);
 
     return qm_compare(&config, out, err);
 }
@@ -216,7 +224,7 @@ is_there(const struct qm_transfer *t, uint64_t end, bool *out, struct qmeld_erro
 {
     struct qm_compare_result found;
 
-    if (compare(t, qm_transfer_plan(t), end, &t->done, "compare", false, &found, err) < 0)
+    if (compare(t, end, &t->done, "compare", false, &found, err) < 0)
         return -1;
     *out = found.equal;
     return 0;
@@ -239,19 +247,57 @@ qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
     return is_there(t, done.g, out, err);
 }
 
+/* The spans of the map that layers have by themselves, some at a time.  What reads as zeros because a layer ends says nothing: when a
+ * layer above it has given up what it had there, that end shows. */
+static int
+compare_answers(const struct qm_compare_config *config, struct qm_map *map, bool *out,
+                struct qmeld_error *err)
+{
+    struct qm_wants wants = {0};
+    bool done = false;
+    int rc = 0;
+
+    *out = true;
+    while (rc == 0 && *out && !done) {
+        struct qm_compare_result found = {.equal = true};
+        struct qm_map_span s;
+
+        rc = qm_map_next(map, &s, &done, err);
+        if (rc == 0 && !done && s.layer != QM_NO_LAYER && !s.past_end) {
+            const bool data = s.ext.kind == QM_DATA || s.ext.kind == QM_COMPRESSED;
+            const struct qm_want want = {.guest = s.guest,
+                                         .len = s.len,
+                                         .from =
+                                             data ? config->plan.chain->layers[s.layer].img : NULL,
+                                         .layer = (uint32_t)s.layer,
+                                         .ext = s.ext};
+
+            if (!qm_vec_push(&wants.list, &want))
+                rc = qm_fail_nomem(err, "comparing");
+        }
+        if (rc == 0 && (done || wants.list.n == MOST_WANTS)) {
+            rc = qm_compare_wants(config, &wants, &found, err);
+            qm_vec_clear(&wants.list);
+        }
+        *out = found.equal;
+    }
+    qm_vec_release(&wants.list);
+    return rc;
+}
+
 int
 qm_transfer_holds(const struct qm_transfer *t, size_t bottom, bool *out, struct qmeld_error *err)
 {
-    struct qm_plan_config plan = qm_transfer_plan(t);
-    struct qm_compare_result found;
+    const struct qm_compare_config config =
+        compare_config(t, UINT64_MAX, &t->done, "compare", false);
+    struct qm_map *map;
+    int rc;
 
-    plan.base = plan.target = bottom - 1; /* is not asked */
-    plan.old_size = UINT64_MAX;           /* nothing grows */
-    plan.hidden_end = 0;
-    if (compare(t, plan, UINT64_MAX, &t->done, "compare", false, &found, err) < 0)
+    if (qm_map_open(t->chain, bottom, t->top, qm_guest(0), UINT64_MAX, &map, err) < 0)
         return -1;
-    *out = found.equal;
-    return 0;
+    rc = compare_answers(&config, map, out, err);
+    qm_map_close(map);
+    return rc;
 }
 
 int
@@ -264,7 +310,7 @@ qm_transfer_read_back(const struct qm_transfer *t, const struct qm_chain *have,
     /* by its header, it may still stand on layers of the range */
     if (select_done(t, have, have->n - 1, &done, err) < 0)
         return -1;
-    rc = compare(t, qm_transfer_plan(t), UINT64_MAX, &done, "verify", true, out, err);
+    rc = compare(t, UINT64_MAX, &done, "verify", true, out, err);
     free(done.layers);
     return rc;
 }

@@ -72,7 +72,7 @@ int qm_transfer_is_done(const struct qm_transfer *t, bool *out, struct qmeld_err
 int qm_transfer_still_there(const struct qm_transfer *t, guest_off done, bool *out,
                             struct qmeld_error *err) QM_CHECK;
 
-/* *out: whatever layers bottom .. top answer is what the target reads as.  What they have given up already they do not
+/* *out: whatever layers bottom .. top have by themselves is what the target reads as.  What they have given up already they do not
  * answer; bottom is above the target. */
 int qm_transfer_holds(const struct qm_transfer *t, size_t bottom, bool *out,
                       struct qmeld_error *err) QM_CHECK;
