@@ -329,19 +329,18 @@ make_intent(const struct qm_merge *m, size_t base, size_t top, size_t target_lay
                             &out->back, err);
 }
 
-/* What nobody called raw, and has nothing of another format at its start, may be an overlay that was cut off or
- * overwritten: whoever folds by the thousand must not read of it that all is well. */
+/* An overlay that was cut to nothing looks like an empty raw disk: whoever folds by the thousand must not read of it that all is
+ * well. */
 static int
-refuse_guessed_raw(const struct qm_merge *m, struct qmeld_error *err)
+refuse_empty(const struct qm_merge *m, struct qmeld_error *err)
 {
     const struct qm_layer *only = &m->chain->layers[0];
 
-    if (m->chain->n > 1 || qm_qcow2_of(only->img) || m->opts->format)
+    if (m->chain->n > 1 || m->opts->format || qm_qcow2_of(only->img) || only->img->file->size > 0)
         return 0;
-    return qm_fail(
-        err, QMELD_USAGE, qm_in(only->path),
-        "it does not begin as a qcow2 image does, so it has no backing file: if it was one it is "
-        "damaged; if it is a raw disk there is nothing to do, and -f raw says so");
+    return qm_fail(err, QMELD_USAGE, qm_in(only->path),
+                   "the file is empty: if it was an overlay its content is lost; if an empty raw "
+                   "disk is meant there is nothing to do, and -f raw says so");
 }
 
 static int
@@ -359,7 +358,7 @@ begin(const char *path, struct qm_merge *m, struct qmeld_error *err)
     if (base == top) {
         m->transfer.base = m->transfer.top = m->transfer.target = base;
         m->report->nothing_to_do = true;
-        return refuse_guessed_raw(m, err);
+        return refuse_empty(m, err);
     }
     if (m->opts->reclaim && m->opts->overlays == QMELD_OVERLAYS_QUARANTINE)
         return qm_fail(

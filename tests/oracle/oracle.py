@@ -95,8 +95,15 @@ def run(argv, cwd=None, timeout=180, env=None, stdin=None):
     return Result(p.returncode, out, err)
 
 
+# qemu-img times its key derivation by the clock of its processor, and gives up where a busy machine lets that stand still
+UNTIMED = "Unable to get accurate CPU usage"
+
+
 def must(argv, cwd=None, **kw):
-    r = run(argv, cwd, **kw)
+    for _ in range(9):
+        r = run(argv, cwd, **kw)
+        if UNTIMED not in r.err:
+            break
     if r.rc != 0:
         raise Broken(f"rc {r.rc}: {' '.join(map(str, argv))}\n{r.err or r.out}")
     return r
