@@ -79,7 +79,7 @@ def status__finds_the_journal_beside_a_base_elsewhere():
 
 def status__says_that_a_process_is_at_work():
     forge(BIG)
-    process = subprocess.Popen([QMELD, "commit", "--bandwidth=4M", "-q", "top.qcow2"])
+    process = subprocess.Popen([QMELD, "commit", "--bandwidth=64k", "-q", "top.qcow2"])
     end = time.time() + 30
     while not os.path.exists(JOURNAL) or qmeld("status", code=ANY).returncode == 0:
         assert time.time() < end
