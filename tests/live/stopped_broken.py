@@ -11,6 +11,16 @@ from stage import (
     written_chain)
 
 
+def ended(m):
+    """All is merged and put right, and the stage is clear for the next round."""
+    is_source(m, "base.raw")
+    m.gone("a.qcow2", "b.qcow2")
+    nothing_left(m)
+    reads_as_before(m, "base.raw")
+    m.virsh("undefine", m.name)
+    os.unlink(m.path("base.raw"))
+
+
 @case("killed", "killed between merge and definition, and after each later step; all three ways end it")
 def killed(m):
     ways = [[m.lab.qmeld, "blockcommit", m.name, "vda", "--delete"], [m.lab.qmeld, "resume", note_of(m)],
@@ -26,12 +36,7 @@ def killed(m):
             if told.rc != 3:
                 raise Fail(f"status: exit {told.rc}")
         m.run(*ways[number % len(ways)])
-        is_source(m, "base.raw")
-        m.gone("a.qcow2", "b.qcow2")
-        nothing_left(m)
-        reads_as_before(m, "base.raw")
-        m.virsh("undefine", m.name)
-        os.unlink(m.path("base.raw"))
+        ended(m)
 
 
 @case("anywhere", "killed in front of changes of files all through it")
@@ -42,12 +47,7 @@ def anywhere(m):
         died = dies_at_change(m, number, "--delete")
         if died:
             m.commit("--delete")
-        is_source(m, "base.raw")
-        m.gone("a.qcow2", "b.qcow2")
-        nothing_left(m)
-        reads_as_before(m, "base.raw")
-        m.virsh("undefine", m.name)
-        os.unlink(m.path("base.raw"))
+        ended(m)
         number += 3
     if number < 10:
         raise Fail("it did not die often enough")

@@ -92,12 +92,7 @@ class Mounted:
             oracle.die_skip(f"{self.kind} cannot be mounted here: {r.err.strip()}")
 
     def unmount(self):
-        for _ in range(100):
-            r = oracle.run(["umount", self.at])
-            if r.rc == 0:
-                return
-            time.sleep(0.1)
-        raise oracle.Broken(f"cannot unmount {self.at}: {r.err}")
+        oracle.unmount(self.at)
 
     def cut_power(self):
         """What is not on the disk is lost."""

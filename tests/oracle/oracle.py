@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SKIP = 77
@@ -326,3 +327,13 @@ def build_shim(name, folder):
     must([cc, "-O1", "-shared", "-fPIC", "-o", out,
           os.path.join(ROOT, "tests", "oracle", name + ".c"), "-ldl"])
     return out
+
+
+def unmount(at):
+    """Somebody may still look at what is mounted there, for a moment."""
+    for _ in range(100):
+        r = run(["umount", at])
+        if r.rc == 0:
+            return
+        time.sleep(0.1)
+    raise Broken(f"cannot unmount {at}: {r.err}")

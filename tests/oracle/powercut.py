@@ -147,12 +147,7 @@ class Mount:
         return self
 
     def __exit__(self, *_):
-        for _ in range(100):
-            r = oracle.run(["umount", self.at])
-            if r.rc == 0:
-                return
-            time.sleep(0.05)
-        raise oracle.Broken(f"cannot unmount {self.at}: {r.err}")
+        oracle.unmount(self.at)
 
 
 class Writeback(threading.Thread):
